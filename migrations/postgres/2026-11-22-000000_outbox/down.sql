@@ -1,0 +1,4 @@
+DROP FUNCTION outbox_enqueue(text, text, text, text, text, text, timestamptz, timestamptz, integer);
+DROP FUNCTION outbox_enqueue(text, bytea, text, text, text, text, timestamptz, timestamptz, integer);
+DROP TABLE outbox_meta, outbox_delivered, outbox_audit, outbox_dedup_keys, outbox_inbox, outbox_operations,
+    outbox_destinations, outbox_relays, outbox_partitions, outbox_dead_letters, outbox_deliveries, outbox_messages;

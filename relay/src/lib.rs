@@ -1,0 +1,8 @@
+//! The relay.
+#![allow(missing_docs)]
+
+pub mod frontier;
+pub mod message;
+pub mod sink;
+pub mod store;
+pub mod verdict;

@@ -1,0 +1,60 @@
+//! The seam to the places messages go.
+//!
+//! A sink makes one attempt and judges it. It knows the message and the wire; it knows nothing of rows, partitions or
+//! what happens next, never tries twice, and never fails: whatever goes wrong is a verdict.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::message::Message;
+use crate::verdict::Verdict;
+
+pub mod handler;
+pub mod http;
+
+/// A place messages go to.
+#[async_trait]
+pub trait Sink: Send + Sync + 'static {
+    /// Makes one attempt.
+    ///
+    /// The caller bounds the time as well and may drop the future at any moment, for instance when ownership of the
+    /// partition was lost.
+    async fn attempt(&self, message: &Message, attempt: &Attempt) -> Judgement;
+}
+
+/// What the sink is told beside the message.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// The destination's name.
+    pub destination: String,
+    /// Which attempt this is, from 1.
+    pub number: u32,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// What came of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The HTTP status, or a short word such as `timeout`, `connect`, `panic`, `ok`.
+    pub code: String,
+    /// True when the receiver may have acted although no answer arrived.
+    pub maybe: bool,
+    /// What the receiver or the handler said, shortened; empty when it was delivered.
+    pub text: String,
+}
+
+impl Judgement {
+    /// The attempt succeeded.
+    pub fn delivered(code: impl Into<String>) -> Judgement {
+        Judgement { verdict: Verdict::Delivered, code: code.into(), maybe: false, text: String::new() }
+    }
+
+    /// The attempt failed in a way that says nothing about the receiver having acted.
+    pub fn failed(verdict: Verdict, code: impl Into<String>, text: impl Into<String>) -> Judgement {
+        Judgement { verdict, code: code.into(), maybe: false, text: text.into() }
+    }
+}

@@ -1,0 +1,571 @@
+//! The seam to the database: every question the relay asks and every change it makes.
+//!
+//! Three implementations, one for each database, behind one conformance suite. Nothing here knows about HTTP, back-off
+//! or handlers; nothing outside knows SQL.
+//!
+//! Rules every implementation keeps
+//! - One call is one transaction (or one statement in autocommit). A call that fails has changed nothing, or, when the
+//!   commit itself was cut off, everything; repeating a call is always safe.
+//! - The future of a call may be dropped at any moment: a connection in an unknown state is closed, never reused.
+//! - Every question about the present takes `now`. `None` means the database's clock; tests pass the hour they need.
+//! - Text that is not valid UTF-8 is carried lossily, never an error: one bad row must not fail its neighbours.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+
+use crate::frontier::{Evidence, HoleProbe, Snapshot};
+use crate::message::{HistoryEntry, Key, Message, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
+
+/// The hour a question is asked at; `None` is the database's own clock.
+pub type Now = Option<DateTime<Utc>>;
+
+/// A database that holds an outbox.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// What this database can prove about transactions still running.
+    fn evidence(&self) -> Evidence;
+
+    /// Refuses a database the relay cannot keep its promises on: unreachable, a standby, a schema missing or too old
+    /// or too new, a server version without what is needed.
+    async fn verify(&self) -> Result<(), StoreError>;
+
+    // ---- feed: one connection of its own, never inside a transaction ----
+
+    /// Reads what has become visible since the last poll, in sequence order: one statement, therefore one snapshot.
+    ///
+    /// Rows of partitions outside `owned` come back as bare numbers. At most `limit` rows come from the holes and at
+    /// most `limit` from above the cursor.
+    async fn message_read(&self, wanted: &Wanted, owned: PartitionSet, limit: u32, now: Now)
+    -> Result<Page, StoreError>;
+
+    /// Says which of these numbers a running transaction still holds (MySQL/MariaDB: a locking read that does not
+    /// wait). The others were free at the moment of asking. Empty on databases that have better evidence.
+    async fn message_probe(&self, ranges: &[(Seq, Seq)]) -> Result<Probe, StoreError>;
+
+    /// Numbers of committed messages in `(after, until]` in owned partitions, ascending, at most `limit`.
+    async fn message_sweep(&self, after: Seq, until: Seq, owned: PartitionSet, limit: u32)
+    -> Result<Vec<Seq>, StoreError>;
+
+    /// Draws a transaction id as evidence (PostgreSQL); `None` elsewhere.
+    async fn mark_draw(&self) -> Result<Option<u64>, StoreError>;
+
+    /// For each (destination, key): true when an in-order row or a blocking dead letter of it exists.
+    async fn key_parked(&self, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError>;
+
+    // ---- waiting rows ----
+
+    /// Unblocked rows that are due, oldest `due_at` first, for each lane at most its limit.
+    ///
+    /// A lane named `""` asks for rows that are not routed yet: those that are due, and, with `unrouted` (the routes
+    /// changed), all in state `unrouted` whatever their `due_at`.
+    async fn delivery_due(&self, lanes: &[LaneDemand], owned: PartitionSet, unrouted: bool, now: Now)
+    -> Result<Due, StoreError>;
+
+    // ---- settle ----
+
+    /// Deletes messages that every destination has received, if the routes are still those they were routed by.
+    ///
+    /// One plain statement without the partition lock. Returns the numbers that were deleted; a number is not among
+    /// them when its row is gone, or when the routes changed (then all are missing).
+    async fn message_delivered(&self, messages: &[(Seq, MessageId)], routes_version: i64)
+    -> Result<Delivered, StoreError>;
+
+    /// Writes all other outcomes in one transaction under the locks of their partitions.
+    ///
+    /// Order of work: lock the partition rows in ascending order; drop, row by row, what `relay` does not own under the
+    /// epoch given; delete the messages and insert their waiting rows and dead letters from what was deleted; update
+    /// or delete the waiting rows whose `attempts` are those given, inserting their dead letters; then leave exactly
+    /// the lowest in-order row of each touched (destination, key) unblocked, none while a blocking dead letter of it
+    /// exists, all `due_at` unchanged.
+    async fn settle(&self, relay: RelayId, batch: &Settlement, now: Now) -> Result<Settled, StoreError>;
+
+    // ---- ownership ----
+
+    /// Registers a relay under a new identity.
+    async fn relay_register(&self, relay: &RelayRow) -> Result<(), StoreError>;
+
+    /// Raises the beat and reads back who is there and which partitions belong to whom.
+    ///
+    /// `None` when the relay's own row is gone: it was declared dead and must start anew under another identity.
+    async fn relay_beat(&self, relay: RelayId, draining: bool) -> Result<Option<Membership>, StoreError>;
+
+    /// Declares relays dead, each only where its beat is still the one seen: deletes the row, frees its partitions and
+    /// raises their epochs, in one transaction. Returns those that were removed.
+    async fn relay_bury(&self, dead: &[(RelayId, i64)]) -> Result<Vec<RelayId>, StoreError>;
+
+    /// Takes those of the wanted partitions that nobody owns, or whose owner has no row any more, raising their
+    /// epochs. Ends by repairing the keys of what was taken (exactly the lowest in-order row unblocked).
+    /// Returns (partition, epoch) of what was taken.
+    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<(u8, i64)>, StoreError>;
+
+    /// Gives partitions up, those that are still the relay's.
+    async fn partition_release(&self, relay: RelayId, given_up: PartitionSet) -> Result<(), StoreError>;
+
+    /// Removes the relay's row and frees whatever it owned.
+    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError>;
+
+    // ---- destinations ----
+
+    /// Registers what this relay serves; raises the routes version only when a name, a pattern or an ordering changed.
+    async fn destination_register(&self, served: &[DestinationSpec]) -> Result<(), StoreError>;
+
+    /// Every registered destination and the routes version, in one snapshot.
+    async fn destination_read(&self, now: Now) -> Result<Routing, StoreError>;
+
+    /// Holds a destination for `pause` from now on, never shortening a hold that lasts longer.
+    async fn destination_hold(&self, name: &str, pause: Duration, now: Now) -> Result<(), StoreError>;
+
+    /// Pauses a destination until an operator resumes it.
+    async fn destination_pause(&self, name: &str, by: &str, reason: &str, now: Now) -> Result<(), StoreError>;
+
+    // ---- faces ----
+
+    /// The figures `relay status` shows.
+    async fn status(&self, now: Now) -> Result<Status, StoreError>;
+}
+
+/// What a poll asks for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wanted {
+    /// The highest number seen.
+    pub cursor: Seq,
+    /// Ranges at or below the cursor to look into, ascending by `lo`.
+    pub holes: Vec<HoleProbe>,
+    /// False asks for the holes only (a wide gain is paged before the tail is used).
+    pub tail: bool,
+}
+
+/// What a poll returned.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Changes when the connection, or the server behind it, is another one than at the last poll: then nothing that
+    /// was seen before proves anything.
+    pub incarnation: u64,
+    /// Which transactions the poll could see (PostgreSQL).
+    pub snapshot: Option<Snapshot>,
+    /// Rows found in holes, ascending, without doubles.
+    pub from_holes: Vec<Row>,
+    /// True when the hole branch returned as many rows as it may: beyond its last row nothing was looked at.
+    pub holes_full: bool,
+    /// Rows above the cursor, ascending.
+    pub from_tail: Vec<Row>,
+}
+
+/// A row a poll returned.
+#[derive(Clone, Debug)]
+pub enum Row {
+    /// In one of our partitions.
+    Mine(Box<Message>),
+    /// In a partition of somebody else: its number only.
+    Foreign {
+        /// The number.
+        seq: Seq,
+        /// The partition.
+        partition_no: u8,
+    },
+}
+
+impl Row {
+    /// The row's number.
+    pub fn seq(&self) -> Seq {
+        match self {
+            Row::Mine(message) => message.seq,
+            Row::Foreign { seq, .. } => *seq,
+        }
+    }
+}
+
+/// What a locking read found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Probe {
+    /// Ranges in which a running transaction holds a row, or in which a committed row appeared.
+    pub occupied: Vec<(Seq, Seq)>,
+    /// How long the oldest running transaction has been going, where that can be known. May prolong, never shorten.
+    pub oldest_transaction: Option<Duration>,
+}
+
+/// A lane that may take waiting rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneDemand {
+    /// The destination; `""` for rows not routed yet.
+    pub destination: String,
+    /// The most rows to return.
+    pub limit: u32,
+}
+
+/// The answer to `delivery_due`.
+#[derive(Clone, Debug, Default)]
+pub struct Due {
+    /// Rows to attempt (or, for the lane `""`, to route).
+    pub rows: Vec<WaitingDelivery>,
+    /// For each lane asked for, in that order: what is waiting there.
+    pub lanes: Vec<LaneWaiting>,
+}
+
+/// What waits for one destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneWaiting {
+    /// True when any waiting row or any blocking dead letter of the destination exists (in any partition). While it is
+    /// false no key can be parked.
+    pub occupied: bool,
+    /// How long until the next unblocked row in the owned partitions is due; zero when one is due already.
+    pub next_due_in: Option<Duration>,
+}
+
+/// The outcomes of many deliveries.
+#[derive(Clone, Debug, Default)]
+pub struct Settlement {
+    /// The epoch the relay believes it holds each partition under.
+    pub epochs: Vec<(u8, i64)>,
+    /// Messages that leave `outbox_messages`, with everything that remains of each. A message whose units were all
+    /// delivered may be here too (tracked ones); it leaves nothing.
+    pub moves: Vec<MessageMove>,
+    /// Waiting rows that were attempted.
+    pub waiting: Vec<WaitingOutcome>,
+}
+
+/// A message that leaves `outbox_messages`.
+#[derive(Clone, Debug)]
+pub struct MessageMove {
+    /// Its number.
+    pub seq: Seq,
+    /// Its id.
+    pub id: MessageId,
+    /// Its partition.
+    pub partition_no: u8,
+    /// Its key, for the statement that leaves one row unblocked.
+    pub ordering_key: Option<Key>,
+    /// One entry for each destination that did not simply receive it.
+    pub units: Vec<UnitMove>,
+}
+
+/// What remains of a message for one destination.
+#[derive(Clone, Debug)]
+pub struct UnitMove {
+    /// The destination; `""` when not routed yet.
+    pub destination: String,
+    /// What becomes of it.
+    pub remains: Remains,
+}
+
+/// What becomes of a delivery that is not delivered.
+#[derive(Clone, Debug)]
+pub enum Remains {
+    /// It waits.
+    Waits(Waits),
+    /// It is given up.
+    Dies(Dies),
+}
+
+/// A row of `outbox_deliveries` as it is to be.
+#[derive(Clone, Debug)]
+pub struct Waits {
+    /// The label for people.
+    pub state: State,
+    /// Attempts judged so far.
+    pub attempts: u32,
+    /// When it may be attempted next.
+    pub due: DueIn,
+    /// False for what neither blocks its key nor waits for it.
+    pub in_order: bool,
+    /// How long ago the first attempt began, when there was one and none is recorded yet.
+    pub first_attempt_age: Option<Duration>,
+    /// The last verdict's name.
+    pub last_verdict: Option<&'static str>,
+    /// What went wrong last, for people.
+    pub last_error: Option<String>,
+    /// All attempts to keep, newest last.
+    pub history: Vec<HistoryEntry>,
+}
+
+/// A row of `outbox_dead_letters` as it is to be.
+#[derive(Clone, Debug)]
+pub struct Dies {
+    /// Why.
+    pub reason: Reason,
+    /// Attempts judged.
+    pub attempts: u32,
+    /// True when the key stays blocked until an operator decides.
+    pub blocks_key: bool,
+    /// Groups dead letters that died of the same thing.
+    pub fingerprint: String,
+    /// How long ago the first attempt began, when there was one and none is recorded yet.
+    pub first_attempt_age: Option<Duration>,
+    /// The last verdict's name.
+    pub last_verdict: Option<&'static str>,
+    /// What went wrong last, for people.
+    pub last_error: Option<String>,
+    /// All attempts to keep, newest last.
+    pub history: Vec<HistoryEntry>,
+}
+
+/// When a waiting row is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DueIn {
+    /// So long from now, by the database's clock.
+    Pause(Duration),
+    /// At the message's own `deliver_at` (now, if it has none).
+    DeliverAt,
+}
+
+/// Why a delivery waits: a label for people, never read back to decide anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// An attempt failed.
+    Retry,
+    /// Its key's head waits.
+    Blocked,
+    /// Its time has not come.
+    Scheduled,
+    /// No destination's pattern matches.
+    Unrouted,
+    /// The owner of its partition does not serve its destination.
+    Unserved,
+    /// Its destination is slow, paused or held.
+    Overflow,
+    /// It may have killed a relay.
+    Suspect,
+}
+
+impl State {
+    /// The word in the table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Retry => "retry",
+            State::Blocked => "blocked",
+            State::Scheduled => "scheduled",
+            State::Unrouted => "unrouted",
+            State::Unserved => "unserved",
+            State::Overflow => "overflow",
+            State::Suspect => "suspect",
+        }
+    }
+}
+
+/// Why a delivery was given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The receiver said no.
+    Rejected,
+    /// All attempts failed.
+    Exhausted,
+    /// `expires_at` passed.
+    Expired,
+    /// The receiver is gone for good (HTTP 410).
+    Gone,
+    /// It killed the relay.
+    Crashed,
+    /// What another producer stored cannot be sent.
+    Undecodable,
+    /// Its destination was removed.
+    Removed,
+}
+
+impl Reason {
+    /// The word in the table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Rejected => "rejected",
+            Reason::Exhausted => "exhausted",
+            Reason::Expired => "expired",
+            Reason::Gone => "gone",
+            Reason::Crashed => "crashed",
+            Reason::Undecodable => "undecodable",
+            Reason::Removed => "removed",
+        }
+    }
+}
+
+/// The outcome of a waiting row.
+#[derive(Clone, Debug)]
+pub struct WaitingOutcome {
+    /// The row.
+    pub id: i64,
+    /// Its partition.
+    pub partition_no: u8,
+    /// Its destination, for the statement that leaves one row unblocked.
+    pub destination: String,
+    /// Its key, likewise.
+    pub ordering_key: Option<Key>,
+    /// `attempts` as it was read; the write changes nothing when the row says otherwise.
+    pub attempts_read: u32,
+    /// What becomes of it.
+    pub change: WaitingChange,
+}
+
+/// What becomes of a waiting row.
+#[derive(Clone, Debug)]
+pub enum WaitingChange {
+    /// It was delivered: the row goes.
+    Delivered,
+    /// It waits again. `in_order` stays as it is in the row.
+    Waits(Waits),
+    /// It is given up: the row becomes a dead letter.
+    Dies(Dies),
+    /// A row that was not routed yet becomes one row for each of these. `attempts` stay 0, `due_at` stays.
+    Routed(Vec<RoutedUnit>),
+}
+
+/// What a row that was not routed yet becomes for one destination.
+#[derive(Clone, Debug)]
+pub struct RoutedUnit {
+    /// The destination.
+    pub destination: String,
+    /// What becomes of it there.
+    pub remains: Remains,
+}
+
+/// The answer to `message_delivered`.
+#[derive(Clone, Debug, Default)]
+pub struct Delivered {
+    /// The numbers that were deleted by this call.
+    pub deleted: Vec<Seq>,
+    /// The transaction id drawn by it (PostgreSQL).
+    pub mark: Option<u64>,
+}
+
+/// The answer to `settle`.
+#[derive(Clone, Debug, Default)]
+pub struct Settled {
+    /// Messages refused because their partition is not ours (any more), or because their row was gone.
+    pub refused_messages: Vec<Seq>,
+    /// Waiting rows refused for the same reasons, or because `attempts` differed.
+    pub refused_waiting: Vec<i64>,
+    /// The transaction id drawn by it (PostgreSQL).
+    pub mark: Option<u64>,
+}
+
+/// A relay as it registers.
+#[derive(Clone, Debug)]
+pub struct RelayRow {
+    /// Its identity.
+    pub id: RelayId,
+    /// Its name for people.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The destinations it serves.
+    pub serves: Vec<String>,
+}
+
+/// Who is there and who owns what.
+#[derive(Clone, Debug, Default)]
+pub struct Membership {
+    /// All relays, ourselves included.
+    pub relays: Vec<RelaySeen>,
+    /// All partitions: (number, owner, epoch).
+    pub partitions: Vec<(u8, Option<RelayId>, i64)>,
+}
+
+/// A relay as another sees it.
+#[derive(Clone, Debug)]
+pub struct RelaySeen {
+    /// Its identity.
+    pub id: RelayId,
+    /// Its name for people.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its beat counter.
+    pub beat: i64,
+    /// True when it is stopping.
+    pub draining: bool,
+    /// The destinations it serves.
+    pub serves: Vec<String>,
+    /// When it registered.
+    pub started_at: DateTime<Utc>,
+}
+
+/// A destination as a relay registers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationSpec {
+    /// Its name.
+    pub name: String,
+    /// The topics it wants.
+    pub patterns: Vec<String>,
+    /// `key` or `none`.
+    pub ordering: String,
+}
+
+/// Every registered destination.
+#[derive(Clone, Debug, Default)]
+pub struct Routing {
+    /// Rises with every change of names, patterns or orderings.
+    pub version: i64,
+    /// The destinations, by name.
+    pub destinations: Vec<DestinationSeen>,
+}
+
+/// A destination as it stands in the table.
+#[derive(Clone, Debug)]
+pub struct DestinationSeen {
+    /// What was registered.
+    pub spec: DestinationSpec,
+    /// True when an operator, or a 410, paused it.
+    pub paused: bool,
+    /// How much longer it is held, by the database's clock.
+    pub held_for: Option<Duration>,
+}
+
+/// The figures `relay status` shows.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Rows in `outbox_messages`.
+    pub pending: i64,
+    /// How old the oldest of them is.
+    pub oldest_pending: Option<Duration>,
+    /// Waiting rows: (destination, state, count).
+    pub waiting: Vec<(String, String, i64)>,
+    /// For each destination: how long the oldest due row has been due.
+    pub oldest_due: Vec<(String, Duration)>,
+    /// Dead letters: (destination, reason, count).
+    pub dead: Vec<(String, String, i64)>,
+    /// Who is there and who owns what.
+    pub membership: Membership,
+    /// The destinations.
+    pub routing: Routing,
+    /// The schema version found.
+    pub schema_version: i32,
+}
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No connection could be made, or it broke. Trying again later is right.
+    #[error("the database at `{target}` cannot be reached")]
+    Unreachable {
+        /// Host and database, without credentials.
+        target: String,
+        /// What the driver said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The database answered with an error while `operation` ran.
+    #[error("the database refused `{operation}`")]
+    Refused {
+        /// The statement's name.
+        operation: &'static str,
+        /// What the driver said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The server lost a race inside itself (deadlock, serialization, lock timeout). Trying again at once is right.
+    #[error("the database asked to try `{operation}` again")]
+    TryAgain {
+        /// The statement's name.
+        operation: &'static str,
+        /// What the driver said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The database is not one the relay may work on. A person must act.
+    #[error("{problem}\n  help: {help}")]
+    Unsuitable {
+        /// What was found.
+        problem: String,
+        /// What to do.
+        help: String,
+    },
+}
