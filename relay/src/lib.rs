@@ -3,6 +3,8 @@
 
 pub mod duration;
 pub mod frontier;
+pub mod key_gate;
+pub mod lane;
 pub mod message;
 pub mod retry;
 pub mod route;
