@@ -169,11 +169,7 @@ impl Frontier {
             asked: None,
             now: None,
             turn: 0,
-            active_max: if by_age {
-                ACTIVE_MAX_BY_AGE
-            } else {
-                ACTIVE_MAX
-            },
+            active_max: if by_age { ACTIVE_MAX_BY_AGE } else { ACTIVE_MAX },
             parked_max: PARKED_MAX,
             #[cfg(test)]
             left_out: None,
@@ -191,29 +187,15 @@ impl Frontier {
         self.gains.prune();
         if !self.gains.is_empty() {
             let tail = self.lacks(Rule::GainsComeBeforeTheTail);
-            return Wanted {
-                cursor: self.cursor,
-                holes: self.gains.probes(),
-                tail,
-            };
+            return Wanted { cursor: self.cursor, holes: self.gains.probes(), tail };
         }
         let holes = match self.evidence {
             Evidence::Ages(_) => self.some_holes(),
-            Evidence::Snapshots | Evidence::Serial => self
-                .active
-                .iter()
-                .map(|(lo, hole)| HoleProbe {
-                    lo,
-                    hi: hole.hi,
-                    gained: None,
-                })
-                .collect(),
+            Evidence::Snapshots | Evidence::Serial => {
+                self.active.iter().map(|(lo, hole)| HoleProbe { lo, hi: hole.hi, gained: None }).collect()
+            }
         };
-        Wanted {
-            cursor: self.cursor,
-            holes,
-            tail: true,
-        }
+        Wanted { cursor: self.cursor, holes, tail: true }
     }
 
     /// Takes note of the page that answers `wanted`, which must be the last one drawn. Starts anew by itself when the
@@ -223,10 +205,7 @@ impl Frontier {
         self.tick += 1;
         self.now = Some(now);
         let asked = self.asked.take();
-        let reborn = self
-            .incarnation
-            .replace(page.incarnation)
-            .is_some_and(|known| known != page.incarnation);
+        let reborn = self.incarnation.replace(page.incarnation).is_some_and(|known| known != page.incarnation);
         if reborn && !self.lacks(Rule::IncarnationStartsAnew) {
             self.restart();
             if wanted.cursor != 0 && !self.lacks(Rule::StalePagesAreDiscarded) {
@@ -245,11 +224,7 @@ impl Frontier {
         for row in &page.from_holes {
             self.see(row.seq(), asked);
         }
-        if wanted
-            .holes
-            .first()
-            .is_some_and(|probe| probe.gained.is_some())
-        {
+        if wanted.holes.first().is_some_and(|probe| probe.gained.is_some()) {
             self.gains.covered(asked, through);
         } else {
             self.judge_holes(asked, wanted, page.snapshot.as_ref(), through, now);
@@ -278,11 +253,7 @@ impl Frontier {
     /// A transaction id was drawn by a statement sent at `stamp`: it is the mark of every unmarked hole known then.
     pub fn mark(&mut self, stamp: Stamp, xid: u64) {
         if self.evidence == Evidence::Snapshots {
-            let known = if self.lacks(Rule::MarkAfterTheHole) {
-                u64::MAX
-            } else {
-                stamp.0
-            };
+            let known = if self.lacks(Rule::MarkAfterTheHole) { u64::MAX } else { stamp.0 };
             self.active.mark(known, xid);
         }
     }
@@ -298,10 +269,8 @@ impl Frontier {
     pub fn doubtful(&self, now: Instant) -> Vec<(Seq, Seq)> {
         let mut ranges = Vec::new();
         let mut numbers = 0;
-        for (lo, hole) in self
-            .active
-            .due()
-            .take_while(|(_, hole)| hole.due <= now || self.lacks(Rule::AgeBeforeForgetting))
+        for (lo, hole) in
+            self.active.due().take_while(|(_, hole)| hole.due <= now || self.lacks(Rule::AgeBeforeForgetting))
         {
             // A poll comes first where it is owed; it may be cheaper, and it cannot be under way now.
             if hole.again {
@@ -329,11 +298,7 @@ impl Frontier {
         self.tick += 1;
         self.now = Some(now);
         let later = now + limit / 8;
-        let mut occupied = if self.lacks(Rule::OccupiedIsKept) {
-            Vec::new()
-        } else {
-            probe.occupied.clone()
-        };
+        let mut occupied = if self.lacks(Rule::OccupiedIsKept) { Vec::new() } else { probe.occupied.clone() };
         occupied.sort_unstable();
         for (lo, hi) in ranges {
             for start in self.active.touching(*lo, *hi) {
@@ -345,18 +310,10 @@ impl Frontier {
                     continue;
                 }
                 let age = now.saturating_duration_since(hole.born);
-                if probe.oldest_transaction.is_some_and(|oldest| oldest >= age)
-                    && age < limit * PROLONGED_MAX
-                {
+                if probe.oldest_transaction.is_some_and(|oldest| oldest >= age) && age < limit * PROLONGED_MAX {
                     self.put_off(start, later, false);
                 } else {
-                    self.forget_free(
-                        start,
-                        (*lo).max(start),
-                        (*hi).min(hole.hi),
-                        &occupied,
-                        later,
-                    );
+                    self.forget_free(start, (*lo).max(start), (*hi).min(hole.hi), &occupied, later);
                 }
             }
         }
@@ -384,42 +341,14 @@ impl Frontier {
             Evidence::Ages(limit) => now + limit,
             Evidence::Snapshots | Evidence::Serial => now,
         };
-        let since = if self.lacks(Rule::ReopenedAfterThePoll) {
-            0
-        } else {
-            self.tick
-        };
-        let (mut lo, mut hole) = (
-            seq,
-            Hole {
-                hi: seq,
-                since,
-                mark: None,
-                born: now,
-                due,
-                again: true,
-            },
-        );
+        let since = if self.lacks(Rule::ReopenedAfterThePoll) { 0 } else { self.tick };
+        let (mut lo, mut hole) = (seq, Hole { hi: seq, since, mark: None, born: now, due, again: true });
         // Refusals come in runs; a run is one range.
-        if let Some((start, below)) = self
-            .active
-            .at(seq - 1)
-            .filter(|(_, below)| below.again && below.mark.is_none())
-        {
+        if let Some((start, below)) = self.active.at(seq - 1).filter(|(_, below)| below.again && below.mark.is_none()) {
             self.active.remove(start);
-            (lo, hole) = (
-                start,
-                Hole {
-                    hi: below.hi.max(seq),
-                    ..hole
-                },
-            );
+            (lo, hole) = (start, Hole { hi: below.hi.max(seq), ..hole });
         }
-        if let Some((start, above)) = self
-            .active
-            .at(seq + 1)
-            .filter(|(_, above)| above.again && above.mark.is_none())
-        {
+        if let Some((start, above)) = self.active.at(seq + 1).filter(|(_, above)| above.again && above.mark.is_none()) {
             self.active.remove(start);
             hole.hi = above.hi;
         }
@@ -468,24 +397,14 @@ impl Frontier {
         let ended = match snapshot {
             Some(snapshot) => {
                 self.sightings.update(snapshot, now);
-                if self.lacks(Rule::UnparkWhenOneEnds) {
-                    Vec::new()
-                } else {
-                    self.parked.take_ended(snapshot)
-                }
+                if self.lacks(Rule::UnparkWhenOneEnds) { Vec::new() } else { self.parked.take_ended(snapshot) }
             }
             None => self.parked.take_all(),
         };
         let any = !ended.is_empty();
         for (lo, hole) in ended {
             // The page under way did not ask for it.
-            self.active.absorb(
-                lo,
-                Hole {
-                    since: self.tick,
-                    ..hole
-                },
-            );
+            self.active.absorb(lo, Hole { since: self.tick, ..hole });
         }
         if self.active.len() > self.active_max {
             self.active.compact(self.active_max);
@@ -514,39 +433,22 @@ impl Frontier {
     }
 
     /// Decides about the holes that were asked for and did not fill.
-    fn judge_holes(
-        &mut self,
-        asked: u64,
-        wanted: &Wanted,
-        snapshot: Option<&Snapshot>,
-        through: Seq,
-        now: Instant,
-    ) {
+    fn judge_holes(&mut self, asked: u64, wanted: &Wanted, snapshot: Option<&Snapshot>, through: Seq, now: Instant) {
         match self.evidence {
             Evidence::Snapshots => {
                 if let Some(snapshot) = snapshot {
                     self.forget_or_park(asked, snapshot, through, now);
                 }
             }
-            Evidence::Serial => self
-                .active
-                .retain(|_, hole| hole.since > asked || hole.hi > through),
+            Evidence::Serial => self.active.retain(|_, hole| hole.since > asked || hole.hi > through),
             Evidence::Ages(_) => {
                 for probe in &wanted.holes {
                     for lo in self.active.touching(probe.lo, probe.hi.min(through)) {
-                        let whole =
-                            |hole: &Hole| probe.lo <= lo && hole.hi <= probe.hi.min(through);
-                        if self.active.at(lo).is_some_and(|(_, hole)| {
-                            hole.again && hole.since <= asked && whole(&hole)
-                        }) {
+                        let whole = |hole: &Hole| probe.lo <= lo && hole.hi <= probe.hi.min(through);
+                        if self.active.at(lo).is_some_and(|(_, hole)| hole.again && hole.since <= asked && whole(&hole))
+                        {
                             let hole = self.active.remove(lo).expect("it was found above");
-                            self.active.insert(
-                                lo,
-                                Hole {
-                                    again: false,
-                                    ..hole
-                                },
-                            );
+                            self.active.insert(lo, Hole { again: false, ..hole });
                         }
                     }
                 }
@@ -559,38 +461,21 @@ impl Frontier {
         let long_enough = |since: Instant| now.saturating_duration_since(since) >= PARK_AFTER;
         let forget_uncovered = self.lacks(Rule::OnlyCoveredIsForgotten);
         let park_uncovered = self.lacks(Rule::OnlyCoveredIsParked);
-        let xmin = if self.lacks(Rule::MarkMustBeReached) {
-            snapshot.xmax
-        } else {
-            snapshot.xmin
-        };
-        let xmax = if self.lacks(Rule::ParkOnlyWhenXmaxReachedTheMark) {
-            u64::MAX
-        } else {
-            snapshot.xmax
-        };
-        let Frontier {
-            active,
-            parked,
-            sightings,
-            ..
-        } = self;
+        let xmin = if self.lacks(Rule::MarkMustBeReached) { snapshot.xmax } else { snapshot.xmin };
+        let xmax = if self.lacks(Rule::ParkOnlyWhenXmaxReachedTheMark) { u64::MAX } else { snapshot.xmax };
+        let Frontier { active, parked, sightings, .. } = self;
         active.retain(|lo, hole| {
             let covered = hole.since <= asked && hole.hi <= through;
             let Some(mark) = hole.mark else { return true };
             if mark <= xmin && (covered || forget_uncovered) {
                 return false;
             }
-            let candidates =
-                &snapshot.running[..snapshot.running.partition_point(|xid| *xid < mark)];
+            let candidates = &snapshot.running[..snapshot.running.partition_point(|xid| *xid < mark)];
             let parks = mark > xmin
                 && mark <= xmax
                 && !candidates.is_empty()
                 && (covered || park_uncovered)
-                && (long_enough(hole.born)
-                    || sightings
-                        .all_since(candidates.len())
-                        .is_some_and(long_enough));
+                && (long_enough(hole.born) || sightings.all_since(candidates.len()).is_some_and(long_enough));
             if parks {
                 parked.park(candidates, lo, *hole);
             }
@@ -608,16 +493,8 @@ impl Frontier {
         for seq in page.from_tail.iter().map(|row| row.seq()) {
             let next = self.cursor + 1;
             if gaps && next < seq {
-                let again =
-                    matches!(self.evidence, Evidence::Ages(_)) && seq - next > NUMBERS_PER_POLL;
-                let hole = Hole {
-                    hi: seq - 1,
-                    since: self.tick,
-                    mark: None,
-                    born: now,
-                    due,
-                    again,
-                };
+                let again = matches!(self.evidence, Evidence::Ages(_)) && seq - next > NUMBERS_PER_POLL;
+                let hole = Hole { hi: seq - 1, since: self.tick, mark: None, born: now, due, again };
                 self.active.insert(next, hole);
             }
             self.cursor = self.cursor.max(seq);
@@ -664,12 +541,7 @@ impl Frontier {
         for until in [floor, from] {
             while left > 0 && from < until {
                 let inside = self.active.at(from).map(|(_, hole)| (from, hole.hi));
-                let next = inside.or_else(|| {
-                    self.active
-                        .iter_from(from)
-                        .next()
-                        .map(|(lo, hole)| (lo, hole.hi))
-                });
+                let next = inside.or_else(|| self.active.iter_from(from).next().map(|(lo, hole)| (lo, hole.hi)));
                 let Some((lo, hi)) = next.filter(|(lo, _)| *lo < until) else {
                     break;
                 };
@@ -689,11 +561,7 @@ impl Frontier {
         for (lo, hi) in ranges {
             match probes.last_mut() {
                 Some(last) if lo <= last.hi => last.hi = last.hi.max(hi),
-                _ => probes.push(HoleProbe {
-                    lo,
-                    hi,
-                    gained: None,
-                }),
+                _ => probes.push(HoleProbe { lo, hi, gained: None }),
             }
         }
         probes
@@ -702,26 +570,12 @@ impl Frontier {
     /// Leaves the hole that begins at `lo` alone until `later`.
     fn put_off(&mut self, lo: Seq, later: Instant, again: bool) {
         if let Some(hole) = self.active.remove(lo) {
-            self.active.insert(
-                lo,
-                Hole {
-                    due: later,
-                    again,
-                    ..hole
-                },
-            );
+            self.active.insert(lo, Hole { due: later, again, ..hole });
         }
     }
 
     /// Takes out of the hole that begins at `start` what lies in `from..=to` and in nothing occupied (ascending).
-    fn forget_free(
-        &mut self,
-        start: Seq,
-        from: Seq,
-        to: Seq,
-        occupied: &[(Seq, Seq)],
-        later: Instant,
-    ) {
+    fn forget_free(&mut self, start: Seq, from: Seq, to: Seq, occupied: &[(Seq, Seq)], later: Instant) {
         let mut free = Vec::new();
         let mut next = from;
         for (lo, hi) in occupied.iter().filter(|(lo, hi)| *lo <= to && from <= *hi) {
@@ -762,10 +616,7 @@ mod tests {
     use crate::store::Row;
 
     fn row(seq: Seq) -> Row {
-        Row::Foreign {
-            seq,
-            partition_no: 0,
-        }
+        Row::Foreign { seq, partition_no: 0 }
     }
 
     fn page(snapshot: Option<Snapshot>, from_holes: &[Seq], from_tail: &[Seq]) -> Page {
@@ -779,19 +630,11 @@ mod tests {
     }
 
     fn snapshot(xmin: u64, xmax: u64, running: &[u64]) -> Option<Snapshot> {
-        Some(Snapshot {
-            xmin,
-            xmax,
-            running: running.to_vec(),
-        })
+        Some(Snapshot { xmin, xmax, running: running.to_vec() })
     }
 
     fn asked(wanted: &Wanted) -> Vec<(Seq, Seq)> {
-        wanted
-            .holes
-            .iter()
-            .map(|probe| (probe.lo, probe.hi))
-            .collect()
+        wanted.holes.iter().map(|probe| (probe.lo, probe.hi)).collect()
     }
 
     /// One poll that answers with `page`.
@@ -805,18 +648,9 @@ mod tests {
     fn gap_is_asked_for_until_everybody_below_its_mark_has_ended() {
         let now = Instant::now();
         let mut frontier = Frontier::new(Evidence::Snapshots);
-        poll(
-            &mut frontier,
-            now,
-            &page(snapshot(5, 9, &[5]), &[], &[3, 4, 7]),
-        );
+        poll(&mut frontier, now, &page(snapshot(5, 9, &[5]), &[], &[3, 4, 7]));
         assert_eq!(frontier.cursor(), 7);
-        assert!(
-            frontier.needs_mark()
-                && frontier.is_hole(1)
-                && frontier.is_hole(6)
-                && !frontier.is_hole(4)
-        );
+        assert!(frontier.needs_mark() && frontier.is_hole(1) && frontier.is_hole(6) && !frontier.is_hole(4));
         frontier.mark(frontier.stamp(), 9);
         assert!(!frontier.needs_mark());
         let (wanted, _) = poll(&mut frontier, now, &page(snapshot(5, 10, &[5]), &[6], &[]));
@@ -833,10 +667,7 @@ mod tests {
         poll(&mut frontier, now, &page(None, &[], &[2, 3, 9]));
         frontier.gain(PartitionSet::EMPTY.with(4));
         assert!(frontier.gain_pending(4, 1) && !frontier.gain_pending(5, 9));
-        let full = Page {
-            holes_full: true,
-            ..page(None, &[2, 3], &[])
-        };
+        let full = Page { holes_full: true, ..page(None, &[2, 3], &[]) };
         let (wanted, reading) = poll(&mut frontier, now, &full);
         assert_eq!((asked(&wanted), wanted.tail), (vec![(1, 9)], false));
         assert_eq!(reading, Reading::Use { tail: false });
@@ -878,16 +709,10 @@ mod tests {
         let now = Instant::now();
         let mut frontier = Frontier::new(Evidence::Snapshots);
         poll(&mut frontier, now, &page(snapshot(5, 5, &[]), &[], &[4]));
-        let other = Page {
-            incarnation: 2,
-            ..page(snapshot(5, 5, &[]), &[], &[6])
-        };
+        let other = Page { incarnation: 2, ..page(snapshot(5, 5, &[]), &[], &[6]) };
         assert_eq!(poll(&mut frontier, now, &other).1, Reading::Discard);
         assert_eq!((frontier.cursor(), frontier.holes()), (0, (0, 0)));
-        assert_eq!(
-            poll(&mut frontier, now, &other).1,
-            Reading::Use { tail: true }
-        );
+        assert_eq!(poll(&mut frontier, now, &other).1, Reading::Use { tail: true });
         let wanted = frontier.wanted(now);
         frontier.restart();
         assert_eq!(frontier.receive(&wanted, &other, now), Reading::Discard);
@@ -898,26 +723,16 @@ mod tests {
         let (start, limit) = (Instant::now(), Duration::from_secs(10));
         let mut frontier = Frontier::new(Evidence::Ages(limit));
         poll(&mut frontier, start, &page(None, &[], &[3, 6]));
-        assert!(
-            frontier
-                .doubtful(start + limit - Duration::from_millis(1))
-                .is_empty()
-        );
+        assert!(frontier.doubtful(start + limit - Duration::from_millis(1)).is_empty());
         let later = start + limit;
         assert_eq!(frontier.doubtful(later), [(1, 2), (4, 5)]);
-        let probe = Probe {
-            occupied: vec![(2, 2)],
-            oldest_transaction: None,
-        };
+        let probe = Probe { occupied: vec![(2, 2)], oldest_transaction: None };
         frontier.probed(&[(1, 2), (4, 5)], &probe, later);
         assert_eq!(asked(&frontier.wanted(later)), [(2, 2)]);
         assert!(frontier.doubtful(later).is_empty());
         let (later, none) = (later + limit, Probe::default());
         poll(&mut frontier, later, &page(None, &[], &[]));
-        let running = Probe {
-            oldest_transaction: Some(limit * 3),
-            ..Probe::default()
-        };
+        let running = Probe { oldest_transaction: Some(limit * 3), ..Probe::default() };
         frontier.probed(&[(2, 2)], &running, later);
         assert_eq!(frontier.holes(), (1, 0));
         frontier.probed(&[(2, 2)], &none, later + limit);
@@ -933,11 +748,7 @@ mod tests {
         let mut looked = std::collections::BTreeSet::new();
         for _ in 0..20 {
             let (wanted, _) = poll(&mut frontier, now, &page(None, &[], &[]));
-            let numbers: Seq = wanted
-                .holes
-                .iter()
-                .map(|probe| probe.hi - probe.lo + 1)
-                .sum();
+            let numbers: Seq = wanted.holes.iter().map(|probe| probe.hi - probe.lo + 1).sum();
             assert_eq!(numbers, NUMBERS_PER_POLL);
             assert!(wanted.holes.windows(2).all(|pair| pair[0].hi < pair[1].lo));
             looked.extend(asked(&wanted));
@@ -950,21 +761,9 @@ mod tests {
         let now = Instant::now();
         let mut frontier = Frontier::new(Evidence::Snapshots);
         frontier.active_max = 10;
-        poll(
-            &mut frontier,
-            now,
-            &page(
-                snapshot(1, 1, &[]),
-                &[],
-                &[2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 500, 502],
-            ),
-        );
+        poll(&mut frontier, now, &page(snapshot(1, 1, &[]), &[], &[2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 500, 502]));
         let (wanted, _) = poll(&mut frontier, now, &page(snapshot(1, 1, &[]), &[], &[]));
         assert!(wanted.holes.len() <= 5, "{:?}", asked(&wanted));
-        assert!(
-            (1..=502)
-                .filter(|n| n % 2 == 1)
-                .all(|n| frontier.is_hole(n))
-        );
+        assert!((1..=502).filter(|n| n % 2 == 1).all(|n| frontier.is_hole(n)));
     }
 }

@@ -15,7 +15,7 @@ use crate::store::{MessageMove, Remains, UnitMove};
 
 /// The messages in hands.
 #[derive(Debug, Default)]
-pub struct Hands {
+pub(crate) struct Hands {
     held: HashMap<Seq, Held>,
     /// Settled numbers and the first read that cannot show them any more, in that order.
     leaving: VecDeque<(u64, Seq)>,
@@ -38,7 +38,7 @@ struct Held {
 
 /// A message whose destinations all have an outcome.
 #[derive(Debug)]
-pub enum Concluded {
+pub(crate) enum Concluded {
     /// Every destination has it.
     Delivered {
         /// Its number.
@@ -54,17 +54,17 @@ pub enum Concluded {
 
 impl Hands {
     /// True when a row with this number must be ignored.
-    pub fn contains(&self, seq: Seq) -> bool {
+    pub(crate) fn contains(&self, seq: Seq) -> bool {
         self.held.contains_key(&seq)
     }
 
     /// True when the number is held, but by another message: the database handed the number out again.
-    pub fn is_reused(&self, seq: Seq, id: MessageId) -> bool {
+    pub(crate) fn is_reused(&self, seq: Seq, id: MessageId) -> bool {
         self.held.get(&seq).is_some_and(|held| held.id != id)
     }
 
     /// Takes a message that has `destinations` outcomes to come (at least one).
-    pub fn take(&mut self, message: &Arc<Message>, destinations: usize, routes_version: i64) {
+    pub(crate) fn take(&mut self, message: &Arc<Message>, destinations: usize, routes_version: i64) {
         debug_assert!(destinations > 0);
         self.open += 1;
         self.bytes += weight(message);
@@ -83,7 +83,7 @@ impl Hands {
     }
 
     /// One destination has its outcome; `None` is delivered. Returns the message when it was the last.
-    pub fn conclude(&mut self, seq: Seq, destination: &str, remains: Option<Remains>) -> Option<Concluded> {
+    pub(crate) fn conclude(&mut self, seq: Seq, destination: &str, remains: Option<Remains>) -> Option<Concluded> {
         let held = self.held.get_mut(&seq)?;
         let message = held.message.as_ref()?;
         if let Some(remains) = remains {
@@ -106,22 +106,22 @@ impl Hands {
     }
 
     /// The message, while it is not settled.
-    pub fn message(&self, seq: Seq) -> Option<&Arc<Message>> {
+    pub(crate) fn message(&self, seq: Seq) -> Option<&Arc<Message>> {
         self.held.get(&seq)?.message.as_ref()
     }
 
     /// The routes it was routed by, while it is not settled.
-    pub fn routes_version(&self, seq: Seq) -> Option<i64> {
+    pub(crate) fn routes_version(&self, seq: Seq) -> Option<i64> {
         Some(self.held.get(&seq)?.routes_version)
     }
 
     /// True when some of its destinations have an outcome and some have not.
-    pub fn is_half_done(&self, seq: Seq) -> bool {
+    pub(crate) fn is_half_done(&self, seq: Seq) -> bool {
         self.held.get(&seq).is_some_and(|held| held.undecided > 0 && held.undecided < held.destinations)
     }
 
     /// Its settle committed; reads numbered `next_read` and later cannot show it.
-    pub fn settled(&mut self, seq: Seq, next_read: u64) {
+    pub(crate) fn settled(&mut self, seq: Seq, next_read: u64) {
         if let Some(held) = self.held.get_mut(&seq) {
             if let Some(message) = held.message.take() {
                 self.open -= 1;
@@ -133,7 +133,7 @@ impl Hands {
     }
 
     /// It leaves without being settled: refused, or its partition was lost.
-    pub fn drop_held(&mut self, seq: Seq) {
+    pub(crate) fn drop_held(&mut self, seq: Seq) {
         if let Some(held) = self.held.remove(&seq)
             && let Some(message) = held.message
         {
@@ -143,7 +143,7 @@ impl Hands {
     }
 
     /// Numbers of unsettled messages in these partitions.
-    pub fn in_partitions(&self, partitions: PartitionSet) -> Vec<Seq> {
+    pub(crate) fn in_partitions(&self, partitions: PartitionSet) -> Vec<Seq> {
         self.held
             .iter()
             .filter(|(_, held)| held.message.as_ref().is_some_and(|m| partitions.contains(m.partition_no)))
@@ -152,7 +152,7 @@ impl Hands {
     }
 
     /// Read number `read` has answered.
-    pub fn read_done(&mut self, read: u64) {
+    pub(crate) fn read_done(&mut self, read: u64) {
         while let Some((at, seq)) = self.leaving.front().copied()
             && at <= read
         {
@@ -164,12 +164,12 @@ impl Hands {
     }
 
     /// Messages not settled yet.
-    pub fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         self.open
     }
 
     /// Their bytes.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 }

@@ -15,7 +15,7 @@ use crate::message::Key;
 
 /// The gate of one destination. `W` is whatever the lane keeps for a message.
 #[derive(Debug)]
-pub struct KeyGate<W> {
+pub(crate) struct KeyGate<W> {
     keys: HashMap<Key, KeyState<W>>,
     /// Keys that stop being parked once a look-up with this number, or a later one, has answered.
     leaving: VecDeque<(u64, Key)>,
@@ -44,7 +44,7 @@ impl<W> Default for KeyState<W> {
 
 /// The gate's answer to a message that asks to pass.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Admission<W> {
+pub(crate) enum Admission<W> {
     /// It may be attempted.
     Go(W),
     /// It waits in memory; the gate keeps it.
@@ -61,7 +61,7 @@ impl<W> Default for KeyGate<W> {
 
 impl<W> KeyGate<W> {
     /// A message read from the feed asks to pass.
-    pub fn admit(&mut self, key: &Key, seq: i64, work: W) -> Admission<W> {
+    pub(crate) fn admit(&mut self, key: &Key, seq: i64, work: W) -> Admission<W> {
         let state = self.keys.entry(key.clone()).or_default();
         if state.parked {
             return Admission::Parked(work);
@@ -78,13 +78,13 @@ impl<W> KeyGate<W> {
     }
 
     /// A waiting row asks to pass: the table says it is its key's head, so only a message that is out stops it.
-    pub fn admit_row(&mut self, key: &Key) -> bool {
+    pub(crate) fn admit_row(&mut self, key: &Key) -> bool {
         let state = self.keys.entry(key.clone()).or_default();
         !std::mem::replace(&mut state.out, true)
     }
 
     /// The message that was out is through. Returns the next of its key, which is out from now on.
-    pub fn passed(&mut self, key: &Key) -> Option<W> {
+    pub(crate) fn passed(&mut self, key: &Key) -> Option<W> {
         let state = self.keys.get_mut(key)?;
         let next = state.line.pop_front();
         if next.is_some() {
@@ -97,7 +97,7 @@ impl<W> KeyGate<W> {
     }
 
     /// The message that was out must wait, or died and blocks its key. Returns those behind it: they must become rows.
-    pub fn park(&mut self, key: &Key) -> Vec<W> {
+    pub(crate) fn park(&mut self, key: &Key) -> Vec<W> {
         let state = self.keys.entry(key.clone()).or_default();
         state.out = false;
         state.parked = true;
@@ -107,19 +107,19 @@ impl<W> KeyGate<W> {
     }
 
     /// Parks a key none of whose messages is out (the table says that rows of it wait).
-    pub fn is_parked(&self, key: &Key) -> bool {
+    pub(crate) fn is_parked(&self, key: &Key) -> bool {
         self.keys.get(key).is_some_and(|state| state.parked)
     }
 
     /// A row of the key (a waiting one or a dead letter that blocks it) is about to be written.
-    pub fn writing(&mut self, key: &Key) {
+    pub(crate) fn writing(&mut self, key: &Key) {
         let state = self.keys.entry(key.clone()).or_default();
         state.parked = true;
         state.unsettled += 1;
     }
 
     /// That row was written, or refused. Look-ups numbered `next_read` and later know it.
-    pub fn written(&mut self, key: &Key, next_read: u64) {
+    pub(crate) fn written(&mut self, key: &Key, next_read: u64) {
         let Some(state) = self.keys.get_mut(key) else { return };
         state.unsettled = state.unsettled.saturating_sub(1);
         if state.unsettled == 0 {
@@ -129,7 +129,7 @@ impl<W> KeyGate<W> {
     }
 
     /// Look-up number `read` has answered and its answer was acted upon.
-    pub fn read_done(&mut self, read: u64) {
+    pub(crate) fn read_done(&mut self, read: u64) {
         while self.leaving.front().is_some_and(|(at, _)| *at <= read) {
             let Some((_, key)) = self.leaving.pop_front() else { return };
             if let Some(state) = self.keys.get_mut(&key) {
@@ -143,13 +143,13 @@ impl<W> KeyGate<W> {
     }
 
     /// Takes out everything that waits in memory, in order within each key; what is out stays out.
-    pub fn drain_lines(&mut self) -> Vec<W> {
+    pub(crate) fn drain_lines(&mut self) -> Vec<W> {
         self.in_line = 0;
         self.keys.values_mut().flat_map(|state| std::mem::take(&mut state.line)).map(|(_, work)| work).collect()
     }
 
     /// How many wait in memory behind others.
-    pub fn in_line(&self) -> usize {
+    pub(crate) fn in_line(&self) -> usize {
         self.in_line
     }
 

@@ -18,26 +18,26 @@ use crate::store::Reason;
 
 /// One delivery on its way: a message for this lane's destination.
 #[derive(Clone, Debug)]
-pub struct Work {
+pub(crate) struct Work {
     /// The message.
-    pub message: Arc<Message>,
+    pub(crate) message: Arc<Message>,
     /// Where it was read.
-    pub origin: Origin,
+    pub(crate) origin: Origin,
     /// Attempts judged so far.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
     /// False for what neither blocks its key nor waits for it.
-    pub in_order: bool,
+    pub(crate) in_order: bool,
     /// When the first attempt began, on this relay's clock.
-    pub first_attempt_at: Option<Instant>,
+    pub(crate) first_attempt_at: Option<Instant>,
     /// The attempts so far, newest last.
-    pub history: Vec<HistoryEntry>,
+    pub(crate) history: Vec<HistoryEntry>,
     /// It takes its turn like any other, but is given up instead of attempted.
-    pub doomed: Option<(Reason, String)>,
+    pub(crate) doomed: Option<(Reason, String)>,
 }
 
 /// Where a delivery was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub(crate) enum Origin {
     /// In `outbox_messages`.
     Fresh,
     /// In `outbox_deliveries`, under this id.
@@ -46,7 +46,7 @@ pub enum Origin {
 
 /// How a delivery left the lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub(crate) enum Fate {
     /// Delivered, or given up without blocking its key: the next of its key may go.
     Through,
     /// It waits, or it died and blocks its key: those behind it become rows.
@@ -55,18 +55,18 @@ pub enum Fate {
 
 /// How a lane is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LaneLimits {
+pub(crate) struct LaneLimits {
     /// Attempts at a time.
-    pub concurrency: usize,
+    pub(crate) concurrency: usize,
     /// Messages kept in memory for this lane, those being attempted included.
-    pub queue_max: usize,
+    pub(crate) queue_max: usize,
     /// True keeps the messages of a key in order.
-    pub keyed: bool,
+    pub(crate) keyed: bool,
 }
 
 /// The lane of one destination.
 #[derive(Debug)]
-pub struct Lane {
+pub(crate) struct Lane {
     limits: LaneLimits,
     gate: KeyGate<Work>,
     fresh: VecDeque<Work>,
@@ -79,7 +79,7 @@ pub struct Lane {
 
 impl Lane {
     /// An open, empty lane.
-    pub fn new(limits: LaneLimits) -> Lane {
+    pub(crate) fn new(limits: LaneLimits) -> Lane {
         Lane {
             limits,
             gate: KeyGate::default(),
@@ -93,7 +93,7 @@ impl Lane {
     }
 
     /// A fresh message arrives. Comes back when it must become a waiting row because its key is parked.
-    pub fn offer(&mut self, work: Work) -> Option<Work> {
+    pub(crate) fn offer(&mut self, work: Work) -> Option<Work> {
         match self.key_of(&work) {
             None => self.fresh.push_back(work),
             Some(key) => match self.gate.admit(&key, work.message.seq, work) {
@@ -106,7 +106,7 @@ impl Lane {
     }
 
     /// A waiting row that is due arrives. False: not now, its key is out; it will be read again.
-    pub fn offer_row(&mut self, work: Work) -> bool {
+    pub(crate) fn offer_row(&mut self, work: Work) -> bool {
         if let Some(key) = self.key_of(&work)
             && !self.gate.admit_row(&key)
         {
@@ -118,15 +118,12 @@ impl Lane {
     }
 
     /// The next delivery to start, if one may start now.
-    pub fn start_next(&mut self) -> Option<Work> {
+    pub(crate) fn start_next(&mut self) -> Option<Work> {
         if self.closed || self.running >= self.limits.concurrency {
             return None;
         }
-        let (first, second) = if self.waiting_turn {
-            (&mut self.waiting, &mut self.fresh)
-        } else {
-            (&mut self.fresh, &mut self.waiting)
-        };
+        let (first, second) =
+            if self.waiting_turn { (&mut self.waiting, &mut self.fresh) } else { (&mut self.fresh, &mut self.waiting) };
         let work = first.pop_front().or_else(|| second.pop_front())?;
         self.waiting_turn = work.origin == Origin::Fresh;
         self.running += 1;
@@ -134,7 +131,7 @@ impl Lane {
     }
 
     /// A started delivery has its fate. Returns those behind it that must become rows.
-    pub fn finished(&mut self, work: &Work, fate: Fate) -> Vec<Work> {
+    pub(crate) fn finished(&mut self, work: &Work, fate: Fate) -> Vec<Work> {
         self.running -= 1;
         if work.origin != Origin::Fresh {
             self.rows_taken -= 1;
@@ -150,54 +147,54 @@ impl Lane {
     }
 
     /// A row that parks the key of `work` is about to be written.
-    pub fn writing(&mut self, work: &Work) {
+    pub(crate) fn writing(&mut self, work: &Work) {
         if let Some(key) = self.key_of(work).filter(|_| work.in_order) {
             self.gate.writing(&key);
         }
     }
 
     /// The same for a row that belongs to no delivery in this lane.
-    pub fn writing_key(&mut self, key: &Key) {
+    pub(crate) fn writing_key(&mut self, key: &Key) {
         if self.limits.keyed {
             self.gate.writing(key);
         }
     }
 
     /// That row was written or refused; look-ups numbered `next_read` and later know it.
-    pub fn written(&mut self, key: &Key, next_read: u64) {
+    pub(crate) fn written(&mut self, key: &Key, next_read: u64) {
         if self.limits.keyed {
             self.gate.written(key, next_read);
         }
     }
 
     /// Look-up number `read` was acted upon.
-    pub fn read_done(&mut self, read: u64) {
+    pub(crate) fn read_done(&mut self, read: u64) {
         self.gate.read_done(read);
     }
 
     /// True when a message of this key would have to become a row.
-    pub fn is_parked(&self, key: &Key) -> bool {
+    pub(crate) fn is_parked(&self, key: &Key) -> bool {
         self.limits.keyed && self.gate.is_parked(key)
     }
 
     /// Stops starting; returns the fresh messages and the rows kept in memory, which are no longer the lane's.
-    pub fn close(&mut self) -> Vec<Work> {
+    pub(crate) fn close(&mut self) -> Vec<Work> {
         self.closed = true;
         self.clear()
     }
 
     /// Starts again.
-    pub fn open(&mut self) {
+    pub(crate) fn open(&mut self) {
         self.closed = false;
     }
 
     /// True while paused or held.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.closed
     }
 
     /// Takes out everything that has not started.
-    pub fn clear(&mut self) -> Vec<Work> {
+    pub(crate) fn clear(&mut self) -> Vec<Work> {
         let mut left: Vec<Work> = self.fresh.drain(..).collect();
         let rows: Vec<Work> = self.waiting.drain(..).collect();
         self.rows_taken -= rows.len();
@@ -217,38 +214,23 @@ impl Lane {
     }
 
     /// True when it would take another message at once and has none: starving.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         !self.closed && self.fresh.is_empty() && self.waiting.is_empty() && self.running < self.limits.concurrency
     }
 
     /// Messages in memory, those being attempted included.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.fresh.len() + self.waiting.len() + self.gate.in_line() + self.running
     }
 
-    /// True when nothing is queued or running.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// True when no further message should be taken into memory.
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.len() >= self.limits.queue_max
     }
 
     /// How many more waiting rows it would take.
-    pub fn room_for_rows(&self) -> usize {
+    pub(crate) fn room_for_rows(&self) -> usize {
         if self.closed { 0 } else { (2 * self.limits.concurrency).saturating_sub(self.rows_taken) }
-    }
-
-    /// How many waiting rows it has in memory.
-    pub fn rows_taken(&self) -> usize {
-        self.rows_taken
-    }
-
-    /// Attempts under way.
-    pub fn running(&self) -> usize {
-        self.running
     }
 
     fn key_of(&self, work: &Work) -> Option<Key> {
@@ -257,6 +239,6 @@ impl Lane {
 }
 
 /// The time since `then`, or nothing when there was no such moment.
-pub fn age(then: Option<Instant>, now: Instant) -> Option<Duration> {
+pub(crate) fn age(then: Option<Instant>, now: Instant) -> Option<Duration> {
     then.map(|then| now.saturating_duration_since(then))
 }

@@ -18,7 +18,7 @@ use crate::verdict::Verdict;
 
 /// What a destination does about failures.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// When to try again and when to give up.
     pub retry: RetryPolicy,
     /// What happens to a key after one of its messages died.
@@ -40,7 +40,7 @@ pub enum AfterDeadLetter {
 
 /// What becomes of a delivery.
 #[derive(Clone, Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It is done.
     Delivered,
     /// It leaves a row.
@@ -49,7 +49,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// What this means for the messages behind it.
-    pub fn fate(&self) -> Fate {
+    pub(crate) fn fate(&self) -> Fate {
         match self {
             Outcome::Delivered => Fate::Through,
             Outcome::Remains(Remains::Dies(dies)) if !dies.blocks_key => Fate::Through,
@@ -59,7 +59,7 @@ impl Outcome {
 }
 
 /// What an attempt that took `took` and ended at (`at`, `now`) makes of a delivery.
-pub fn outcome(
+pub(crate) fn outcome(
     work: &Work,
     judgement: &Judgement,
     policy: &Policy,
@@ -132,7 +132,7 @@ pub fn outcome(
 }
 
 /// What becomes of a delivery that is given up without an attempt.
-pub fn doomed(work: &Work, reason: Reason, text: &str, policy: &Policy, now: Instant) -> Outcome {
+pub(crate) fn doomed(work: &Work, reason: Reason, text: &str, policy: &Policy, now: Instant) -> Outcome {
     Outcome::Remains(Remains::Dies(Dies {
         reason,
         attempts: work.attempts,
@@ -146,7 +146,7 @@ pub fn doomed(work: &Work, reason: Reason, text: &str, policy: &Policy, now: Ins
 }
 
 /// A message that must wait without having been attempted.
-pub fn waits(state: State, in_order: bool, due: DueIn) -> Remains {
+pub(crate) fn waits(state: State, in_order: bool, due: DueIn) -> Remains {
     Remains::Waits(Waits {
         state,
         attempts: 0,
@@ -164,9 +164,5 @@ fn blocks_key(work: &Work, policy: &Policy) -> bool {
 }
 
 fn describe(judgement: &Judgement) -> String {
-    if judgement.text.is_empty() {
-        judgement.code.clone()
-    } else {
-        format!("{}: {}", judgement.code, judgement.text)
-    }
+    if judgement.text.is_empty() { judgement.code.clone() } else { format!("{}: {}", judgement.code, judgement.text) }
 }

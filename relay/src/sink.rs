@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::message::Message;
+use crate::outcome::AfterDeadLetter;
 use crate::retry::RetryPolicy;
 use crate::verdict::Verdict;
 
@@ -74,6 +75,31 @@ pub struct Settings {
     pub concurrency: Option<usize>,
     /// When failed attempts are repeated.
     pub retry: Option<RetryPolicy>,
+    /// Whether messages of one key arrive in order.
+    pub ordering: Ordering,
+    /// What happens to a key after one of its messages was given up.
+    pub after_dead_letter: AfterDeadLetter,
+}
+
+/// Whether messages of one key arrive in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ordering {
+    /// One after another.
+    #[default]
+    Key,
+    /// In any order, side by side.
+    None,
+}
+
+impl Ordering {
+    /// The word in the table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Ordering::Key => "key",
+            Ordering::None => "none",
+        }
+    }
 }
 
 impl Settings {
@@ -84,6 +110,14 @@ impl Settings {
         I::Item: Into<String>,
     {
         let topics = topics.into_iter().map(Into::into).collect();
-        Settings { name: name.into(), topics, timeout: None, concurrency: None, retry: None }
+        Settings {
+            name: name.into(),
+            topics,
+            timeout: None,
+            concurrency: None,
+            retry: None,
+            ordering: Ordering::default(),
+            after_dead_letter: AfterDeadLetter::default(),
+        }
     }
 }

@@ -42,11 +42,7 @@ impl Engine {
 
     fn start_attempt(&mut self, lane: usize, work: Work, now: Instant) {
         let served = &self.lanes[lane].served;
-        let attempt = Attempt {
-            destination: served.name.clone(),
-            number: work.attempts + 1,
-            timeout: served.timeout,
-        };
+        let attempt = Attempt { destination: served.name.clone(), number: work.attempts + 1, timeout: served.timeout };
         let (sink, message, timeout) = (served.sink.clone(), work.message.clone(), served.timeout);
         let abort = self.attempts.spawn(async move {
             let began = Instant::now();
@@ -85,13 +81,17 @@ impl Engine {
             code = %judgement.code,
             "attempt judged"
         );
-        self.tell(|delivery| Event::Attempted {
-            delivery,
-            attempt: work.attempts + 1,
-            verdict: judgement.verdict,
-            code: judgement.code.clone(),
-            took,
-        }, lane, &work);
+        self.tell(
+            |delivery| Event::Attempted {
+                delivery,
+                attempt: work.attempts + 1,
+                verdict: judgement.verdict,
+                code: judgement.code.clone(),
+                took,
+            },
+            lane,
+            &work,
+        );
         let policy = &self.lanes[lane].served.policy;
         let outcome = outcome::outcome(&work, &judgement, policy, took, Utc::now(), now, &mut rand::rng());
         match judgement.verdict {

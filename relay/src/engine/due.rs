@@ -11,9 +11,7 @@ use super::{Answer, Engine, TICK};
 use crate::lane::{Origin, Work};
 use crate::message::{PartitionSet, WaitingDelivery};
 use crate::outcome::waits;
-use crate::store::{
-    Due, DueIn, LaneDemand, LaneWaiting, RoutedUnit, State, StoreError, WaitingChange, WaitingOutcome,
-};
+use crate::store::{Due, DueIn, LaneDemand, LaneWaiting, RoutedUnit, State, StoreError, WaitingChange, WaitingOutcome};
 
 /// The state of the looks.
 pub(super) struct DueState {
@@ -306,10 +304,7 @@ impl Engine {
         } else {
             WaitingChange::Routed(units)
         };
-        self.due.held.insert(
-            row.id,
-            HeldRow { partition_no: row.message.partition_no, lane: None, settled: false },
-        );
+        self.due.held.insert(row.id, HeldRow { partition_no: row.message.partition_no, lane: None, settled: false });
         self.settling.push_row(WaitingOutcome {
             id: row.id,
             partition_no: row.message.partition_no,

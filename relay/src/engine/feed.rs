@@ -100,9 +100,7 @@ impl Engine {
         if self.frontier.needs_mark() && !self.feed.mark_busy && !self.settling.is_writing() {
             self.feed.mark_busy = true;
             let stamp = self.frontier.stamp();
-            self.spawn_feed(move |store| async move {
-                FeedAnswer::Marked { stamp, result: store.mark_draw().await }
-            });
+            self.spawn_feed(move |store| async move { FeedAnswer::Marked { stamp, result: store.mark_draw().await } });
         }
         if self.feed.busy || now < self.feed.next_poll || !self.has_room() {
             return;
@@ -341,7 +339,8 @@ impl Engine {
         let destinations = self.destinations_of(&message);
         if destinations.is_empty() {
             let destination = message.only_destination.clone().unwrap_or_default();
-            if self.feed.unrouted_told.len() < UNROUTED_TOLD_MAX && self.feed.unrouted_told.insert(message.topic.clone())
+            if self.feed.unrouted_told.len() < UNROUTED_TOLD_MAX
+                && self.feed.unrouted_told.insert(message.topic.clone())
             {
                 warn!(topic = %message.topic, destination, "no destination takes this topic; its messages wait");
             }
@@ -479,4 +478,3 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(20);
 pub(super) const UNROUTED_PAUSE: Duration = Duration::from_secs(60);
 /// Unknown topics told by name; a producer with a loop must not fill the log.
 const UNROUTED_TOLD_MAX: usize = 1_000;
-

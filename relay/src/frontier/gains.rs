@@ -38,12 +38,7 @@ impl Gains {
         }
         self.open.retain(|gain| !gain.partitions.is_empty());
         if !partitions.is_empty() {
-            self.open.push(Gain {
-                partitions,
-                lo: 1,
-                hi: cursor,
-                since,
-            });
+            self.open.push(Gain { partitions, lo: 1, hi: cursor, since });
         }
     }
 
@@ -76,28 +71,20 @@ impl Gains {
 
     /// True when `seq` lies where some gained partition has not been read.
     pub(super) fn contains(&self, seq: Seq) -> bool {
-        self.open
-            .iter()
-            .any(|gain| gain.lo <= seq && seq <= gain.hi)
+        self.open.iter().any(|gain| gain.lo <= seq && seq <= gain.hi)
     }
 
     /// True when something of this partition at or below `seq` has not been read. `in_flight`: a poll is under way
     /// that may yet show that there is something.
     pub(super) fn pending(&self, partition_no: u8, seq: Seq, in_flight: bool) -> bool {
-        self.open.iter().any(|gain| {
-            gain.partitions.contains(partition_no)
-                && gain.lo <= seq
-                && (gain.lo <= gain.hi || in_flight)
-        })
+        self.open
+            .iter()
+            .any(|gain| gain.partitions.contains(partition_no) && gain.lo <= seq && (gain.lo <= gain.hi || in_flight))
     }
 
     /// Disjoint ranges, ascending, each with the partitions wanted there.
     pub(super) fn probes(&self) -> Vec<HoleProbe> {
-        let mut edges: Vec<Seq> = self
-            .open
-            .iter()
-            .flat_map(|gain| [gain.lo, gain.hi.saturating_add(1)])
-            .collect();
+        let mut edges: Vec<Seq> = self.open.iter().flat_map(|gain| [gain.lo, gain.hi.saturating_add(1)]).collect();
         edges.sort_unstable();
         edges.dedup();
         let mut probes: Vec<HoleProbe> = Vec::new();
@@ -113,11 +100,7 @@ impl Gains {
             }
             match probes.last_mut() {
                 Some(last) if last.hi + 1 == lo && last.gained == Some(gained) => last.hi = hi,
-                _ => probes.push(HoleProbe {
-                    lo,
-                    hi,
-                    gained: Some(gained),
-                }),
+                _ => probes.push(HoleProbe { lo, hi, gained: Some(gained) }),
             }
         }
         probes

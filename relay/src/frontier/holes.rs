@@ -55,10 +55,7 @@ pub(super) struct Holes {
 impl Holes {
     /// No holes. `timed` keeps them also in the order in which they may be doubted.
     pub(super) fn new(timed: bool) -> Holes {
-        Holes {
-            due: timed.then(BTreeSet::new),
-            ..Holes::default()
-        }
+        Holes { due: timed.then(BTreeSet::new), ..Holes::default() }
     }
 
     pub(super) fn clear(&mut self) {
@@ -90,10 +87,7 @@ impl Holes {
 
     /// Holes in the order in which they may be doubted.
     pub(super) fn due(&self) -> impl Iterator<Item = (Seq, &Hole)> {
-        self.due
-            .iter()
-            .flatten()
-            .map(|(_, lo)| (*lo, &self.ranges[lo]))
+        self.due.iter().flatten().map(|(_, lo)| (*lo, &self.ranges[lo]))
     }
 
     /// The hole that contains `seq`.
@@ -105,11 +99,7 @@ impl Holes {
     /// First numbers of the holes that share a number with `lo..=hi`, ascending.
     pub(super) fn touching(&self, lo: Seq, hi: Seq) -> Vec<Seq> {
         let first = self.at(lo).map_or(lo, |(start, _)| start);
-        self.ranges
-            .range(first..=hi.max(first))
-            .map(|(start, _)| *start)
-            .filter(|start| *start <= hi)
-            .collect()
+        self.ranges.range(first..=hi.max(first)).map(|(start, _)| *start).filter(|start| *start <= hi).collect()
     }
 
     /// Adds a hole known to touch no other.
@@ -154,13 +144,7 @@ impl Holes {
     pub(super) fn cut(&mut self, lo: Seq, from: Seq, to: Seq) {
         let Some(hole) = self.remove(lo) else { return };
         if lo < from {
-            self.insert(
-                lo,
-                Hole {
-                    hi: (from - 1).min(hole.hi),
-                    ..hole
-                },
-            );
+            self.insert(lo, Hole { hi: (from - 1).min(hole.hi), ..hole });
         }
         if to < hole.hi {
             self.insert((to + 1).max(lo), hole);
@@ -213,12 +197,8 @@ impl Holes {
         if self.ranges.len() <= keep {
             return;
         }
-        let mut gaps: Vec<Seq> = self
-            .ranges
-            .iter()
-            .zip(self.ranges.keys().skip(1))
-            .map(|((_, hole), next)| next - hole.hi)
-            .collect();
+        let mut gaps: Vec<Seq> =
+            self.ranges.iter().zip(self.ranges.keys().skip(1)).map(|((_, hole), next)| next - hole.hi).collect();
         let merges = self.ranges.len() - keep;
         let (_, widest, _) = gaps.select_nth_unstable(merges - 1);
         let widest = *widest;

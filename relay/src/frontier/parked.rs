@@ -38,13 +38,11 @@ impl Parked {
 
     /// Parks a hole until the first of `candidates` (not empty, ascending) ends.
     pub(super) fn park(&mut self, candidates: &[u64], lo: Seq, hole: Hole) {
-        let highest = *candidates
-            .last()
-            .expect("a hole nobody can fill is forgotten, not parked");
-        let group = self.groups.entry(highest).or_insert_with(|| Group {
-            candidates: candidates.to_vec(),
-            holes: Holes::new(false),
-        });
+        let highest = *candidates.last().expect("a hole nobody can fill is forgotten, not parked");
+        let group = self
+            .groups
+            .entry(highest)
+            .or_insert_with(|| Group { candidates: candidates.to_vec(), holes: Holes::new(false) });
         let before = group.holes.len();
         group.holes.absorb(lo, hole);
         self.ranges = self.ranges + group.holes.len() - before;
@@ -67,16 +65,11 @@ impl Parked {
     /// Takes everything out.
     pub(super) fn take_all(&mut self) -> Vec<(Seq, Hole)> {
         self.ranges = 0;
-        std::mem::take(&mut self.groups)
-            .into_values()
-            .flat_map(|mut group| group.holes.drain())
-            .collect()
+        std::mem::take(&mut self.groups).into_values().flat_map(|mut group| group.holes.drain()).collect()
     }
 
     pub(super) fn contains(&self, seq: Seq) -> bool {
-        self.groups
-            .values()
-            .any(|group| group.holes.at(seq).is_some())
+        self.groups.values().any(|group| group.holes.at(seq).is_some())
     }
 
     /// A number was seen: no hole holds it any longer.
@@ -119,9 +112,7 @@ impl Sightings {
         self.seen.reserve(snapshot.running.len());
         for xid in &snapshot.running {
             while known.next_if(|(id, ..)| id < xid).is_some() {}
-            let first = known
-                .next_if(|(id, ..)| id == xid)
-                .map_or(now, |(_, first, _)| first);
+            let first = known.next_if(|(id, ..)| id == xid).map_or(now, |(_, first, _)| first);
             let latest = newest.map_or(first, |newest| newest.max(first));
             newest = Some(latest);
             self.seen.push((*xid, first, latest));
@@ -130,8 +121,6 @@ impl Sightings {
 
     /// Since when all of the `count` lowest running transactions have been seen running.
     pub(super) fn all_since(&self, count: usize) -> Option<Instant> {
-        self.seen
-            .get(count.checked_sub(1)?)
-            .map(|(_, _, latest)| *latest)
+        self.seen.get(count.checked_sub(1)?).map(|(_, _, latest)| *latest)
     }
 }
