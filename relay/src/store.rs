@@ -10,8 +10,6 @@
 //! - Every question about the present takes `now`. `None` means the database's clock; tests pass the hour they need.
 //! - Text that is not valid UTF-8 is carried lossily, never an error: one bad row must not fail its neighbours.
 
-pub mod open;
-
 use std::time::Duration;
 
 use async_trait::async_trait;
