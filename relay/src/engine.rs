@@ -364,15 +364,14 @@ impl Engine {
             self.due.restart_pass();
             return false;
         }
-        let done = self.feed.pass_is_empty() && self.due.pass_is_empty();
-        if !done {
-            self.hurry(now);
+        // Idle pauses are for those who wait for new messages.
+        if !self.feed.pass_is_empty() {
+            self.feed.poll_soon(now);
         }
-        done
-    }
-
-    fn hurry(&mut self, now: Instant) {
-        self.feed.poll_soon(now);
+        if !self.due.pass_is_empty() {
+            self.due.look_soon(now);
+        }
+        self.feed.pass_is_empty() && self.due.pass_is_empty()
     }
 
     // ---- ownership ----

@@ -1,6 +1,7 @@
 //! The relay.
 #![allow(missing_docs)]
 
+pub mod bench;
 pub mod duration;
 mod engine;
 pub mod event;

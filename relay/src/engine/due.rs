@@ -99,6 +99,11 @@ impl DueState {
         self.pass_empty = false;
     }
 
+    /// A look is wanted now.
+    pub(super) fn look_soon(&mut self, now: Instant) {
+        self.safety_next = self.safety_next.min(now);
+    }
+
     pub(super) fn pass_is_empty(&self) -> bool {
         self.pass_empty
     }
