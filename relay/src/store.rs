@@ -21,6 +21,7 @@ use crate::message::{HistoryEntry, Key, Message, MessageId, PartitionSet, RelayI
 pub(crate) mod decode;
 pub mod open;
 pub mod postgres;
+pub mod sqlite;
 
 /// The hour a question is asked at; `None` is the database's own clock.
 pub type Now = Option<DateTime<Utc>>;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::postgres::Postgres;
+use super::sqlite::Sqlite;
 use super::{Store, StoreError};
 
 /// What a store is told beside the address.
@@ -35,6 +36,7 @@ pub async fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, S
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme {
         "postgres" | "postgresql" => Ok(Arc::new(Postgres::new(url, options)?)),
+        "sqlite" => Ok(Arc::new(Sqlite::new(url)?)),
         _ => Err(StoreError::Unsuitable {
             problem: format!("no database is known by the scheme `{scheme}:`"),
             help: "use an address that begins with `postgres://`, `mysql://`, `mariadb://` or `sqlite:`".into(),
