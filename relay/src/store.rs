@@ -19,6 +19,7 @@ use crate::frontier::{Evidence, HoleProbe, Snapshot};
 use crate::message::{HistoryEntry, Key, Message, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 
 pub(crate) mod decode;
+pub mod mysql;
 pub mod open;
 pub mod postgres;
 pub mod sqlite;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::mysql::Mysql;
 use super::postgres::Postgres;
 use super::sqlite::Sqlite;
 use super::{Store, StoreError};
@@ -35,6 +36,7 @@ impl Default for StoreOptions {
 pub async fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme {
+        "mysql" | "mariadb" => Ok(Arc::new(Mysql::new(url, options)?)),
         "postgres" | "postgresql" => Ok(Arc::new(Postgres::new(url, options)?)),
         "sqlite" => Ok(Arc::new(Sqlite::new(url)?)),
         _ => Err(StoreError::Unsuitable {
