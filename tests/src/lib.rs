@@ -1,1 +1,3 @@
 //! Shared by the integration tests.
+
+pub mod receiver;
