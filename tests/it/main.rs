@@ -1,1 +1,4 @@
-//! it
+//! Everything that needs a database, a socket or a process.
+
+mod database;
+mod store;
