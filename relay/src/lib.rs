@@ -1,7 +1,10 @@
 //! The relay.
 #![allow(missing_docs)]
 
+pub mod admin;
 pub mod bench;
+pub mod cli;
+pub mod config;
 pub mod duration;
 mod engine;
 pub mod event;
@@ -24,5 +27,5 @@ pub use crate::event::Event;
 pub use crate::outcome::AfterDeadLetter;
 pub use crate::relay::{Destination, Drained, Relay, RelayBuilder, RelayError, shutdown_signal};
 pub use crate::sink::Ordering;
-pub use crate::sink::http::Http;
 pub use crate::sink::handler::{Context, Handler, HandlerError, HandlerResult, Reply};
+pub use crate::sink::http::Http;
