@@ -48,12 +48,14 @@ fn client(database: &TestDatabase, charset: &str, sql: &str) -> Result<(), Strin
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 
-/// A text as a literal.
+/// A text as a literal. The shells of MariaDB and SQLite read lines and drop the carriage return before a line feed, so
+/// it is spelled out for them.
 fn quoted(kind: Kind, text: &str) -> String {
     let doubled = text.replace('\'', "''");
     match kind {
-        Kind::Mariadb => format!("'{}'", doubled.replace('\\', "\\\\")),
-        Kind::Postgres | Kind::Sqlite => format!("'{doubled}'"),
+        Kind::Mariadb => format!("'{}'", doubled.replace('\\', "\\\\").replace('\r', "\\r")),
+        Kind::Postgres => format!("'{doubled}'"),
+        Kind::Sqlite => format!("'{}'", doubled.replace('\r', "' || char(13) || '")),
     }
 }
 
