@@ -40,6 +40,7 @@ use crate::outcome::Policy;
 use crate::retry::RetryPolicy;
 use crate::route::Pattern;
 use crate::sink::handler::{Context, Handler, HandlerError, Reply};
+use crate::sink::http::{Http, HttpError};
 use crate::sink::{Ordering, Settings, Sink};
 use crate::store::open::{StoreOptions, open};
 use crate::store::{DestinationSpec, RelayRow, Status, Store, StoreError};
@@ -65,6 +66,7 @@ pub struct RelayBuilder {
     pace: Pace,
     timeout: Duration,
     retry: RetryPolicy,
+    source_name: String,
     destinations: Vec<Destination>,
     listener: Option<Listener>,
 }
@@ -75,17 +77,41 @@ enum Source {
 }
 
 /// A place messages go to, whatever kind it is.
-#[derive(Clone)]
 pub struct Destination {
-    /// What is said about it beside how it is reached.
-    pub settings: Settings,
-    /// Speaks to it.
-    pub sink: Arc<dyn Sink>,
+    settings: Settings,
+    kind: Kind,
+}
+
+enum Kind {
+    Handler(Handler),
+    Http(Http),
+    Sink(Arc<dyn Sink>),
+}
+
+impl Destination {
+    /// A place reached by a sink of one's own.
+    pub fn new(settings: Settings, sink: Arc<dyn Sink>) -> Destination {
+        Destination { settings, kind: Kind::Sink(sink) }
+    }
+
+    fn into_sink(self, source: &str) -> Result<Arc<dyn Sink>, HttpError> {
+        Ok(match self.kind {
+            Kind::Handler(handler) => Arc::new(handler.sink()),
+            Kind::Http(http) => Arc::new(http.sink(source)?),
+            Kind::Sink(sink) => sink,
+        })
+    }
 }
 
 impl From<Handler> for Destination {
     fn from(handler: Handler) -> Destination {
-        Destination { settings: handler.settings().clone(), sink: Arc::new(handler.sink()) }
+        Destination { settings: handler.settings().clone(), kind: Kind::Handler(handler) }
+    }
+}
+
+impl From<Http> for Destination {
+    fn from(http: Http) -> Destination {
+        Destination { settings: http.settings().clone(), kind: Kind::Http(http) }
     }
 }
 
@@ -256,6 +282,7 @@ impl RelayBuilder {
             },
             timeout: Duration::from_secs(15),
             retry: RetryPolicy::internal(),
+            source_name: "/outbox".to_owned(),
             destinations: Vec::new(),
             listener: None,
         }
@@ -282,6 +309,12 @@ impl RelayBuilder {
     /// The name people see; the identity is random.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
+        self
+    }
+
+    /// Names this outbox to HTTP receivers (CloudEvents `source`). Default `/outbox`.
+    pub fn source(mut self, source: impl Into<String>) -> Self {
+        self.source_name = source.into();
         self
     }
 
@@ -341,11 +374,15 @@ impl RelayBuilder {
         let mut names = HashSet::new();
         let mut destinations = Vec::new();
         for destination in self.destinations {
-            let settings = destination.settings;
+            let settings = destination.settings.clone();
             if !names.insert(settings.name.clone()) {
                 return Err(RelayError::DuplicateDestination { name: settings.name });
             }
             check(&settings)?;
+            let sink = destination.into_sink(&self.source_name).map_err(|error| RelayError::Destination {
+                name: settings.name.clone(),
+                problem: crate::outage::chain(&error),
+            })?;
             let concurrency = settings.concurrency.unwrap_or(CONCURRENCY).max(1);
             let keyed = settings.ordering == Ordering::Key;
             let spec = DestinationSpec {
@@ -355,7 +392,7 @@ impl RelayBuilder {
             };
             let served = Served {
                 name: settings.name,
-                sink: destination.sink,
+                sink,
                 limits: LaneLimits { concurrency, queue_max: self.pace.in_hands, keyed },
                 policy: Policy {
                     retry: settings.retry.unwrap_or_else(|| self.retry.clone()),

@@ -25,8 +25,9 @@ pub use self::context::Context;
 pub use self::result::{HandlerError, HandlerResult, Reply};
 use crate::duration;
 use crate::message::{Headers, Message};
+use crate::outcome::AfterDeadLetter;
 use crate::retry::RetryPolicy;
-use crate::sink::{Attempt, Judgement, Settings, Sink, text};
+use crate::sink::{Attempt, Judgement, Ordering, Settings, Sink, text};
 use crate::verdict::Verdict;
 
 mod context;
@@ -132,6 +133,20 @@ impl Handler {
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> Handler {
         self.settings.retry = Some(policy);
+        self
+    }
+
+    /// Whether messages of one key arrive in order; they do unless this says otherwise.
+    #[must_use]
+    pub fn ordering(mut self, ordering: Ordering) -> Self {
+        self.settings.ordering = ordering;
+        self
+    }
+
+    /// What happens to a key after one of its messages was given up; the next one goes unless this says otherwise.
+    #[must_use]
+    pub fn after_dead_letter(mut self, choice: AfterDeadLetter) -> Self {
+        self.settings.after_dead_letter = choice;
         self
     }
 

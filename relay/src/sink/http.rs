@@ -22,8 +22,9 @@ use tokio::time::Instant;
 
 use self::response::Excerpt;
 use crate::message::Message;
+use crate::outcome::AfterDeadLetter;
 use crate::retry::RetryPolicy;
-use crate::sink::{Attempt, Judgement, Settings, Sink};
+use crate::sink::{Attempt, Judgement, Ordering, Settings, Sink};
 use crate::verdict::Verdict;
 
 mod failure;
@@ -101,6 +102,20 @@ impl Http {
     #[must_use]
     pub fn retry(mut self, policy: RetryPolicy) -> Http {
         self.settings.retry = Some(policy);
+        self
+    }
+
+    /// Whether messages of one key arrive in order; they do unless this says otherwise.
+    #[must_use]
+    pub fn ordering(mut self, ordering: Ordering) -> Self {
+        self.settings.ordering = ordering;
+        self
+    }
+
+    /// What happens to a key after one of its messages was given up; the next one goes unless this says otherwise.
+    #[must_use]
+    pub fn after_dead_letter(mut self, choice: AfterDeadLetter) -> Self {
+        self.settings.after_dead_letter = choice;
         self
     }
 

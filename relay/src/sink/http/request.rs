@@ -8,7 +8,7 @@
 use std::time::SystemTime;
 
 use chrono::SecondsFormat;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
 use super::HttpError;
 use crate::message::{Headers, Message};
@@ -35,6 +35,10 @@ pub(super) fn headers(
     let content_type = HeaderValue::from_bytes(message.content_type.as_bytes())
         .map_err(|_| "the content type has a character no header may have".to_owned())?;
     headers.insert(CONTENT_TYPE, content_type);
+    if message.payload.is_empty() {
+        // The client leaves it out where there is no body, and servers may then refuse a POST with 411.
+        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("outbox-relay/", env!("CARGO_PKG_VERSION"))));
 
     let id = message.id.to_string();
