@@ -24,5 +24,5 @@ pub use crate::event::Event;
 pub use crate::outcome::AfterDeadLetter;
 pub use crate::relay::{Destination, Drained, Relay, RelayBuilder, RelayError, shutdown_signal};
 pub use crate::sink::Ordering;
-pub use crate::sink::http::Http;
 pub use crate::sink::handler::{Context, Handler, HandlerError, HandlerResult, Reply};
+pub use crate::sink::http::Http;
