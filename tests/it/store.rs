@@ -6,3 +6,6 @@
 
 mod feed;
 mod fixture;
+mod order;
+mod settle;
+mod values;
