@@ -4,3 +4,4 @@ mod database;
 mod http;
 mod producers;
 mod store;
+mod sqlite;
