@@ -1,3 +1,5 @@
 //! Everything that needs a database, a socket or a process.
 
+mod checker;
 mod database;
+mod toy;

@@ -2,4 +2,6 @@
 //!
 //! Nothing here is part of the product, and what judges the product shares no code with it.
 
+pub mod checker;
 pub mod database;
+pub mod history;
