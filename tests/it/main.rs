@@ -2,4 +2,6 @@
 
 mod checker;
 mod database;
+mod process;
+mod tables;
 mod toy;

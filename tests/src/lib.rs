@@ -5,3 +5,5 @@
 pub mod checker;
 pub mod database;
 pub mod history;
+pub mod process;
+pub mod tables;
