@@ -21,14 +21,17 @@
 //! Nothing here reads a clock or a database, or knows which rows are in hands: a number may be returned again, and the
 //! caller knows those it still holds.
 
+mod ages;
 mod gains;
 mod holes;
 mod parked;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 
 use crate::message::{PartitionSet, Seq};
-use crate::store::{Page, Probe, Wanted};
+use crate::store::{Page, Wanted};
 
 use gains::Gains;
 use holes::{Hole, Holes};
@@ -98,9 +101,6 @@ pub struct Frontier {
 /// How many numbers a poll, or a locking read, looks for one by one where holes end by age.
 pub const NUMBERS_PER_POLL: i64 = 1_000;
 
-/// Of these, how many are the youngest, which are the likeliest to fill; the others take turns.
-const YOUNGEST_PER_POLL: i64 = 750;
-
 /// Beyond this many ranges sent with polls, neighbours merge.
 const ACTIVE_MAX: usize = 10_000;
 
@@ -112,10 +112,6 @@ const PARKED_MAX: usize = 500_000;
 
 /// A hole, or all transactions it waits for, must be this old to be parked: most end sooner, and ending costs a poll.
 const PARK_AFTER: Duration = Duration::from_millis(100);
-
-/// A running transaction prolongs the life of a hole at most to this many times the age limit. One that is forgotten
-/// for hours must not make every hole live for hours; the sweep finds what it commits after that.
-const PROLONGED_MAX: u32 = 30;
 
 /// The rules that can be left out in tests, to prove that the tests would notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,62 +257,6 @@ impl Frontier {
     /// True when an unmarked hole exists that a mark would help (PostgreSQL).
     pub fn needs_mark(&self) -> bool {
         self.evidence == Evidence::Snapshots && self.active.unmarked() > 0
-    }
-
-    /// Ranges old enough to be forgotten if a locking read finds nothing in them (MySQL/MariaDB); often empty.
-    ///
-    /// No poll needs to have looked into them lately: the locking read finds committed rows as well.
-    pub fn doubtful(&self, now: Instant) -> Vec<(Seq, Seq)> {
-        let mut ranges = Vec::new();
-        let mut numbers = 0;
-        for (lo, hole) in
-            self.active.due().take_while(|(_, hole)| hole.due <= now || self.lacks(Rule::AgeBeforeForgetting))
-        {
-            // A poll comes first where it is owed; it may be cheaper, and it cannot be under way now.
-            if hole.again {
-                continue;
-            }
-            // A wide range is asked for as one, so it fills the read whatever its width.
-            numbers += (hole.hi - lo + 1).min(NUMBERS_PER_POLL);
-            if numbers > NUMBERS_PER_POLL && !ranges.is_empty() {
-                break;
-            }
-            ranges.push((lo, hole.hi));
-        }
-        ranges.sort_unstable();
-        ranges
-    }
-
-    /// The locking read over `ranges` (from [`Frontier::doubtful`]) has answered.
-    ///
-    /// What it found free is forgotten: nobody who has inserted there is still running, and nothing there is
-    /// committed. What it found occupied stays, and the next poll looks there.
-    pub fn probed(&mut self, ranges: &[(Seq, Seq)], probe: &Probe, now: Instant) {
-        let Evidence::Ages(limit) = self.evidence else {
-            return;
-        };
-        self.tick += 1;
-        self.now = Some(now);
-        let later = now + limit / 8;
-        let mut occupied = if self.lacks(Rule::OccupiedIsKept) { Vec::new() } else { probe.occupied.clone() };
-        occupied.sort_unstable();
-        for (lo, hi) in ranges {
-            for start in self.active.touching(*lo, *hi) {
-                let Some((_, hole)) = self.active.at(start) else {
-                    continue;
-                };
-                // Reopened since it was doubted: the locking read came before.
-                if hole.again {
-                    continue;
-                }
-                let age = now.saturating_duration_since(hole.born);
-                if probe.oldest_transaction.is_some_and(|oldest| oldest >= age) && age < limit * PROLONGED_MAX {
-                    self.put_off(start, later, false);
-                } else {
-                    self.forget_free(start, (*lo).max(start), (*hi).min(hole.hi), &occupied, later);
-                }
-            }
-        }
     }
 
     /// Partitions were gained: whatever they hold at or below the cursor has to be read.
@@ -501,102 +441,6 @@ impl Frontier {
         }
     }
 
-    /// Which holes the next poll looks into where they end by age: those owed a poll, the youngest, and in turn the
-    /// others.
-    ///
-    /// Young ones are the likeliest to fill, and a row found late is a row out of order; so they come first, and the
-    /// turn sees to it that no old one starves.
-    fn some_holes(&mut self) -> Vec<HoleProbe> {
-        let mut ranges: Vec<(Seq, Seq)> = Vec::new();
-        let mut budget = NUMBERS_PER_POLL;
-        let mut wide = false;
-        for (lo, hole) in self.active.again() {
-            let width = hole.hi - lo + 1;
-            if width > NUMBERS_PER_POLL {
-                // One read over a wide range, not a list of its numbers, and one of these in a poll.
-                if !std::mem::replace(&mut wide, true) {
-                    ranges.push((lo, hole.hi));
-                }
-            } else if width <= budget {
-                budget -= width;
-                ranges.push((lo, hole.hi));
-            }
-        }
-
-        let older = budget.min(NUMBERS_PER_POLL - YOUNGEST_PER_POLL);
-        let mut young = budget - older;
-        let mut floor = Seq::MAX;
-        for (lo, hole) in self.active.iter().rev() {
-            if young == 0 {
-                break;
-            }
-            floor = lo.max(hole.hi - young + 1);
-            young -= hole.hi - floor + 1;
-            ranges.push((floor, hole.hi));
-        }
-
-        // Twice at most: from the turn up to the youngest, then once more from the bottom.
-        let mut left = older + young;
-        let mut from = self.turn.min(floor);
-        for until in [floor, from] {
-            while left > 0 && from < until {
-                let inside = self.active.at(from).map(|(_, hole)| (from, hole.hi));
-                let next = inside.or_else(|| self.active.iter_from(from).next().map(|(lo, hole)| (lo, hole.hi)));
-                let Some((lo, hi)) = next.filter(|(lo, _)| *lo < until) else {
-                    break;
-                };
-                let hi = hi.min(lo + left - 1).min(until - 1);
-                left -= hi - lo + 1;
-                ranges.push((lo, hi));
-                from = hi + 1;
-            }
-            if left > 0 && until == floor {
-                from = 1;
-            }
-        }
-        self.turn = from;
-
-        ranges.sort_unstable();
-        let mut probes: Vec<HoleProbe> = Vec::with_capacity(ranges.len());
-        for (lo, hi) in ranges {
-            match probes.last_mut() {
-                Some(last) if lo <= last.hi => last.hi = last.hi.max(hi),
-                _ => probes.push(HoleProbe { lo, hi, gained: None }),
-            }
-        }
-        probes
-    }
-
-    /// Leaves the hole that begins at `lo` alone until `later`.
-    fn put_off(&mut self, lo: Seq, later: Instant, again: bool) {
-        if let Some(hole) = self.active.remove(lo) {
-            self.active.insert(lo, Hole { due: later, again, ..hole });
-        }
-    }
-
-    /// Takes out of the hole that begins at `start` what lies in `from..=to` and in nothing occupied (ascending).
-    fn forget_free(&mut self, start: Seq, from: Seq, to: Seq, occupied: &[(Seq, Seq)], later: Instant) {
-        let mut free = Vec::new();
-        let mut next = from;
-        for (lo, hi) in occupied.iter().filter(|(lo, hi)| *lo <= to && from <= *hi) {
-            if next < *lo {
-                free.push((next, lo - 1));
-            }
-            next = next.max(hi + 1);
-        }
-        if next <= to {
-            free.push((next, to));
-        }
-        for (lo, hi) in free {
-            if let Some((inside, _)) = self.active.at(lo) {
-                self.active.cut(inside, lo, hi);
-            }
-        }
-        for lo in self.active.touching(from.max(start), to) {
-            self.put_off(lo, later, true);
-        }
-    }
-
     /// True in tests that leave this rule out.
     #[cfg(test)]
     fn lacks(&self, rule: Rule) -> bool {
@@ -607,163 +451,5 @@ impl Frontier {
     #[inline(always)]
     fn lacks(&self, _: Rule) -> bool {
         false
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::Row;
-
-    fn row(seq: Seq) -> Row {
-        Row::Foreign { seq, partition_no: 0 }
-    }
-
-    fn page(snapshot: Option<Snapshot>, from_holes: &[Seq], from_tail: &[Seq]) -> Page {
-        Page {
-            incarnation: 1,
-            snapshot,
-            from_holes: from_holes.iter().map(|seq| row(*seq)).collect(),
-            holes_full: false,
-            from_tail: from_tail.iter().map(|seq| row(*seq)).collect(),
-        }
-    }
-
-    fn snapshot(xmin: u64, xmax: u64, running: &[u64]) -> Option<Snapshot> {
-        Some(Snapshot { xmin, xmax, running: running.to_vec() })
-    }
-
-    fn asked(wanted: &Wanted) -> Vec<(Seq, Seq)> {
-        wanted.holes.iter().map(|probe| (probe.lo, probe.hi)).collect()
-    }
-
-    /// One poll that answers with `page`.
-    fn poll(frontier: &mut Frontier, now: Instant, page: &Page) -> (Wanted, Reading) {
-        let wanted = frontier.wanted(now);
-        let reading = frontier.receive(&wanted, page, now);
-        (wanted, reading)
-    }
-
-    #[test]
-    fn gap_is_asked_for_until_everybody_below_its_mark_has_ended() {
-        let now = Instant::now();
-        let mut frontier = Frontier::new(Evidence::Snapshots);
-        poll(&mut frontier, now, &page(snapshot(5, 9, &[5]), &[], &[3, 4, 7]));
-        assert_eq!(frontier.cursor(), 7);
-        assert!(frontier.needs_mark() && frontier.is_hole(1) && frontier.is_hole(6) && !frontier.is_hole(4));
-        frontier.mark(frontier.stamp(), 9);
-        assert!(!frontier.needs_mark());
-        let (wanted, _) = poll(&mut frontier, now, &page(snapshot(5, 10, &[5]), &[6], &[]));
-        assert_eq!(asked(&wanted), [(1, 2), (5, 6)]);
-        let (wanted, _) = poll(&mut frontier, now, &page(snapshot(9, 10, &[9]), &[], &[]));
-        assert_eq!(asked(&wanted), [(1, 2), (5, 5)]);
-        assert_eq!(frontier.holes(), (0, 0));
-    }
-
-    #[test]
-    fn gained_partition_is_read_in_pages_before_anything_else() {
-        let now = Instant::now();
-        let mut frontier = Frontier::new(Evidence::Ages(Duration::from_secs(10)));
-        poll(&mut frontier, now, &page(None, &[], &[2, 3, 9]));
-        frontier.gain(PartitionSet::EMPTY.with(4));
-        assert!(frontier.gain_pending(4, 1) && !frontier.gain_pending(5, 9));
-        let full = Page { holes_full: true, ..page(None, &[2, 3], &[]) };
-        let (wanted, reading) = poll(&mut frontier, now, &full);
-        assert_eq!((asked(&wanted), wanted.tail), (vec![(1, 9)], false));
-        assert_eq!(reading, Reading::Use { tail: false });
-        assert!(!frontier.gain_pending(4, 3) && frontier.gain_pending(4, 4));
-        let (wanted, _) = poll(&mut frontier, now, &page(None, &[9], &[]));
-        assert_eq!(asked(&wanted), [(4, 9)]);
-        assert!(!frontier.gain_pending(4, 9));
-        assert!(frontier.wanted(now).tail);
-    }
-
-    #[test]
-    fn gain_during_a_poll_looks_again_at_what_that_poll_passed_over() {
-        let now = Instant::now();
-        let mut frontier = Frontier::new(Evidence::Serial);
-        let wanted = frontier.wanted(now);
-        frontier.gain(PartitionSet::EMPTY.with(4));
-        assert!(frontier.gain_pending(4, 5));
-        frontier.receive(&wanted, &page(None, &[], &[1, 5]), now);
-        assert_eq!(asked(&frontier.wanted(now)), [(1, 5)]);
-    }
-
-    #[test]
-    fn reopened_numbers_make_one_range_and_are_looked_for_once_where_commits_are_serial() {
-        let now = Instant::now();
-        let mut frontier = Frontier::new(Evidence::Serial);
-        poll(&mut frontier, now, &page(None, &[], &[1, 2, 3, 9]));
-        assert_eq!(frontier.holes(), (0, 0));
-        for seq in [3, 1, 2, 9] {
-            frontier.reopen(seq);
-        }
-        frontier.reopen(10);
-        let (wanted, _) = poll(&mut frontier, now, &page(None, &[2], &[]));
-        assert_eq!(asked(&wanted), [(1, 3), (9, 9)]);
-        assert_eq!(frontier.holes(), (0, 0));
-    }
-
-    #[test]
-    fn another_incarnation_starts_anew_and_an_answer_from_before_is_discarded() {
-        let now = Instant::now();
-        let mut frontier = Frontier::new(Evidence::Snapshots);
-        poll(&mut frontier, now, &page(snapshot(5, 5, &[]), &[], &[4]));
-        let other = Page { incarnation: 2, ..page(snapshot(5, 5, &[]), &[], &[6]) };
-        assert_eq!(poll(&mut frontier, now, &other).1, Reading::Discard);
-        assert_eq!((frontier.cursor(), frontier.holes()), (0, (0, 0)));
-        assert_eq!(poll(&mut frontier, now, &other).1, Reading::Use { tail: true });
-        let wanted = frontier.wanted(now);
-        frontier.restart();
-        assert_eq!(frontier.receive(&wanted, &other, now), Reading::Discard);
-    }
-
-    #[test]
-    fn hole_is_doubted_only_when_old_and_stays_while_it_is_occupied() {
-        let (start, limit) = (Instant::now(), Duration::from_secs(10));
-        let mut frontier = Frontier::new(Evidence::Ages(limit));
-        poll(&mut frontier, start, &page(None, &[], &[3, 6]));
-        assert!(frontier.doubtful(start + limit - Duration::from_millis(1)).is_empty());
-        let later = start + limit;
-        assert_eq!(frontier.doubtful(later), [(1, 2), (4, 5)]);
-        let probe = Probe { occupied: vec![(2, 2)], oldest_transaction: None };
-        frontier.probed(&[(1, 2), (4, 5)], &probe, later);
-        assert_eq!(asked(&frontier.wanted(later)), [(2, 2)]);
-        assert!(frontier.doubtful(later).is_empty());
-        let (later, none) = (later + limit, Probe::default());
-        poll(&mut frontier, later, &page(None, &[], &[]));
-        let running = Probe { oldest_transaction: Some(limit * 3), ..Probe::default() };
-        frontier.probed(&[(2, 2)], &running, later);
-        assert_eq!(frontier.holes(), (1, 0));
-        frontier.probed(&[(2, 2)], &none, later + limit);
-        assert_eq!(frontier.holes(), (0, 0));
-    }
-
-    #[test]
-    fn many_old_holes_take_turns_and_none_starves() {
-        let now = Instant::now();
-        let mut frontier = Frontier::new(Evidence::Ages(Duration::from_secs(10)));
-        let seen: Vec<Seq> = (1..=5_000).map(|n| n * 2).collect();
-        poll(&mut frontier, now, &page(None, &[], &seen));
-        let mut looked = std::collections::BTreeSet::new();
-        for _ in 0..20 {
-            let (wanted, _) = poll(&mut frontier, now, &page(None, &[], &[]));
-            let numbers: Seq = wanted.holes.iter().map(|probe| probe.hi - probe.lo + 1).sum();
-            assert_eq!(numbers, NUMBERS_PER_POLL);
-            assert!(wanted.holes.windows(2).all(|pair| pair[0].hi < pair[1].lo));
-            looked.extend(asked(&wanted));
-        }
-        assert_eq!(looked.len(), 5_000);
-    }
-
-    #[test]
-    fn too_many_ranges_merge_with_their_closest_neighbours() {
-        let now = Instant::now();
-        let mut frontier = Frontier::new(Evidence::Snapshots);
-        frontier.active_max = 10;
-        poll(&mut frontier, now, &page(snapshot(1, 1, &[]), &[], &[2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 500, 502]));
-        let (wanted, _) = poll(&mut frontier, now, &page(snapshot(1, 1, &[]), &[], &[]));
-        assert!(wanted.holes.len() <= 5, "{:?}", asked(&wanted));
-        assert!((1..=502).filter(|n| n % 2 == 1).all(|n| frontier.is_hole(n)));
     }
 }
