@@ -6,9 +6,9 @@
 mod checker;
 mod database;
 mod http;
-mod producers;
-mod store;
-mod sqlite;
 mod process;
+mod producers;
+mod sqlite;
+mod store;
 mod tables;
 mod toy;

@@ -8,7 +8,7 @@
 
 pub mod checker;
 pub mod database;
-pub mod receiver;
 pub mod history;
 pub mod process;
+pub mod receiver;
 pub mod tables;

@@ -48,8 +48,14 @@ async fn main() -> Result<(), Failure> {
 
     let outcome = if serve {
         println!("The shop listens. Place an order, or one that is rolled back (its card is declined):");
-        println!("  curl -i -d '{{\"item\":\"teapot\",\"email\":\"ada@example.org\"}}' -H 'content-type: application/json' {}/orders", shop.url());
-        println!("  curl -i -d '{{\"item\":\"teapot\",\"email\":\"ada@example.org\",\"card\":\"declined\"}}' -H 'content-type: application/json' {}/orders", shop.url());
+        println!(
+            "  curl -i -d '{{\"item\":\"teapot\",\"email\":\"ada@example.org\"}}' -H 'content-type: application/json' {}/orders",
+            shop.url()
+        );
+        println!(
+            "  curl -i -d '{{\"item\":\"teapot\",\"email\":\"ada@example.org\",\"card\":\"declined\"}}' -H 'content-type: application/json' {}/orders",
+            shop.url()
+        );
         println!("Files: {}\nCtrl-C ends it.\n", folder.display());
         tokio::spawn(story::narrate(events));
         shutdown_signal().await;

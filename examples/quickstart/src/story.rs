@@ -27,7 +27,9 @@ pub(crate) async fn play(
     println!("   POST /orders -> {status}");
     expect(status == 202, "the order was not accepted")?;
 
-    println!("2. Another one arrives, and its card is declined after the message was enqueued: all of it is rolled back.");
+    println!(
+        "2. Another one arrives, and its card is declined after the message was enqueued: all of it is rolled back."
+    );
     let status = order(shop, "samovar", "declined").await?;
     println!("   POST /orders -> {status}");
     expect(status == 402, "the second order was not refused")?;
@@ -38,7 +40,9 @@ pub(crate) async fn play(
         let event = events.recv().await.ok_or("the relay ended early")?;
         tell(&event);
         match &event {
-            Event::Attempted { delivery, verdict: Verdict::Delivered, .. } if delivery.destination == "confirmation" => {
+            Event::Attempted { delivery, verdict: Verdict::Delivered, .. }
+                if delivery.destination == "confirmation" =>
+            {
                 confirmed = true;
             }
             Event::Attempted { delivery, verdict: Verdict::Delivered, .. } if delivery.destination == "warehouse" => {
@@ -79,7 +83,10 @@ pub(crate) async fn play(
     println!("6. {orders} order in the table, {} mail sent: {}", mails.len(), mails[0].display());
     println!("   The order that was rolled back left nothing behind.");
     expect(orders == 1 && mails.len() == 1, "one order and one mail were promised")?;
-    println!("\nDone in {:.1} s. `--serve` keeps the shop running for requests of your own.", began.elapsed().as_secs_f64());
+    println!(
+        "\nDone in {:.1} s. `--serve` keeps the shop running for requests of your own.",
+        began.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
