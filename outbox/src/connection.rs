@@ -65,6 +65,9 @@ pub(crate) mod sealed {
         /// Reads a text column.
         fn text_from_sql(raw: Self::RawValue<'_>) -> deserialize::Result<String>;
 
+        /// Appends a bound text to a statement.
+        fn bind_text<'b>(text: &'b str, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()>;
+
         /// Collects messages for `message_insert_many`.
         fn batch(rows: Vec<Row>) -> Self::Batch;
 

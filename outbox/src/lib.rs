@@ -78,6 +78,7 @@
 
 #[cfg(feature = "async")]
 pub mod aio;
+pub mod dead_letters;
 pub mod limits;
 pub mod migrations;
 pub mod schema;

@@ -33,6 +33,10 @@ impl Dialect for Pg {
         FromSql::<Text, Self>::from_sql(raw)
     }
 
+    fn bind_text<'b>(text: &'b str, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_bind_param::<Text, _>(text)
+    }
+
     fn batch(rows: Vec<Row>) -> Columns {
         let mut columns = Columns::default();
         for row in rows {

@@ -34,6 +34,10 @@ impl Dialect for Sqlite {
         FromSql::<Text, Self>::from_sql(raw)
     }
 
+    fn bind_text<'b>(text: &'b str, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_bind_param::<Text, _>(text)
+    }
+
     fn batch(rows: Vec<Row>) -> Vec<Row> {
         rows
     }

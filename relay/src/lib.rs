@@ -1,7 +1,10 @@
 //! The relay.
 #![allow(missing_docs)]
 
+pub mod admin;
 pub mod bench;
+pub mod cli;
+pub mod config;
 pub mod duration;
 mod engine;
 pub mod event;
