@@ -64,7 +64,8 @@ pub(crate) async fn play(
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     };
-    println!("   #{} {} for {}: {}", letter.id, letter.topic, letter.destination, letter.reason);
+    let error = letter.last_error.as_deref().unwrap_or_default();
+    println!("   #{} {} for {}: {} ({error})", letter.id, letter.topic, letter.destination, letter.reason);
     println!("   From a shell:");
     println!("     relay dead list --database-url sqlite:{}", database.display());
     println!("     relay dead redrive {} --database-url sqlite:{}", letter.id, database.display());
