@@ -45,8 +45,18 @@ async fn deliver(config: &Config, drain: bool) -> Result<Exit, Failure> {
         say(&format!("drained; left behind: {} pending, {waiting} waiting, {dead} dead letters", status.pending));
         return Ok(if drained.is_clean() { Exit::Ok } else { Exit::Found });
     }
-    relay.run_until(shutdown_signal()).await?;
+    relay.run_until(first_signal()).await?;
     Ok(Exit::Ok)
+}
+
+/// Completes at the first signal; a second one ends the process at once.
+async fn first_signal() {
+    shutdown_signal().await;
+    tokio::spawn(async {
+        shutdown_signal().await;
+        say("relay: ended at once by a second signal; what was not settled is delivered again");
+        std::process::exit(1);
+    });
 }
 
 async fn build(config: &Config) -> Result<Relay, RelayError> {
