@@ -1,6 +1,6 @@
 //! Real processes: started, listened to, signalled and never left behind.
 //!
-//! [`Process`] works with any program; [`relay`] is the command of this project's daemon. Everything is synchronous,
+//! [`Process`] works with any program; [`relay()`] is the command of this project's daemon. Everything is synchronous,
 //! reads both outputs on threads of their own, and waits with a limit: when that is reached the test fails with all
 //! that was said so far. Dropping a process kills it.
 
