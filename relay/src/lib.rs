@@ -3,6 +3,7 @@
 
 pub mod frontier;
 pub mod message;
+pub mod route;
 pub mod sink;
 pub mod store;
 pub mod verdict;
