@@ -1,8 +1,10 @@
 //! The relay.
 #![allow(missing_docs)]
 
+pub mod duration;
 pub mod frontier;
 pub mod message;
+pub mod retry;
 pub mod route;
 pub mod sink;
 pub mod store;
