@@ -1,6 +1,7 @@
 //! The relay.
 #![allow(missing_docs)]
 
+pub mod config;
 pub mod duration;
 pub mod frontier;
 pub mod message;

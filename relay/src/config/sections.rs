@@ -1,0 +1,332 @@
+//! Which sections and keys there are, and what each accepts.
+//!
+//! One function for each section. A function asks for every key it knows and then finishes the section, which makes
+//! the keys nobody asked for unknown.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::read::{Given, Origin, Section};
+use super::size;
+use super::{
+    AfterDeadLetter, Config, Database, Defaults, Destination, Health, Migrate, Mode, Ordering, RelayOptions, Secret,
+    Sources, database_url,
+};
+use crate::duration;
+use crate::retry::RetryPolicy;
+use crate::route::Pattern;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Reads the whole file into `config`, which holds the defaults.
+pub(super) fn read(config: &mut Config, root: Section<'_, '_>, sources: &Sources) {
+    database(&mut config.database, root.section("database"), sources);
+    if let Some(host) = &sources.host {
+        config.relay.name.clone_from(host);
+    }
+    relay(&mut config.relay, root.section("relay"));
+    health(&mut config.health, root.section("health"));
+    defaults(&mut config.defaults, root.section("defaults"));
+    let destinations = root.section("destinations");
+    for name in destinations.keys() {
+        if !is_name(&name) {
+            destinations.problem(
+                &name,
+                format!("`{name}` cannot name a destination"),
+                Some("a name is a lower-case letter followed by at most 62 lower-case letters, digits or `_`"),
+            );
+        }
+        let defaults = Destination {
+            timeout: config.defaults.timeout,
+            retry: config.defaults.retry.clone(),
+            ..Destination::default()
+        };
+        let destination = destination(defaults, destinations.section(&name));
+        config.destinations.insert(name, destination);
+    }
+    destinations.finish();
+    root.finish();
+}
+
+fn database(into: &mut Database, section: Section<'_, '_>, sources: &Sources) {
+    let written = section.secret("url");
+    if let Some(url) = &sources.database_url {
+        into.url = Secret::new(url.clone());
+        check_database_url(&section, &into.url);
+    } else if let Some((url, origin)) = written {
+        check_database_url(&section, &url);
+        if origin == Origin::Literal && database_url::has_password(url.expose()) {
+            section.problem(
+                "url",
+                "`url` in [database] contains a password".to_owned(),
+                Some(
+                    "write `url = { env = \"DATABASE_URL\" }` or `url = { file = \"path\" }`, and keep it out of the file",
+                ),
+            );
+        }
+        into.url = url;
+    } else if section.has("url") {
+        // Its problem was noted; that there is no url is not another one.
+    } else if let Some(url) = sources.environment.get("DATABASE_URL").filter(|url| !url.is_empty()) {
+        into.url = Secret::new(url.clone());
+        check_database_url(&section, &into.url);
+    } else {
+        section.problem(
+            "url",
+            "no database is named".to_owned(),
+            Some("set DATABASE_URL, `url` in [database], or pass --database-url"),
+        );
+    }
+    let words = [("check", Migrate::Check), ("auto", Migrate::Auto), ("off", Migrate::Off)];
+    section.set("migrate", &mut into.migrate, one_of(&words));
+    section.set("transaction_age_max", &mut into.transaction_age_max, duration_in(SECOND..=HOUR));
+    section.finish();
+}
+
+fn check_database_url(section: &Section<'_, '_>, url: &Secret) {
+    let url = url.expose();
+    // The url itself is not repeated: what is mistaken for a scheme may be half a password.
+    match database_url::backend(url) {
+        None => section.problem(
+            "url",
+            "the database url names no database this relay knows".to_owned(),
+            Some("it begins with `postgres://`, `mysql://` or `sqlite:`"),
+        ),
+        Some(database_url::Backend::Sqlite) if database_url::sqlite_path(url).is_none() => {
+            section.problem("url", "the database url names no file".to_owned(), Some("write `sqlite:path/to/file.db`"));
+        }
+        Some(_) => {}
+    }
+}
+
+fn relay(into: &mut RelayOptions, section: Section<'_, '_>) {
+    section.set("name", &mut into.name, |given| {
+        let fits = |name: &&str| !name.is_empty() && name.len() <= 64 && name.chars().all(|c| c.is_ascii_graphic());
+        given.text().filter(fits).map(str::to_owned).ok_or("1 to 64 visible ASCII characters without blanks".to_owned())
+    });
+    section.set("lease", &mut into.lease, duration_in(SECOND..=5 * MINUTE));
+    section.set("poll_busy", &mut into.poll_busy, duration_in(Duration::ZERO..=SECOND));
+    section.set("poll_idle", &mut into.poll_idle, duration_in(Duration::from_millis(1)..=MINUTE));
+    section.set("shutdown_grace", &mut into.shutdown_grace, duration_in(Duration::ZERO..=HOUR));
+    section.set("in_hands", &mut into.in_hands, number_in(1..=100_000));
+    section.set("in_hands_bytes", &mut into.in_hands_bytes, bytes_in(1 << 20..=64 << 30));
+    section.set("source", &mut into.source, |given| {
+        let fits = |source: &&str| !source.is_empty() && source.chars().all(|c| c.is_ascii_graphic());
+        given.text().filter(fits).map(str::to_owned).ok_or("a URI reference such as `/shop`".to_owned())
+    });
+    if into.poll_idle < into.poll_busy {
+        section.problem(
+            "poll_idle",
+            format!(
+                "`poll_idle` in [relay] ({}) is shorter than `poll_busy` ({})",
+                duration::format(into.poll_idle),
+                duration::format(into.poll_busy)
+            ),
+            Some("the pause grows from `poll_busy` to `poll_idle`"),
+        );
+    }
+    section.finish();
+}
+
+fn health(into: &mut Health, section: Section<'_, '_>) {
+    section.set("listen", &mut into.listen, |given| {
+        let must = || "an address with a port such as `127.0.0.1:9464`, or `off`".to_owned();
+        match given.text().ok_or_else(must)? {
+            "off" => Ok(None),
+            text => text.parse::<SocketAddr>().map(Some).map_err(|_| must()),
+        }
+    });
+    section.finish();
+}
+
+fn defaults(into: &mut Defaults, section: Section<'_, '_>) {
+    section.set("timeout", &mut into.timeout, attempt_timeout());
+    section.set("mode", &mut into.mode, one_of(&[("binary", Mode::Binary)]));
+    retry(&mut into.retry, &section);
+    section.finish();
+}
+
+fn destination(mut into: Destination, section: Section<'_, '_>) -> Destination {
+    url(&mut into.url, &section);
+    topics(&mut into.topics, &section);
+    section.set("concurrency", &mut into.concurrency, number_in(1..=1024));
+    section.set("timeout", &mut into.timeout, attempt_timeout());
+    section.set("ordering", &mut into.ordering, one_of(&[("key", Ordering::Key), ("none", Ordering::None)]));
+    let words = [("continue", AfterDeadLetter::Continue), ("block", AfterDeadLetter::Block)];
+    section.set("after_dead_letter", &mut into.after_dead_letter, one_of(&words));
+    retry(&mut into.retry, &section);
+    headers(&mut into, section.section("headers"));
+    section.finish();
+    into
+}
+
+fn url(into: &mut String, section: &Section<'_, '_>) {
+    let Some(given) = section.scalar("url") else {
+        let message = format!("[{}] needs `url`", section.name());
+        section.problem("url", message, Some("it says where to POST: `url = \"https://…\"`"));
+        return;
+    };
+    let parsed = given.text().and_then(|text| reqwest::Url::parse(text).ok());
+    // The value is not repeated in messages: a path or a query may be a secret.
+    let wrong = match &parsed {
+        Some(url) if !matches!(url.scheme(), "http" | "https") => Some("must begin with `https://` or `http://`"),
+        Some(url) if !url.username().is_empty() || url.password().is_some() => {
+            Some("contains credentials; send them as a header, `headers = { authorization = { env = \"NAME\" } }`")
+        }
+        Some(url) if url.fragment().is_some() => Some("has a fragment (`#…`), which is never sent"),
+        Some(_) => None,
+        None => Some("must be a whole url such as `https://billing.internal/hooks`"),
+    };
+    if let Some(wrong) = wrong {
+        section.problem("url", format!("`url` in [{}] {wrong}", section.name()), None);
+    } else if let Some(text) = given.text() {
+        text.clone_into(into);
+    }
+}
+
+fn topics(into: &mut Vec<String>, section: &Section<'_, '_>) {
+    let Some(given) = section.value("topics") else {
+        let message = format!("[{}] needs `topics`", section.name());
+        section.problem("topics", message, Some("for example `topics = [\"order.*\"]`, or `[\"**\"]` for all"));
+        return;
+    };
+    section.accept("topics", &given, into, |given| {
+        let topics = given.texts().filter(|topics| !topics.is_empty());
+        Ok(topics.ok_or("a list of topics such as `[\"order.*\"]`")?.into_iter().map(str::to_owned).collect())
+    });
+    for error in into.iter().filter_map(|topic| Pattern::parse(topic).err()) {
+        section.problem("topics", format!("`topics` in [{}]: {error}", section.name()), None);
+    }
+}
+
+/// A table, `{ preset = "internal" }` or `{ pauses = ["5s", "5m"] }`, or the list of pauses alone.
+fn retry(into: &mut RetryPolicy, section: &Section<'_, '_>) {
+    if let Some(list) = section.value("retry").filter(|given| !given.is_table()) {
+        section.accept("retry", &list, into, pauses);
+        return;
+    }
+    let table = section.section("retry");
+    let presets = [("internal", RetryPolicy::internal()), ("webhook", RetryPolicy::webhook())];
+    table.set("preset", into, one_of(&presets));
+    if let Some(list) = table.value("pauses") {
+        table.accept("pauses", &list, into, pauses);
+        if table.has("preset") {
+            table.problem("pauses", format!("[{}] has both `preset` and `pauses`", table.name()), None);
+        }
+    }
+    let mut attempts_max = into.attempts_max as usize;
+    table.set("attempts_max", &mut attempts_max, number_in(1..=1000));
+    into.attempts_max = u32::try_from(attempts_max).unwrap_or(u32::MAX);
+    table.set("age_max", &mut into.age_max, duration_in(SECOND..=365 * 24 * HOUR));
+    table.finish();
+}
+
+fn pauses(given: &Given<'_, '_>) -> Result<RetryPolicy, String> {
+    let texts = given.texts().filter(|texts| (1..=100).contains(&texts.len()));
+    let pauses: Option<Vec<Duration>> =
+        texts.and_then(|texts| texts.into_iter().map(|text| duration::parse(text).ok()).collect());
+    let fits = |pauses: &Vec<Duration>| pauses.iter().all(|pause| *pause <= 30 * 24 * HOUR);
+    let must = "{ preset = \"internal\" }, { preset = \"webhook\" } or a list of 1 to 100 durations up to `30d`";
+    pauses.filter(fits).map(RetryPolicy::pauses).ok_or_else(|| must.to_owned())
+}
+
+fn headers(into: &mut Destination, section: Section<'_, '_>) {
+    for written in section.keys() {
+        let Some((value, origin)) = section.secret(&written) else {
+            continue;
+        };
+        let name = written.to_ascii_lowercase();
+        let sendable = |b: u8| b == b'\t' || (b' '..=b'~').contains(&b);
+        let here = format!("`{written}` in [{}]", section.name());
+        if !name.bytes().all(is_token) || name.is_empty() {
+            section.problem(&written, format!("{here} is not the name of a header"), None);
+        } else if is_ours(&name) {
+            section.problem(&written, format!("{here} is a header the relay sets itself"), None);
+        } else if !value.expose().bytes().all(sendable) {
+            let message = format!("the value of {here} holds characters that cannot be sent in a header");
+            section.problem(&written, message, None);
+        } else if origin == Origin::Literal && is_credential(&name) {
+            let help = "write { env = \"NAME\" } or { file = \"path\" }, and keep the value out of the file";
+            section.problem(&written, format!("{here} is a secret and must not stand in the file"), Some(help));
+        } else {
+            into.headers.insert(name, value);
+        }
+    }
+    section.finish();
+}
+
+fn attempt_timeout<'r, 'a>() -> impl FnOnce(&Given<'r, 'a>) -> Result<Duration, String> {
+    duration_in(Duration::from_millis(100)..=HOUR)
+}
+
+fn duration_in<'r, 'a>(range: RangeInclusive<Duration>) -> impl FnOnce(&Given<'r, 'a>) -> Result<Duration, String> {
+    move |given| {
+        let (low, high) = (duration::format(*range.start()), duration::format(*range.end()));
+        let value = given.text().and_then(|text| duration::parse(text).ok()).filter(|value| range.contains(value));
+        value.ok_or(format!("a duration from `{low}` to `{high}`"))
+    }
+}
+
+fn bytes_in<'r, 'a>(range: RangeInclusive<u64>) -> impl FnOnce(&Given<'r, 'a>) -> Result<u64, String> {
+    move |given| {
+        let (low, high) = (size::format(*range.start()), size::format(*range.end()));
+        let value = given.text().and_then(size::parse).filter(|value| range.contains(value));
+        value.ok_or(format!("a size from `{low}` to `{high}`"))
+    }
+}
+
+fn number_in<'r, 'a>(range: RangeInclusive<usize>) -> impl FnOnce(&Given<'r, 'a>) -> Result<usize, String> {
+    move |given| {
+        let value = given.integer().and_then(|value| usize::try_from(value).ok()).filter(|value| range.contains(value));
+        value.ok_or(format!("a whole number from {} to {}", range.start(), range.end()))
+    }
+}
+
+fn one_of<'r, 'a, T: Clone>(words: &[(&str, T)]) -> impl FnOnce(&Given<'r, 'a>) -> Result<T, String> {
+    move |given| {
+        let found = words.iter().find(|(word, _)| given.text() == Some(word)).map(|(_, value)| value.clone());
+        let all: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
+        found.ok_or(all.join(" or "))
+    }
+}
+
+/// `^[a-z][a-z0-9_]{0,62}$`
+fn is_name(name: &str) -> bool {
+    name.len() <= 63
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
+/// RFC 9110 `token`, in lower case.
+fn is_token(b: u8) -> bool {
+    b.is_ascii_lowercase() || b.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
+/// Headers the relay, its HTTP client or the connection decides about.
+fn is_ours(name: &str) -> bool {
+    const NAMES: &[&str] = &[
+        "connection",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "idempotency-key",
+        "te",
+        "trailer",
+        "traceparent",
+        "tracestate",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+    ];
+    NAMES.contains(&name) || ["ce-", "outbox-", "webhook-", "proxy-"].iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Headers whose value nobody should find in a file under version control.
+fn is_credential(name: &str) -> bool {
+    const PARTS: &[&str] = &["auth", "cookie", "token", "secret", "key", "password", "signature"];
+    PARTS.iter().any(|part| name.contains(part))
+}
