@@ -1,1 +1,3 @@
-//! it
+//! Everything that needs a database, a socket or a process.
+
+mod database;
