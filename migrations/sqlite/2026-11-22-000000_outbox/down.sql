@@ -1,0 +1,12 @@
+DROP TABLE outbox_meta;
+DROP TABLE outbox_delivered;
+DROP TABLE outbox_audit;
+DROP TABLE outbox_dedup_keys;
+DROP TABLE outbox_inbox;
+DROP TABLE outbox_operations;
+DROP TABLE outbox_destinations;
+DROP TABLE outbox_relays;
+DROP TABLE outbox_partitions;
+DROP TABLE outbox_dead_letters;
+DROP TABLE outbox_deliveries;
+DROP TABLE outbox_messages;
