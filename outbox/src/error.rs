@@ -1,0 +1,120 @@
+//! What can go wrong, in words that say what to do.
+//!
+//! Everything refused here is refused before anything is written; what the database itself refuses arrives as
+//! `Database`, unchanged. The text of an error names what was wrong, never a payload or the value of a header.
+
+use std::fmt;
+
+use diesel::result::Error as DieselError;
+
+/// Why an outbox call failed.
+///
+/// Converts into [`diesel::result::Error`] and back without loss, so that `?` works in a transaction closure that
+/// returns either of the two.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// Happens when a message is enqueued outside a transaction, or when the server has ended the transaction behind
+    /// diesel's back (on MariaDB and MySQL a deadlock or a DDL statement does). Nothing was written.
+    NotInTransaction,
+    /// Happens when a message breaks a rule that every database and every receiver relies on. Nothing was written.
+    Refused(Refusal),
+    /// Happens when a message does not turn into JSON. Nothing was written.
+    Serialize(serde_json::Error),
+    /// Happens when the migrations cannot be applied; the text says why and what to do.
+    Migration(String),
+    /// Happens when the database, or the connection to it, fails.
+    Database(DieselError),
+}
+
+/// Which rule a message broke, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub(crate) problem: String,
+    pub(crate) help: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(problem: impl Into<String>, help: impl Into<String>) -> Refusal {
+        Refusal { problem: problem.into(), help: help.into() }
+    }
+}
+
+impl Error {
+    /// True when the call failed because no transaction was open.
+    pub fn is_not_in_transaction(&self) -> bool {
+        matches!(self, Error::NotInTransaction)
+    }
+
+    /// True when the message itself can never be enqueued, so that trying again is pointless.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Error::Refused(_) | Error::Serialize(_))
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "outbox: {}.\n  help: {}.", self.problem, self.help)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NotInTransaction => f.write_str(
+                "outbox: enqueue was called outside a transaction.\n  \
+                 The message would be committed on its own, which is the bug an outbox prevents.\n  \
+                 help: call it inside `conn.transaction(|conn| …)`, or use `enqueue_unchecked` if you manage the \
+                 transaction yourself. On MariaDB and MySQL a deadlock or a DDL statement ends the transaction: return \
+                 its error instead of going on.",
+            ),
+            Error::Refused(refusal) => refusal.fmt(f),
+            Error::Serialize(source) => write!(
+                f,
+                "outbox: the message cannot be written as JSON: {source}.\n  \
+                 help: change its `Serialize`, or enqueue bytes with `Envelope::raw`.",
+            ),
+            Error::Migration(text) => write!(f, "outbox: {text}"),
+            Error::Database(source) => source.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Serialize(source) => Some(source),
+            // `Database` shows its source's own text, so the chain goes on behind it.
+            Error::Database(source) => source.source(),
+            Error::NotInTransaction | Error::Refused(_) | Error::Migration(_) => None,
+        }
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Error {
+        Error::Refused(refusal)
+    }
+}
+
+impl From<DieselError> for Error {
+    fn from(error: DieselError) -> Error {
+        match error {
+            DieselError::QueryBuilderError(inner) => match inner.downcast::<Error>() {
+                Ok(ours) => *ours,
+                Err(inner) => Error::Database(DieselError::QueryBuilderError(inner)),
+            },
+            error => Error::Database(error),
+        }
+    }
+}
+
+impl From<Error> for DieselError {
+    fn from(error: Error) -> DieselError {
+        match error {
+            Error::Database(error) => error,
+            // The only variant of diesel's that carries a foreign error; it prints ours.
+            error => DieselError::QueryBuilderError(Box::new(error)),
+        }
+    }
+}

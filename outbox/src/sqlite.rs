@@ -1,0 +1,18 @@
+//! What is particular to SQLite.
+
+use diesel::deserialize::{self, FromSql};
+use diesel::sql_types::Text;
+use diesel::sqlite::Sqlite;
+
+use crate::connection::sealed::Dialect;
+use crate::connection::{Database, OutboxBackend};
+
+impl OutboxBackend for Sqlite {}
+
+impl Dialect for Sqlite {
+    const DATABASE: Database = Database::Sqlite;
+
+    fn text_from_sql(raw: Self::RawValue<'_>) -> deserialize::Result<String> {
+        FromSql::<Text, Self>::from_sql(raw)
+    }
+}
