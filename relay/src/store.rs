@@ -18,6 +18,8 @@ use chrono::{DateTime, Utc};
 use crate::frontier::{Evidence, HoleProbe, Snapshot};
 use crate::message::{HistoryEntry, Key, Message, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 
+pub(crate) mod decode;
+
 /// The hour a question is asked at; `None` is the database's own clock.
 pub type Now = Option<DateTime<Utc>>;
 
