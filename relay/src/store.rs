@@ -19,6 +19,8 @@ use crate::frontier::{Evidence, HoleProbe, Snapshot};
 use crate::message::{HistoryEntry, Key, Message, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 
 pub(crate) mod decode;
+pub mod open;
+pub mod postgres;
 
 /// The hour a question is asked at; `None` is the database's own clock.
 pub type Now = Option<DateTime<Utc>>;

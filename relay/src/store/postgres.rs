@@ -1,0 +1,257 @@
+//! The store on PostgreSQL 13 and later.
+//!
+//! Every role has a connection of its own, opened when it is first needed: a slow settle must not delay a poll, and
+//! neither may delay the beat that keeps the partitions. What one statement can do is one statement; transactions send
+//! their statements without waiting for each other's answers wherever no answer decides the next.
+//!
+//! Invariants
+//! - A connection is back in its slot only after a call that succeeded; any error, and a future that was dropped, closes
+//!   it, and the server rolls back what was open.
+//! - Text columns are read as bytes and taken lossily, times are clamped: no value another program stored can fail a
+//!   batch.
+//! - Keys travel as the bytes that were read.
+//!
+//! Not here yet: TLS, and poolers in transaction mode. Settings are made once per session and statements are prepared
+//! in it, so a pooler that hands sessions around would lose the first and, before pgbouncer 1.21, refuse the second.
+
+mod connection;
+mod destination;
+mod feed;
+mod membership;
+mod settle;
+mod status;
+mod value;
+mod waiting;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use self::connection::{Connector, Role, Slot};
+use super::open::StoreOptions;
+use super::{
+    Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
+    Status, Store, StoreError, Wanted,
+};
+use crate::frontier::Evidence;
+use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
+
+/// An outbox in a PostgreSQL database.
+#[derive(Debug)]
+pub struct Postgres {
+    connector: Connector,
+    feed: Slot,
+    due: Slot,
+    delivered: Slot,
+    settle: Slot,
+    beat: Slot,
+    other: Slot,
+}
+
+impl Postgres {
+    /// The store behind `url`. Connections are made when they are needed.
+    ///
+    /// # Errors
+    /// `Unsuitable` when the address cannot be understood.
+    pub fn new(url: &str, options: &StoreOptions) -> Result<Postgres, StoreError> {
+        Ok(Postgres {
+            connector: Connector::new(url, options)?,
+            feed: Slot::new(Role::Feed),
+            due: Slot::new(Role::Due),
+            delivered: Slot::new(Role::Delivered),
+            settle: Slot::new(Role::Settle),
+            beat: Slot::new(Role::Beat),
+            other: Slot::new(Role::Other),
+        })
+    }
+}
+
+#[async_trait]
+impl Store for Postgres {
+    fn evidence(&self) -> Evidence {
+        Evidence::Snapshots
+    }
+
+    async fn verify(&self) -> Result<(), StoreError> {
+        let mut held = self.other.take(&self.connector).await?;
+        status::verify(&mut held.connection).await?;
+        held.put_back();
+        Ok(())
+    }
+
+    async fn message_read(
+        &self,
+        wanted: &Wanted,
+        owned: PartitionSet,
+        limit: u32,
+        now: Now,
+    ) -> Result<Page, StoreError> {
+        let mut held = self.feed.take(&self.connector).await?;
+        let page = feed::message_read(&mut held.connection, wanted, owned, limit, now).await?;
+        held.put_back();
+        Ok(page)
+    }
+
+    async fn message_probe(&self, _ranges: &[(Seq, Seq)]) -> Result<Probe, StoreError> {
+        Ok(Probe::default())
+    }
+
+    async fn message_sweep(
+        &self,
+        after: Seq,
+        until: Seq,
+        owned: PartitionSet,
+        limit: u32,
+    ) -> Result<Vec<Seq>, StoreError> {
+        let mut held = self.feed.take(&self.connector).await?;
+        let found = feed::message_sweep(&mut held.connection, after, until, owned, limit).await?;
+        held.put_back();
+        Ok(found)
+    }
+
+    async fn mark_draw(&self) -> Result<Option<u64>, StoreError> {
+        let mut held = self.feed.take(&self.connector).await?;
+        let mark = feed::mark_draw(&mut held.connection).await?;
+        held.put_back();
+        Ok(Some(mark))
+    }
+
+    async fn key_parked(&self, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut held = self.feed.take(&self.connector).await?;
+        let parked = feed::key_parked(&mut held.connection, keys).await?;
+        held.put_back();
+        Ok(parked)
+    }
+
+    async fn delivery_due(
+        &self,
+        lanes: &[LaneDemand],
+        owned: PartitionSet,
+        unrouted: bool,
+        now: Now,
+    ) -> Result<Due, StoreError> {
+        if lanes.is_empty() {
+            return Ok(Due::default());
+        }
+        let mut held = self.due.take(&self.connector).await?;
+        let due = waiting::delivery_due(&mut held.connection, lanes, owned, unrouted, now).await?;
+        held.put_back();
+        Ok(due)
+    }
+
+    async fn message_delivered(
+        &self,
+        messages: &[(Seq, MessageId)],
+        routes_version: i64,
+    ) -> Result<Delivered, StoreError> {
+        if messages.is_empty() {
+            return Ok(Delivered::default());
+        }
+        let mut held = self.delivered.take(&self.connector).await?;
+        let delivered = settle::message_delivered(&mut held.connection, messages, routes_version).await?;
+        held.put_back();
+        Ok(delivered)
+    }
+
+    async fn settle(&self, relay: RelayId, batch: &Settlement, now: Now) -> Result<Settled, StoreError> {
+        if batch.moves.is_empty() && batch.waiting.is_empty() {
+            return Ok(Settled::default());
+        }
+        let mut held = self.settle.take(&self.connector).await?;
+        let settled = settle::settle(&mut held.connection, relay, batch, now).await?;
+        held.put_back();
+        Ok(settled)
+    }
+
+    async fn relay_register(&self, relay: &RelayRow) -> Result<(), StoreError> {
+        let mut held = self.beat.take(&self.connector).await?;
+        membership::relay_register(&mut held.connection, relay).await?;
+        held.put_back();
+        Ok(())
+    }
+
+    async fn relay_beat(&self, relay: RelayId, draining: bool) -> Result<Option<Membership>, StoreError> {
+        let mut held = self.beat.take(&self.connector).await?;
+        let seen = membership::relay_beat(&mut held.connection, relay, draining).await?;
+        held.put_back();
+        Ok(seen)
+    }
+
+    async fn relay_bury(&self, dead: &[(RelayId, i64)]) -> Result<Vec<RelayId>, StoreError> {
+        if dead.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut held = self.beat.take(&self.connector).await?;
+        let buried = membership::relay_bury(&mut held.connection, dead).await?;
+        held.put_back();
+        Ok(buried)
+    }
+
+    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<(u8, i64)>, StoreError> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut held = self.other.take(&self.connector).await?;
+        let taken = membership::partition_acquire(&mut held.connection, relay, wanted).await?;
+        held.put_back();
+        Ok(taken)
+    }
+
+    async fn partition_release(&self, relay: RelayId, given_up: PartitionSet) -> Result<(), StoreError> {
+        if given_up.is_empty() {
+            return Ok(());
+        }
+        let mut held = self.beat.take(&self.connector).await?;
+        membership::partition_release(&mut held.connection, relay, given_up).await?;
+        held.put_back();
+        Ok(())
+    }
+
+    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError> {
+        let mut held = self.beat.take(&self.connector).await?;
+        membership::relay_leave(&mut held.connection, relay).await?;
+        held.put_back();
+        Ok(())
+    }
+
+    async fn destination_register(&self, served: &[DestinationSpec]) -> Result<(), StoreError> {
+        if served.is_empty() {
+            return Ok(());
+        }
+        let mut held = self.other.take(&self.connector).await?;
+        destination::register(&mut held.connection, served).await?;
+        held.put_back();
+        Ok(())
+    }
+
+    async fn destination_read(&self, now: Now) -> Result<Routing, StoreError> {
+        let mut held = self.other.take(&self.connector).await?;
+        let routing = destination::read(&mut held.connection, now).await?;
+        held.put_back();
+        Ok(routing)
+    }
+
+    async fn destination_hold(&self, name: &str, pause: Duration, now: Now) -> Result<(), StoreError> {
+        let mut held = self.other.take(&self.connector).await?;
+        destination::hold(&mut held.connection, name, pause, now).await?;
+        held.put_back();
+        Ok(())
+    }
+
+    async fn destination_pause(&self, name: &str, by: &str, reason: &str, now: Now) -> Result<(), StoreError> {
+        let mut held = self.other.take(&self.connector).await?;
+        destination::pause(&mut held.connection, name, by, reason, now).await?;
+        held.put_back();
+        Ok(())
+    }
+
+    async fn status(&self, now: Now) -> Result<Status, StoreError> {
+        let mut held = self.other.take(&self.connector).await?;
+        let status = status::status(&mut held.connection, now).await?;
+        held.put_back();
+        Ok(status)
+    }
+}

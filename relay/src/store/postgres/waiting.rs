@@ -1,0 +1,136 @@
+//! Waiting rows that may be attempted.
+
+use std::collections::HashSet;
+
+use tokio_postgres::Row as SqlRow;
+
+use super::connection::{Connection, Sql};
+use super::feed::payload;
+use super::value::{Micros, Octets, mask};
+use crate::message::{Message, PartitionSet, WaitingDelivery};
+use crate::store::{Due, LaneDemand, LaneWaiting, Now, StoreError, decode};
+
+macro_rules! due_columns {
+    () => {
+        "d.id, d.message_id, d.seq, d.partition_no, d.topic, d.ordering_key, d.payload, d.payload_bytes, \
+         d.content_type, d.headers, d.deliver_at, d.expires_at, d.operation_id IS NOT NULL, d.version, d.created_at, \
+         d.destination, d.in_order, d.life, d.attempts, d.first_attempt_at, d.history, d.due_at"
+    };
+}
+
+/// What waits for each lane. Parameters: destinations[], owned mask, now.
+const LANE_WAITING: Sql = Sql {
+    name: "lane_waiting",
+    text: "-- lane_waiting\n\
+           SELECT EXISTS (SELECT FROM outbox_deliveries d WHERE d.destination = lane.destination) \
+               OR EXISTS (SELECT FROM outbox_dead_letters l WHERE l.destination = lane.destination AND l.blocks_key), \
+               next.due_at, coalesce($3::timestamptz, now()) \
+           FROM unnest($1::text[]) WITH ORDINALITY AS lane(destination, n) \
+           LEFT JOIN LATERAL (SELECT d.due_at FROM outbox_deliveries d \
+               WHERE d.destination = lane.destination AND NOT d.blocked AND ($2::bigint >> d.partition_no) & 1 = 1 \
+               ORDER BY d.due_at LIMIT 1) AS next ON true \
+           ORDER BY lane.n",
+};
+
+/// The rows themselves. Parameters: destinations[], limits[], owned mask, now.
+pub(super) const DELIVERY_DUE: Sql = Sql {
+    name: "delivery_due",
+    text: concat!(
+        "-- delivery_due\n",
+        "SELECT due.*, coalesce($4::timestamptz, now()) ",
+        "FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS lane(destination, wanted, n) ",
+        "CROSS JOIN LATERAL (SELECT ",
+        due_columns!(),
+        " FROM outbox_deliveries d ",
+        "WHERE d.destination = lane.destination AND NOT d.blocked AND d.due_at <= coalesce($4::timestamptz, now()) ",
+        "AND ($3::bigint >> d.partition_no) & 1 = 1 ORDER BY d.due_at, d.seq, d.id LIMIT lane.wanted) AS due ",
+        "ORDER BY lane.n, due.due_at, due.seq, due.id"
+    ),
+};
+
+/// Rows that found no route when they were looked at last. Parameters: limit, owned mask, now.
+const DELIVERY_UNROUTED: Sql = Sql {
+    name: "delivery_unrouted",
+    text: concat!(
+        "-- delivery_unrouted\n",
+        "SELECT ",
+        due_columns!(),
+        ", coalesce($3::timestamptz, now()) FROM outbox_deliveries d ",
+        "WHERE d.destination = '' AND NOT d.blocked AND d.state = 'unrouted' ",
+        "AND ($2::bigint >> d.partition_no) & 1 = 1 ORDER BY d.due_at, d.seq, d.id LIMIT $1::bigint"
+    ),
+};
+
+pub(super) async fn delivery_due(
+    connection: &mut Connection,
+    lanes: &[LaneDemand],
+    owned: PartitionSet,
+    unrouted: bool,
+    now: Now,
+) -> Result<Due, StoreError> {
+    let waiting = connection.prepare(&LANE_WAITING).await?;
+    let due = connection.prepare(&DELIVERY_DUE).await?;
+    let newly_routable = connection.prepare(&DELIVERY_UNROUTED).await?;
+    let destinations: Vec<&str> = lanes.iter().map(|lane| lane.destination.as_str()).collect();
+    let limits: Vec<i64> = lanes.iter().map(|lane| i64::from(lane.limit)).collect();
+    let unrouted_limit = lanes.iter().find(|lane| lane.destination.is_empty()).map_or(0, |lane| lane.limit);
+    let owned = mask(owned);
+
+    let connection = &*connection;
+    // The figures are read last: a row that appears in between must not be hidden by `occupied` being false.
+    let (due, newly_routable, waiting) = tokio::try_join!(
+        biased;
+        async { connection.query(&due, &[&destinations, &limits, &owned, &now]).await },
+        async {
+            match unrouted && unrouted_limit > 0 {
+                true => connection.query(&newly_routable, &[&i64::from(unrouted_limit), &owned, &now]).await,
+                false => Ok(Vec::new()),
+            }
+        },
+        async { connection.query(&waiting, &[&destinations, &owned, &now]).await },
+    )?;
+
+    let mut rows: Vec<WaitingDelivery> = due.iter().map(waiting_delivery).collect();
+    let known: HashSet<i64> = rows.iter().filter(|row| row.destination.is_empty()).map(|row| row.id).collect();
+    let room = (unrouted_limit as usize).saturating_sub(known.len());
+    rows.extend(newly_routable.iter().map(waiting_delivery).filter(|row| !known.contains(&row.id)).take(room));
+
+    let lanes = waiting.iter().map(|row| {
+        let now: Micros = row.get(2);
+        LaneWaiting {
+            occupied: row.get(0),
+            next_due_in: row.get::<_, Option<Micros>>(1).map(|due_at| due_at.after(now)),
+        }
+    });
+    Ok(Due { rows, lanes: lanes.collect() })
+}
+
+fn waiting_delivery(row: &SqlRow) -> WaitingDelivery {
+    let now: Micros = row.get(22);
+    let number = |index| u32::try_from(row.get::<_, i32>(index)).unwrap_or(0);
+    WaitingDelivery {
+        id: row.get(0),
+        message: Message {
+            seq: row.get(2),
+            id: row.get(1),
+            partition_no: u8::try_from(row.get::<_, i16>(3)).unwrap_or(u8::MAX),
+            topic: row.get::<_, Octets<'_>>(4).text(),
+            ordering_key: row.get::<_, Option<Octets<'_>>>(5).map(|key| key.key()),
+            payload: payload(row, 6, 7),
+            content_type: row.get::<_, Octets<'_>>(8).text(),
+            headers: decode::headers(&row.get::<_, Octets<'_>>(9).text()),
+            only_destination: None,
+            scheduled: row.get::<_, Option<Micros>>(10).is_some_and(|deliver_at| deliver_at > now),
+            expired: row.get::<_, Option<Micros>>(11).is_some_and(|expires_at| expires_at <= now),
+            tracked: row.get(12),
+            version: u16::try_from(row.get::<_, i16>(13)).unwrap_or(0),
+            created_at: row.get::<_, Micros>(14).instant(),
+        },
+        destination: row.get::<_, Octets<'_>>(15).text(),
+        in_order: row.get(16),
+        life: number(17),
+        attempts: number(18),
+        first_attempt_age: row.get::<_, Option<Micros>>(19).map(|first| now.after(first)),
+        history: decode::history(&row.get::<_, Octets<'_>>(20).text()),
+    }
+}
