@@ -39,6 +39,8 @@ pub(crate) mod sealed {
     use diesel::backend::Backend;
     use diesel::deserialize;
     use diesel::expression::QueryMetadata;
+    use diesel::query_builder::AstPass;
+    use diesel::result::QueryResult;
     use diesel::sql_types::Text;
 
     use super::Database;
@@ -50,6 +52,9 @@ pub(crate) mod sealed {
 
         /// Reads a text column.
         fn text_from_sql(raw: Self::RawValue<'_>) -> deserialize::Result<String>;
+
+        /// Appends a bound text to a statement.
+        fn bind_text<'b>(text: &'b str, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()>;
     }
 }
 

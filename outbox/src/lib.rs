@@ -1,5 +1,6 @@
 //! Transactional outbox for diesel.
 
+pub mod dead_letters;
 pub mod migrations;
 
 mod connection;

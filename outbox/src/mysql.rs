@@ -2,6 +2,8 @@
 
 use diesel::deserialize::{self, FromSql};
 use diesel::mysql::Mysql;
+use diesel::query_builder::AstPass;
+use diesel::result::QueryResult;
 use diesel::sql_types::Text;
 
 use crate::connection::sealed::Dialect;
@@ -14,5 +16,9 @@ impl Dialect for Mysql {
 
     fn text_from_sql(raw: Self::RawValue<'_>) -> deserialize::Result<String> {
         FromSql::<Text, Self>::from_sql(raw)
+    }
+
+    fn bind_text<'b>(text: &'b str, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_bind_param::<Text, _>(text)
     }
 }

@@ -1,6 +1,8 @@
 //! The relay.
 #![allow(missing_docs)]
 
+pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod duration;
 pub mod frontier;

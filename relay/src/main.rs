@@ -1,1 +1,5 @@
-fn main() {}
+//! The `relay` command.
+
+fn main() -> std::process::ExitCode {
+    relay::cli::main()
+}

@@ -3,24 +3,15 @@
 //! Only the shape: which database it names, whether a password is in it, and how to show it to people. The drivers
 //! parse the rest, and they know better.
 
-/// The three databases an outbox can live in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Backend {
-    /// PostgreSQL.
-    Postgres,
-    /// MySQL or MariaDB.
-    Mysql,
-    /// SQLite.
-    Sqlite,
-}
+use outbox::Database;
 
 /// Which database the url names, or `None` when it names none we know.
-pub fn backend(url: &str) -> Option<Backend> {
+pub fn database(url: &str) -> Option<Database> {
     let (scheme, _) = url.split_once(':')?;
     match scheme {
-        "postgres" | "postgresql" => Some(Backend::Postgres),
-        "mysql" | "mariadb" => Some(Backend::Mysql),
-        "sqlite" => Some(Backend::Sqlite),
+        "postgres" | "postgresql" => Some(Database::Postgres),
+        "mysql" | "mariadb" => Some(Database::Mysql),
+        "sqlite" => Some(Database::Sqlite),
         _ => None,
     }
 }
@@ -34,7 +25,7 @@ pub fn sqlite_path(url: &str) -> Option<&str> {
 
 /// True when a password stands in the url, before the host or among the parameters.
 pub fn has_password(url: &str) -> bool {
-    if backend(url) == Some(Backend::Sqlite) {
+    if database(url) == Some(Database::Sqlite) {
         return false;
     }
     let in_front =
@@ -45,7 +36,7 @@ pub fn has_password(url: &str) -> bool {
 
 /// The url as people may see it: no user, no password, no parameters.
 pub fn target(url: &str) -> String {
-    if backend(url) == Some(Backend::Sqlite) {
+    if database(url) == Some(Database::Sqlite) {
         return url.to_owned();
     }
     let Some((scheme, rest)) = url.split_once("://") else {
@@ -87,14 +78,14 @@ mod tests {
     #[test]
     fn schemes_name_the_database() {
         for (url, expected) in [
-            ("postgres://x", Some(Backend::Postgres)),
-            ("postgresql://x", Some(Backend::Postgres)),
-            ("mysql://x", Some(Backend::Mysql)),
-            ("sqlite:a.db", Some(Backend::Sqlite)),
+            ("postgres://x", Some(Database::Postgres)),
+            ("postgresql://x", Some(Database::Postgres)),
+            ("mysql://x", Some(Database::Mysql)),
+            ("sqlite:a.db", Some(Database::Sqlite)),
             ("redis://x", None),
             ("shop.db", None),
         ] {
-            assert_eq!(backend(url), expected, "{url}");
+            assert_eq!(database(url), expected, "{url}");
         }
         assert_eq!(sqlite_path("sqlite:a.db"), Some("a.db"));
         assert_eq!(sqlite_path("sqlite:///tmp/a.db"), Some("/tmp/a.db"));

@@ -89,13 +89,13 @@ fn database(into: &mut Database, section: Section<'_, '_>, sources: &Sources) {
 fn check_database_url(section: &Section<'_, '_>, url: &Secret) {
     let url = url.expose();
     // The url itself is not repeated: what is mistaken for a scheme may be half a password.
-    match database_url::backend(url) {
+    match database_url::database(url) {
         None => section.problem(
             "url",
             "the database url names no database this relay knows".to_owned(),
             Some("it begins with `postgres://`, `mysql://` or `sqlite:`"),
         ),
-        Some(database_url::Backend::Sqlite) if database_url::sqlite_path(url).is_none() => {
+        Some(outbox::Database::Sqlite) if database_url::sqlite_path(url).is_none() => {
             section.problem("url", "the database url names no file".to_owned(), Some("write `sqlite:path/to/file.db`"));
         }
         Some(_) => {}

@@ -1,0 +1,66 @@
+//! `relay check`: everything that is wrong, at once.
+
+use serde_json::{Value, json};
+
+use super::args::{Check, Global};
+use super::{Exit, Failure, block_on, run, settings, with_causes};
+use crate::config::{Config, Problem, Scope, database_url};
+use crate::store::StoreError;
+
+/// Checks the configuration and, when asked to, the database it names.
+pub(super) fn run(global: &Global, check: &Check) -> Result<Exit, Failure> {
+    let sources = settings::sources(global)?;
+    let mut problems = match Config::load(&sources, Scope::Everything) {
+        Ok(_) => Vec::new(),
+        Err(error) => error.problems,
+    };
+    let mut schema_version = None;
+    if check.connect {
+        // A mistake elsewhere in the file is no reason not to look at the database.
+        if let Ok(config) = Config::load(&sources, Scope::Database) {
+            match block_on(look(&config))? {
+                Ok(version) => schema_version = Some(version),
+                Err(error) => problems.push(from_store(&config, &error)),
+            }
+        }
+    }
+    let file = sources.file.as_ref().map(|(path, _)| path.display().to_string());
+    let value = json!({
+        "file": file,
+        "problems": problems.iter().map(as_json).collect::<Vec<_>>(),
+        "schema_version": schema_version,
+    });
+    global.output().one(&as_text(file.as_deref(), &problems, schema_version), &value)?;
+    Ok(if problems.is_empty() { Exit::Ok } else { Exit::Found })
+}
+
+/// Connects as the relay would and returns the schema version.
+async fn look(config: &Config) -> Result<i32, StoreError> {
+    let store = run::open_store(config).await?;
+    store.verify().await?;
+    Ok(store.status(None).await?.schema_version)
+}
+
+fn from_store(config: &Config, error: &StoreError) -> Problem {
+    let place = database_url::target(config.database.url.expose());
+    let (message, help) = match error {
+        StoreError::Unsuitable { problem, help } => (problem.clone(), Some(help.clone())),
+        other => (with_causes(other), None),
+    };
+    Problem { section: "database".to_owned(), place, message, help }
+}
+
+fn as_text(file: Option<&str>, problems: &[Problem], schema_version: Option<i32>) -> String {
+    let mut lines: Vec<String> = problems.iter().map(Problem::to_string).collect();
+    if let Some(version) = schema_version {
+        lines.push(format!("database: schema version {version}"));
+    }
+    if problems.is_empty() {
+        lines.push(format!("{}: nothing wrong", file.unwrap_or("the configuration, without a file")));
+    }
+    lines.join("\n")
+}
+
+fn as_json(problem: &Problem) -> Value {
+    json!({ "place": problem.place, "section": problem.section, "message": problem.message, "help": problem.help })
+}

@@ -1,0 +1,222 @@
+//! `relay status`: what is pending, waiting and dead, and who is delivering.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::args::Global;
+use super::output::table;
+use super::{Exit, Failure, block_on, run, settings};
+use crate::config::Scope;
+use crate::duration;
+use crate::store::{Status, StoreError};
+
+/// Shows the figures.
+pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
+    let config = settings::load(global, Scope::Database)?;
+    let status = block_on(async {
+        let store = run::open_store(&config).await?;
+        store.verify().await?;
+        store.status(None).await
+    })?;
+    let status = status.map_err(|error: StoreError| Failure::from(error))?;
+    global.output().one(&as_text(&status), &as_json(&status))?;
+    Ok(Exit::Ok)
+}
+
+fn as_text(status: &Status) -> String {
+    let mut text = String::new();
+    match status.oldest_pending {
+        Some(age) => text.push_str(&format!("pending   {}, the oldest {}\n", status.pending, ago(age))),
+        None => text.push_str(&format!("pending   {}\n", status.pending)),
+    }
+    text.push_str(&format!("waiting   {}\n", status.waiting.iter().map(|(_, _, count)| count).sum::<i64>()));
+    text.push_str(&format!("dead      {}\n", status.dead.iter().map(|(_, _, count)| count).sum::<i64>()));
+    text.push_str(&format!("schema    version {}\n", status.schema_version));
+    text.push_str(&format!("owners    {}\n", owners(status)));
+
+    let mut part = |titles: &[&str], rows: Vec<Vec<String>>| {
+        if !rows.is_empty() {
+            text.push('\n');
+            text.push_str(&table(titles, &rows));
+        }
+    };
+    part(
+        &["DESTINATION", "TOPICS", "ORDERING", "STANDS"],
+        status
+            .routing
+            .destinations
+            .iter()
+            .map(|seen| {
+                let stands = match (seen.paused, seen.held_for) {
+                    (true, _) => "paused".to_owned(),
+                    (false, Some(pause)) => format!("held for {}", rounded(pause)),
+                    (false, None) => "open".to_owned(),
+                };
+                vec![seen.spec.name.clone(), seen.spec.patterns.join(" "), seen.spec.ordering.clone(), stands]
+            })
+            .collect(),
+    );
+    part(
+        &["WAITING FOR", "STATE", "COUNT", "OLDEST DUE"],
+        status
+            .waiting
+            .iter()
+            .map(|(destination, state, count)| {
+                let due = status.oldest_due.iter().find(|(name, _)| name == destination);
+                let due = due.map_or_else(String::new, |(_, age)| ago(*age));
+                vec![named(destination), state.clone(), count.to_string(), due]
+            })
+            .collect(),
+    );
+    part(
+        &["DEAD FOR", "REASON", "COUNT"],
+        status
+            .dead
+            .iter()
+            .map(|(destination, reason, count)| vec![named(destination), reason.clone(), count.to_string()])
+            .collect(),
+    );
+    part(
+        &["RELAY", "VERSION", "PARTITIONS", "SERVES", "STARTED"],
+        status
+            .membership
+            .relays
+            .iter()
+            .map(|relay| {
+                let draining = if relay.draining { " (draining)" } else { "" };
+                vec![
+                    format!("{}{draining}", relay.name),
+                    relay.version.clone(),
+                    owned_by(status, Some(relay.id)).to_string(),
+                    relay.serves.join(" "),
+                    relay.started_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+                ]
+            })
+            .collect(),
+    );
+    text
+}
+
+/// Who owns the partitions, in a sentence.
+fn owners(status: &Status) -> String {
+    let all = status.membership.partitions.len();
+    let free = owned_by(status, None);
+    // An owner without a row was declared dead or was removed; its partitions are as good as free.
+    let lost = status
+        .membership
+        .partitions
+        .iter()
+        .filter_map(|(_, owner, _)| *owner)
+        .filter(|owner| status.membership.relays.iter().all(|relay| relay.id != *owner))
+        .count();
+    match (status.membership.relays.is_empty(), free + lost) {
+        (true, _) => "no relay is running: nothing is delivered".to_owned(),
+        (false, 0) => format!("all {all} partitions are owned"),
+        (false, unowned) => {
+            format!("{unowned} of {all} partitions have no owner: their messages wait until a relay takes them")
+        }
+    }
+}
+
+fn owned_by(status: &Status, relay: Option<crate::message::RelayId>) -> usize {
+    status.membership.partitions.iter().filter(|(_, owner, _)| *owner == relay).count()
+}
+
+fn named(destination: &str) -> String {
+    if destination.is_empty() { "(not routed)".to_owned() } else { destination.to_owned() }
+}
+
+fn ago(age: Duration) -> String {
+    format!("{} ago", rounded(age))
+}
+
+/// Two units at most: nobody needs the milliseconds of a day.
+fn rounded(age: Duration) -> String {
+    let step = match age.as_secs() {
+        0 => return duration::format(Duration::from_millis(age.subsec_millis().into())).to_string(),
+        1..=3_599 => 1,
+        3_600..=86_399 => 60,
+        _ => 3_600,
+    };
+    duration::format(Duration::from_secs(age.as_secs() / step * step)).to_string()
+}
+
+fn as_json(status: &Status) -> Value {
+    let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    let membership = &status.membership;
+    json!({
+        "schema_version": status.schema_version,
+        "routes_version": status.routing.version,
+        "pending": status.pending,
+        "oldest_pending_ms": status.oldest_pending.map(ms),
+        "waiting": status.waiting.iter().map(|(destination, state, count)| {
+            json!({ "destination": destination, "state": state, "count": count })
+        }).collect::<Vec<_>>(),
+        "oldest_due": status.oldest_due.iter().map(|(destination, age)| {
+            json!({ "destination": destination, "ms": ms(*age) })
+        }).collect::<Vec<_>>(),
+        "dead": status.dead.iter().map(|(destination, reason, count)| {
+            json!({ "destination": destination, "reason": reason, "count": count })
+        }).collect::<Vec<_>>(),
+        "destinations": status.routing.destinations.iter().map(|seen| json!({
+            "name": seen.spec.name,
+            "topics": seen.spec.patterns,
+            "ordering": seen.spec.ordering,
+            "paused": seen.paused,
+            "held_ms": seen.held_for.map(ms),
+        })).collect::<Vec<_>>(),
+        "relays": membership.relays.iter().map(|relay| json!({
+            "id": relay.id.to_string(),
+            "name": relay.name,
+            "version": relay.version,
+            "beat": relay.beat,
+            "draining": relay.draining,
+            "serves": relay.serves,
+            "started_at": relay.started_at,
+            "partitions": owned_by(status, Some(relay.id)),
+        })).collect::<Vec<_>>(),
+        "partitions": membership.partitions.iter().map(|(partition_no, owner, epoch)| {
+            json!({ "partition": partition_no, "owner": owner.map(|owner| owner.to_string()), "epoch": epoch })
+        }).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::store::{Membership, RelaySeen};
+
+    fn status(relays: &[Uuid], owners: &[Option<Uuid>]) -> Status {
+        let relay = |id: &Uuid| RelaySeen {
+            id: *id,
+            name: "shop-1".into(),
+            version: "0.1.0".into(),
+            beat: 1,
+            draining: false,
+            serves: vec![],
+            started_at: chrono::DateTime::UNIX_EPOCH,
+        };
+        let partitions = owners.iter().enumerate().map(|(n, owner)| (n as u8, *owner, 1)).collect();
+        let membership = Membership { relays: relays.iter().map(relay).collect(), partitions };
+        Status { membership, ..Status::default() }
+    }
+
+    #[test]
+    fn partitions_without_an_owner_are_said_plainly() {
+        let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        assert_eq!(owners(&status(&[], &[None, None])), "no relay is running: nothing is delivered");
+        assert_eq!(owners(&status(&[a], &[Some(a), Some(a)])), "all 2 partitions are owned");
+        let sentence = "2 of 3 partitions have no owner: their messages wait until a relay takes them";
+        assert_eq!(owners(&status(&[a], &[Some(a), None, Some(b)])), sentence);
+    }
+
+    #[test]
+    fn ages_are_shown_with_two_units_at_most() {
+        for (seconds, shown) in [(0, "0s"), (61, "1m1s"), (3_661, "1h1m"), (90_061, "1d1h")] {
+            assert_eq!(rounded(Duration::from_secs(seconds)), shown);
+        }
+    }
+}
