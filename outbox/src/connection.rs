@@ -36,25 +36,87 @@ pub enum Database {
 pub trait OutboxBackend: sealed::Dialect {}
 
 pub(crate) mod sealed {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use diesel::backend::Backend;
     use diesel::deserialize;
     use diesel::expression::QueryMetadata;
     use diesel::query_builder::AstPass;
-    use diesel::result::QueryResult;
+    use diesel::result::{Error as DieselError, QueryResult};
     use diesel::sql_types::Text;
 
     use super::Database;
+    use crate::insert::{Proof, Row};
 
     /// What each database does in its own way.
     pub trait Dialect: Backend + QueryMetadata<Text> + 'static {
         /// Which database this is.
         const DATABASE: Database;
 
+        /// Messages as the statement for many takes them.
+        type Batch: Send + Sync;
+
+        /// The most messages of one statement.
+        const ROWS_MAX: usize;
+
+        /// The most bytes of one statement.
+        const BYTES_MAX: usize;
+
         /// Reads a text column.
         fn text_from_sql(raw: Self::RawValue<'_>) -> deserialize::Result<String>;
 
         /// Appends a bound text to a statement.
         fn bind_text<'b>(text: &'b str, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()>;
+
+        /// Collects messages for `message_insert_many`.
+        fn batch(rows: Vec<Row>) -> Self::Batch;
+
+        /// Writes the statement that inserts one message; the same text for every message.
+        fn message_insert<'b>(row: &'b Row, proof: Proof, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
+
+        /// Writes the statement that inserts many messages in their order.
+        fn message_insert_many<'b>(batch: &'b Self::Batch, proof: Proof, out: AstPass<'_, 'b, Self>)
+        -> QueryResult<()>;
+
+        /// Tells what the failure of an insert says about the transaction.
+        fn judge(_error: &DieselError) -> Judgement {
+            Judgement::Unrelated
+        }
+
+        /// Statements that fail outside a transaction, for servers that cannot tell within the insert.
+        fn probe() -> Option<&'static Probe> {
+            None
+        }
+    }
+
+    /// What the failure of an insert says about the transaction.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Judgement {
+        /// Nothing.
+        Unrelated,
+        /// The server is not in one.
+        NotInTransaction,
+        /// This server cannot tell; it must be probed.
+        CannotTell,
+    }
+
+    /// How to find out whether a server is in a transaction.
+    #[derive(Debug)]
+    pub struct Probe {
+        /// Changes nothing; fails outside a transaction.
+        pub(crate) sql: &'static str,
+        /// Set once a server of this process turned out to need it. On others it costs a round trip and does no harm.
+        pub(crate) needed: AtomicBool,
+    }
+
+    impl Probe {
+        pub(crate) fn is_needed(&self) -> bool {
+            self.needed.load(Ordering::Relaxed)
+        }
+
+        pub(crate) fn is_needed_from_now_on(&self) {
+            self.needed.store(true, Ordering::Relaxed);
+        }
     }
 }
 

@@ -118,3 +118,27 @@ impl From<Error> for DieselError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_travel_through_diesels_and_back() {
+        let refusal = || Refusal::new("a", "b");
+        let there_and_back = |error: Error| Error::from(DieselError::from(error));
+        assert!(there_and_back(Error::NotInTransaction).is_not_in_transaction());
+        assert!(matches!(there_and_back(refusal().into()), Error::Refused(back) if back == refusal()));
+        assert!(matches!(there_and_back(Error::Migration("m".into())), Error::Migration(text) if text == "m"));
+        assert!(matches!(DieselError::from(Error::Database(DieselError::NotFound)), DieselError::NotFound));
+        let foreign = DieselError::QueryBuilderError("x".into());
+        assert!(matches!(Error::from(foreign), Error::Database(DieselError::QueryBuilderError(_))));
+    }
+
+    #[test]
+    fn text_of_an_error_survives_the_way_through_diesel() {
+        let text = DieselError::from(Error::NotInTransaction).to_string();
+        assert!(text.starts_with("outbox: enqueue was called outside a transaction.\n"), "{text}");
+        assert!(text.contains("\n  help: call it inside `conn.transaction(|conn| …)`"), "{text}");
+    }
+}

@@ -35,11 +35,16 @@ use crate::error::Error;
 /// too long, or when it is called inside a transaction on MariaDB or MySQL (the DDL would commit it).
 ///
 /// ```
+/// # #[cfg(feature = "sqlite")]
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # use diesel::prelude::*;
 /// let mut conn = SqliteConnection::establish(":memory:")?;
 /// assert_eq!(outbox::migrations::run(&mut conn)?, ["2026-11-22-000000_outbox"]);
 /// assert!(outbox::migrations::status(&mut conn)?.iter().all(|migration| migration.is_applied()));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "sqlite"))]
+/// # fn main() {}
 /// ```
 pub fn run<C>(conn: &mut C) -> Result<Vec<String>, Error>
 where

@@ -8,10 +8,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::message::Message;
+use crate::outcome::AfterDeadLetter;
+use crate::retry::RetryPolicy;
 use crate::verdict::Verdict;
 
 pub mod handler;
 pub mod http;
+pub(crate) mod text;
 
 /// A place messages go to.
 #[async_trait]
@@ -56,5 +59,65 @@ impl Judgement {
     /// The attempt failed in a way that says nothing about the receiver having acted.
     pub fn failed(verdict: Verdict, code: impl Into<String>, text: impl Into<String>) -> Judgement {
         Judgement { verdict, code: code.into(), maybe: false, text: text.into() }
+    }
+}
+
+/// What is said about a destination beside how it is reached; what is `None` follows the relay's defaults.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The destination's name.
+    pub name: String,
+    /// The topic patterns it gets.
+    pub topics: Vec<String>,
+    /// How long an attempt may take.
+    pub timeout: Option<Duration>,
+    /// How many attempts may be under way at once, in this process.
+    pub concurrency: Option<usize>,
+    /// When failed attempts are repeated.
+    pub retry: Option<RetryPolicy>,
+    /// Whether messages of one key arrive in order.
+    pub ordering: Ordering,
+    /// What happens to a key after one of its messages was given up.
+    pub after_dead_letter: AfterDeadLetter,
+}
+
+/// Whether messages of one key arrive in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ordering {
+    /// One after another.
+    #[default]
+    Key,
+    /// In any order, side by side.
+    None,
+}
+
+impl Ordering {
+    /// The word in the table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Ordering::Key => "key",
+            Ordering::None => "none",
+        }
+    }
+}
+
+impl Settings {
+    /// A destination of this name that gets these topics.
+    pub fn new<I>(name: impl Into<String>, topics: I) -> Settings
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        let topics = topics.into_iter().map(Into::into).collect();
+        Settings {
+            name: name.into(),
+            topics,
+            timeout: None,
+            concurrency: None,
+            retry: None,
+            ordering: Ordering::default(),
+            after_dead_letter: AfterDeadLetter::default(),
+        }
     }
 }

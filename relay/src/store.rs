@@ -19,8 +19,10 @@ use crate::frontier::{Evidence, HoleProbe, Snapshot};
 use crate::message::{HistoryEntry, Key, Message, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 
 pub(crate) mod decode;
+pub mod mysql;
 pub mod open;
 pub mod postgres;
+pub mod sqlite;
 
 /// The hour a question is asked at; `None` is the database's own clock.
 pub type Now = Option<DateTime<Utc>>;
@@ -41,16 +43,26 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Rows of partitions outside `owned` come back as bare numbers. At most `limit` rows come from the holes and at
     /// most `limit` from above the cursor.
-    async fn message_read(&self, wanted: &Wanted, owned: PartitionSet, limit: u32, now: Now)
-    -> Result<Page, StoreError>;
+    async fn message_read(
+        &self,
+        wanted: &Wanted,
+        owned: PartitionSet,
+        limit: u32,
+        now: Now,
+    ) -> Result<Page, StoreError>;
 
     /// Says which of these numbers a running transaction still holds (MySQL/MariaDB: a locking read that does not
     /// wait). The others were free at the moment of asking. Empty on databases that have better evidence.
     async fn message_probe(&self, ranges: &[(Seq, Seq)]) -> Result<Probe, StoreError>;
 
     /// Numbers of committed messages in `(after, until]` in owned partitions, ascending, at most `limit`.
-    async fn message_sweep(&self, after: Seq, until: Seq, owned: PartitionSet, limit: u32)
-    -> Result<Vec<Seq>, StoreError>;
+    async fn message_sweep(
+        &self,
+        after: Seq,
+        until: Seq,
+        owned: PartitionSet,
+        limit: u32,
+    ) -> Result<Vec<Seq>, StoreError>;
 
     /// Draws a transaction id as evidence (PostgreSQL); `None` elsewhere.
     async fn mark_draw(&self) -> Result<Option<u64>, StoreError>;
@@ -64,8 +76,13 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// A lane named `""` asks for rows that are not routed yet: those that are due, and, with `unrouted` (the routes
     /// changed), all in state `unrouted` whatever their `due_at`.
-    async fn delivery_due(&self, lanes: &[LaneDemand], owned: PartitionSet, unrouted: bool, now: Now)
-    -> Result<Due, StoreError>;
+    async fn delivery_due(
+        &self,
+        lanes: &[LaneDemand],
+        owned: PartitionSet,
+        unrouted: bool,
+        now: Now,
+    ) -> Result<Due, StoreError>;
 
     // ---- settle ----
 
@@ -73,8 +90,11 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// One plain statement without the partition lock. Returns the numbers that were deleted; a number is not among
     /// them when its row is gone, or when the routes changed (then all are missing).
-    async fn message_delivered(&self, messages: &[(Seq, MessageId)], routes_version: i64)
-    -> Result<Delivered, StoreError>;
+    async fn message_delivered(
+        &self,
+        messages: &[(Seq, MessageId)],
+        routes_version: i64,
+    ) -> Result<Delivered, StoreError>;
 
     /// Writes all other outcomes in one transaction under the locks of their partitions.
     ///

@@ -1,4 +1,6 @@
 //! Everything that needs a database, a socket or a process.
 
 mod database;
+mod http;
 mod producers;
+mod store;

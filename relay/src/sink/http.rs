@@ -1,1 +1,286 @@
-//! HTTP destinations.
+//! HTTP destinations: one POST for one attempt.
+//!
+//! Invariants
+//! - One attempt is at most one request on the wire. Nothing here follows, resends or asks a proxy.
+//! - The verdict is known when the head of the answer is. The body is only read for what it says to people, within
+//!   limits of its own, and cannot change the verdict.
+//! - Whatever cannot be told apart counts as "the receiver may have it": only a connection that was never made proves
+//!   that it has not.
+//! - Addresses may hold secrets; they are not told in texts.
+//!
+//! Absent: signatures, the other content modes, and the refusal of addresses that are not public.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use reqwest::header::HeaderMap;
+use reqwest::{Client, Url};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::time::Instant;
+
+use self::response::Excerpt;
+use crate::message::Message;
+use crate::outcome::AfterDeadLetter;
+use crate::retry::RetryPolicy;
+use crate::sink::{Attempt, Judgement, Ordering, Settings, Sink};
+use crate::verdict::Verdict;
+
+mod failure;
+mod request;
+mod response;
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection is kept for the next request. Common servers close theirs after five seconds, and a request
+/// that meets a closing connection is an attempt whose outcome nobody knows.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How long the body of an answer is read once its head has arrived.
+const BODY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How many headers an answer may have, and how large they may be together where the protocol lets us say so.
+const ANSWER_HEADERS_MAX: usize = 100;
+const ANSWER_HEADERS_BYTES_MAX: u32 = 64 * 1024;
+
+/// An HTTP destination under its name.
+///
+/// ```
+/// let billing = relay::sink::http::Http::new("billing", "https://billing.internal/hooks/outbox")
+///     .topics(["order.*", "refund.issued"])
+///     .header("authorization", "Bearer …");
+/// assert_eq!(billing.settings().name, "billing");
+/// ```
+#[derive(Clone)]
+pub struct Http {
+    settings: Settings,
+    url: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Http {
+    /// A destination that gets every topic unless [`topics`](Http::topics) says otherwise.
+    pub fn new(name: impl Into<String>, url: impl Into<String>) -> Http {
+        Http { settings: Settings::new(name, ["**"]), url: url.into(), headers: Vec::new() }
+    }
+
+    /// The topic patterns it gets.
+    #[must_use]
+    pub fn topics<I>(mut self, patterns: I) -> Http
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        self.settings.topics = patterns.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// A header for every request, for instance `authorization`. It replaces one of that name that came with a message.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Http {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// How long an attempt may take.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Http {
+        self.settings.timeout = Some(timeout);
+        self
+    }
+
+    /// How many attempts may be under way at once, from this process.
+    #[must_use]
+    pub fn concurrency(mut self, concurrency: usize) -> Http {
+        self.settings.concurrency = Some(concurrency);
+        self
+    }
+
+    /// When failed attempts are repeated.
+    #[must_use]
+    pub fn retry(mut self, policy: RetryPolicy) -> Http {
+        self.settings.retry = Some(policy);
+        self
+    }
+
+    /// Whether messages of one key arrive in order; they do unless this says otherwise.
+    #[must_use]
+    pub fn ordering(mut self, ordering: Ordering) -> Self {
+        self.settings.ordering = ordering;
+        self
+    }
+
+    /// What happens to a key after one of its messages was given up; the next one goes unless this says otherwise.
+    #[must_use]
+    pub fn after_dead_letter(mut self, choice: AfterDeadLetter) -> Self {
+        self.settings.after_dead_letter = choice;
+        self
+    }
+
+    /// What is said about the destination beside how it is reached.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The sink that sends the requests; `source` names this outbox to the receivers (CloudEvents `source`).
+    ///
+    /// # Errors
+    /// When the address or a header cannot be used, or there is nothing to check a server's certificate against.
+    pub fn sink(&self, source: &str) -> Result<HttpSink, HttpError> {
+        let url = address(&self.url)?;
+        let headers = request::fixed(&self.headers)?;
+        let client = client(&url)?;
+        Ok(HttpSink { client, url, headers, source: source.to_owned() })
+    }
+}
+
+/// Header values are often secrets, and so are parts of addresses.
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let headers: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("Http").field("settings", &self.settings).field("headers", &headers).finish_non_exhaustive()
+    }
+}
+
+/// Why an HTTP destination cannot be used as it is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The address is none, or not one that messages can be sent to.
+    #[error("the url cannot be used: {problem}")]
+    Url {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A header cannot be sent, or is one the relay sets itself.
+    #[error("the header `{name}` cannot be used: {problem}")]
+    Header {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// TLS cannot be set up; on a bare system the package `ca-certificates` is missing.
+    #[error("TLS cannot be set up; are the system's root certificates installed (package `ca-certificates`)?")]
+    Tls(#[source] rustls::Error),
+    /// The HTTP client cannot be set up.
+    #[error("the HTTP client cannot be set up")]
+    Client(#[source] reqwest::Error),
+}
+
+fn address(text: &str) -> Result<Url, HttpError> {
+    let error = |problem: String| HttpError::Url { problem };
+    let mut url = Url::parse(text).map_err(|problem| error(format!("{problem}; write it like https://host/path")))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(error(format!("its scheme is `{}`; messages are sent to http and https only", url.scheme())));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(error("it holds a user name or password; set an `authorization` header instead".into()));
+    }
+    url.set_fragment(None);
+    Ok(url)
+}
+
+fn client(url: &Url) -> Result<Client, HttpError> {
+    Client::builder()
+        .tls_backend_preconfigured(tls(url)?)
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .no_proxy()
+        .referer(false)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .http1_max_headers(ANSWER_HEADERS_MAX)
+        .http2_max_header_list_size(ANSWER_HEADERS_BYTES_MAX)
+        .build()
+        .map_err(HttpError::Client)
+}
+
+fn tls(url: &Url) -> Result<ClientConfig, HttpError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(HttpError::Tls)?;
+    // Without redirects a plain address never comes to speak TLS, and must work on a system without certificates.
+    let mut config = if url.scheme() == "https" {
+        let verifier = rustls_platform_verifier::Verifier::new(provider).map_err(HttpError::Tls)?;
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
+    } else {
+        builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth()
+    };
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// Sends messages to an address.
+#[derive(Clone)]
+pub struct HttpSink {
+    client: Client,
+    url: Url,
+    headers: HeaderMap,
+    source: String,
+}
+
+#[async_trait]
+impl Sink for HttpSink {
+    async fn attempt(&self, message: &Message, attempt: &Attempt) -> Judgement {
+        let deadline = Instant::now() + attempt.timeout;
+        let headers = match request::headers(message, attempt, &self.source, &self.headers, SystemTime::now()) {
+            Ok(headers) => headers,
+            Err(problem) => return Judgement::failed(Verdict::Reject { gone: false }, "undecodable", problem),
+        };
+        let request = self.client.post(self.url.clone()).headers(headers).body(message.payload.clone());
+        let mut response = match tokio::time::timeout_at(deadline, request.send()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return failure::judge(error),
+            Err(_elapsed) => return failure::timeout(attempt.timeout),
+        };
+        let judgement = response::judge(response.status().as_u16(), response.headers(), SystemTime::now());
+        let mut excerpt = Excerpt::of(response.headers());
+        let until = deadline.min(Instant::now() + BODY_TIMEOUT);
+        while excerpt.wants_more() {
+            // A short body is read even where nobody wants it: only then can the connection serve the next request.
+            match tokio::time::timeout_at(until, response.chunk()).await {
+                Ok(Ok(Some(chunk))) => excerpt.push(&chunk),
+                Ok(Ok(None)) | Ok(Err(_)) | Err(_) => break,
+            }
+        }
+        judgement.with_words(excerpt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_cannot_work_are_refused_with_the_reason() {
+        for (url, told) in [
+            ("", "write it like https://host/path"),
+            ("billing.internal/hooks", "write it like https://host/path"),
+            ("localhost:8080/hooks", "its scheme is `localhost`"),
+            ("ftp://billing.internal/", "http and https only"),
+            ("http://", "write it like https://host/path"),
+            ("http://user:secret@billing.internal/", "set an `authorization` header"),
+        ] {
+            let error = Http::new("billing", url).sink("/").map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(told), "{url}: {error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_plain_address_needs_no_certificates() {
+        let config = tls(&Url::parse("http://127.0.0.1:9/").unwrap()).unwrap();
+        assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
+        Http::new("billing", "http://127.0.0.1:9/").sink("/").unwrap();
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let http = Http::new("billing", "http://h/?token=hunter2").header("authorization", "Bearer hunter2");
+        let shown = format!("{http:?}");
+        assert!(shown.contains("authorization") && !shown.contains("hunter2"), "{shown}");
+    }
+}

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::mysql::Mysql;
 use super::postgres::Postgres;
+use super::sqlite::Sqlite;
 use super::{Store, StoreError};
 
 /// What a store is told beside the address.
@@ -34,7 +36,9 @@ impl Default for StoreOptions {
 pub async fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme {
+        "mysql" | "mariadb" => Ok(Arc::new(Mysql::new(url, options)?)),
         "postgres" | "postgresql" => Ok(Arc::new(Postgres::new(url, options)?)),
+        "sqlite" => Ok(Arc::new(Sqlite::new(url)?)),
         _ => Err(StoreError::Unsuitable {
             problem: format!("no database is known by the scheme `{scheme}:`"),
             help: "use an address that begins with `postgres://`, `mysql://`, `mariadb://` or `sqlite:`".into(),

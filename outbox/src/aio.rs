@@ -1,0 +1,113 @@
+//! The same over diesel-async's connections. Feature `async`.
+//!
+//! Messages are turned into rows before the future is made, so the future is `Send` whatever the message is.
+//! As with every future that speaks in a transaction: do not drop it half-way, or diesel no longer knows where the
+//! server stands.
+
+use std::future::Future;
+
+use diesel::result::Error as DieselError;
+use diesel_async::{AsyncConnection, RunQueryDsl, TransactionManager};
+
+use crate::connection::OutboxBackend;
+use crate::connection::sealed::Dialect;
+use crate::enqueue::{Next, Receipt, collect};
+use crate::envelope::IntoEnvelope;
+use crate::error::Error;
+use crate::insert::{ByCaller, ByProbe, ByStatement, Form, MessageInsert, MessageInsertMany, Work, works};
+
+/// Puts a message into the outbox, as part of the transaction that is open on `conn`. See [`crate::enqueue`].
+///
+/// # Errors
+///
+/// As [`crate::enqueue`].
+pub fn enqueue<C>(conn: &mut C, message: impl IntoEnvelope) -> impl Future<Output = Result<Receipt, Error>> + Send
+where
+    C: AsyncConnection<Backend: OutboxBackend>,
+{
+    let row = message.into_envelope().into_row();
+    async move {
+        require_transaction(conn)?;
+        let row = row?;
+        let receipt = Receipt::of(&row);
+        write(conn, &Work::One(row)).await?;
+        Ok(receipt)
+    }
+}
+
+/// Puts many messages into the outbox with one statement, in their order. See [`crate::enqueue_all`].
+///
+/// # Errors
+///
+/// As [`crate::enqueue_all`].
+pub fn enqueue_all<C, I>(conn: &mut C, messages: I) -> impl Future<Output = Result<Vec<Receipt>, Error>> + Send
+where
+    C: AsyncConnection<Backend: OutboxBackend>,
+    I: IntoIterator<Item: IntoEnvelope>,
+{
+    let rows = collect(messages);
+    async move {
+        require_transaction(conn)?;
+        let rows = rows?;
+        let receipts = rows.iter().map(Receipt::of).collect();
+        for work in works::<C::Backend>(rows) {
+            write(conn, &work).await?;
+        }
+        Ok(receipts)
+    }
+}
+
+/// Puts a message into the outbox without asking whether a transaction is open. See [`crate::enqueue_unchecked`].
+///
+/// # Errors
+///
+/// As [`crate::enqueue_unchecked`].
+pub fn enqueue_unchecked<C>(
+    conn: &mut C,
+    message: impl IntoEnvelope,
+) -> impl Future<Output = Result<Receipt, Error>> + Send
+where
+    C: AsyncConnection<Backend: OutboxBackend>,
+{
+    let row = message.into_envelope().into_row();
+    async move {
+        let row = row?;
+        let receipt = Receipt::of(&row);
+        execute::<C, ByCaller>(conn, &Work::One(row)).await?;
+        Ok(receipt)
+    }
+}
+
+fn require_transaction<C: AsyncConnection>(conn: &mut C) -> Result<(), Error> {
+    let depth = C::TransactionManager::transaction_manager_status_mut(conn).transaction_depth()?;
+    if depth.is_some() { Ok(()) } else { Err(Error::NotInTransaction) }
+}
+
+async fn write<C>(conn: &mut C, work: &Work<C::Backend>) -> Result<(), Error>
+where
+    C: AsyncConnection<Backend: OutboxBackend>,
+{
+    let probe = <C::Backend as Dialect>::probe();
+    if probe.is_none_or(|probe| !probe.is_needed()) {
+        match Next::after::<C::Backend>(execute::<C, ByStatement>(conn, work).await) {
+            Next::Done => return Ok(()),
+            Next::Fail(error) => return Err(error),
+            Next::Probe => {}
+        }
+    }
+    if let Some(probe) = probe {
+        Next::finish::<C::Backend>(conn.batch_execute(probe.sql).await)?;
+    }
+    Next::finish::<C::Backend>(execute::<C, ByProbe>(conn, work).await)
+}
+
+async fn execute<C, F: Form>(conn: &mut C, work: &Work<C::Backend>) -> Result<(), DieselError>
+where
+    C: AsyncConnection<Backend: OutboxBackend>,
+{
+    match work {
+        Work::One(row) => RunQueryDsl::execute(MessageInsert::<F>::new(row), conn).await?,
+        Work::Many(batch) => RunQueryDsl::execute(MessageInsertMany::<C::Backend, F>::new(batch), conn).await?,
+    };
+    Ok(())
+}

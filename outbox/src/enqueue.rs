@@ -1,0 +1,160 @@
+//! Putting messages into the outbox, over diesel's own connections.
+//!
+//! Knows the caller's connection and one insert. Everything about a message is checked before anything is written.
+
+use diesel::RunQueryDsl;
+use diesel::connection::Connection;
+use diesel::result::Error as DieselError;
+use uuid::Uuid;
+
+use crate::connection::sealed::{Dialect, Judgement};
+use crate::connection::{OutboxBackend, is_in_transaction};
+use crate::envelope::IntoEnvelope;
+use crate::error::Error;
+use crate::insert::{ByCaller, ByProbe, ByStatement, Form, MessageInsert, MessageInsertMany, Row, Work, works};
+
+/// What is known of a message once it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Receipt {
+    /// The message id; receivers see it as `webhook-id`.
+    pub message_id: Uuid,
+}
+
+impl Receipt {
+    pub(crate) fn of(row: &Row) -> Receipt {
+        Receipt { message_id: row.id }
+    }
+}
+
+/// Puts a message into the outbox, as part of the transaction that is open on `conn`.
+///
+/// The message is delivered if and only if that transaction commits. Takes `&message` or an
+/// [`Envelope`](crate::Envelope).
+///
+/// # Errors
+///
+/// [`Error::NotInTransaction`] outside a transaction, [`Error::Refused`] or [`Error::Serialize`] for a message that can
+/// never be sent, [`Error::Database`] when the database fails. In each case nothing was written.
+pub fn enqueue<C>(conn: &mut C, message: impl IntoEnvelope) -> Result<Receipt, Error>
+where
+    C: Connection<Backend: OutboxBackend>,
+{
+    require_transaction(conn)?;
+    let row = message.into_envelope().into_row()?;
+    let receipt = Receipt::of(&row);
+    write(conn, &Work::One(row))?;
+    Ok(receipt)
+}
+
+/// Puts many messages into the outbox with one statement, in their order.
+///
+/// Only where a database limits the size of a statement (the number of binds on MariaDB, MySQL and SQLite, bytes on
+/// the servers), more of them are sent. A message that is refused refuses all.
+///
+/// # Errors
+///
+/// As [`enqueue`]. When a later one of several statements fails, the earlier ones are part of the transaction:
+/// return the error, so that it rolls back.
+pub fn enqueue_all<C, I>(conn: &mut C, messages: I) -> Result<Vec<Receipt>, Error>
+where
+    C: Connection<Backend: OutboxBackend>,
+    I: IntoIterator<Item: IntoEnvelope>,
+{
+    require_transaction(conn)?;
+    let rows = collect(messages)?;
+    let receipts = rows.iter().map(Receipt::of).collect();
+    for work in works::<C::Backend>(rows) {
+        write(conn, &work)?;
+    }
+    Ok(receipts)
+}
+
+/// Puts a message into the outbox without asking whether a transaction is open.
+///
+/// For those who open transactions without diesel's knowledge, as with a plain `BEGIN`. Without any transaction the
+/// message is committed on its own, whatever becomes of the business data.
+///
+/// # Errors
+///
+/// As [`enqueue`], but never [`Error::NotInTransaction`].
+pub fn enqueue_unchecked<C>(conn: &mut C, message: impl IntoEnvelope) -> Result<Receipt, Error>
+where
+    C: Connection<Backend: OutboxBackend>,
+{
+    let row = message.into_envelope().into_row()?;
+    let receipt = Receipt::of(&row);
+    execute::<C, ByCaller>(conn, &Work::One(row))?;
+    Ok(receipt)
+}
+
+/// Checks all before the first is written.
+pub(crate) fn collect<I>(messages: I) -> Result<Vec<Row>, Error>
+where
+    I: IntoIterator<Item: IntoEnvelope>,
+{
+    messages.into_iter().map(|message| message.into_envelope().into_row()).collect()
+}
+
+/// What to do after an insert that proves the transaction by itself.
+pub(crate) enum Next {
+    Done,
+    Fail(Error),
+    /// The server cannot tell: probe, then insert.
+    Probe,
+}
+
+impl Next {
+    pub(crate) fn after<DB: OutboxBackend>(result: Result<(), DieselError>) -> Next {
+        let Err(error) = result else { return Next::Done };
+        match (DB::judge(&error), DB::probe()) {
+            (Judgement::NotInTransaction, _) => Next::Fail(Error::NotInTransaction),
+            (Judgement::CannotTell, Some(probe)) => {
+                probe.is_needed_from_now_on();
+                Next::Probe
+            }
+            _ => Next::Fail(error.into()),
+        }
+    }
+
+    /// The same where there is nothing left to try.
+    pub(crate) fn finish<DB: OutboxBackend>(result: Result<(), DieselError>) -> Result<(), Error> {
+        result.map_err(|error| match DB::judge(&error) {
+            Judgement::NotInTransaction => Error::NotInTransaction,
+            Judgement::CannotTell | Judgement::Unrelated => error.into(),
+        })
+    }
+}
+
+fn require_transaction<C: Connection>(conn: &mut C) -> Result<(), Error> {
+    if is_in_transaction(conn)? { Ok(()) } else { Err(Error::NotInTransaction) }
+}
+
+fn write<C>(conn: &mut C, work: &Work<C::Backend>) -> Result<(), Error>
+where
+    C: Connection<Backend: OutboxBackend>,
+{
+    let probe = <C::Backend as Dialect>::probe();
+    if probe.is_none_or(|probe| !probe.is_needed()) {
+        match Next::after::<C::Backend>(execute::<C, ByStatement>(conn, work)) {
+            Next::Done => return Ok(()),
+            Next::Fail(error) => return Err(error),
+            Next::Probe => {}
+        }
+    }
+    if let Some(probe) = probe {
+        Next::finish::<C::Backend>(conn.batch_execute(probe.sql))?;
+    }
+    Next::finish::<C::Backend>(execute::<C, ByProbe>(conn, work))
+}
+
+fn execute<C, F: Form>(conn: &mut C, work: &Work<C::Backend>) -> Result<(), DieselError>
+where
+    C: Connection<Backend: OutboxBackend>,
+{
+    match work {
+        Work::One(row) => MessageInsert::<F>::new(row).execute(conn)?,
+        Work::Many(batch) => MessageInsertMany::<C::Backend, F>::new(batch).execute(conn)?,
+    };
+    Ok(())
+}

@@ -1,0 +1,527 @@
+//! The one loop that owns everything between reading and settling.
+//!
+//! All decisions are made here, one after another, over pure rooms (frontier, hands, lanes); everything that takes time
+//! (a read, an attempt, a settle) runs beside it and comes back as an answer. So no two decisions ever race, and a slow
+//! database or destination never keeps the loop from the others.
+//!
+//! Invariants
+//! - At most one feed operation is under way: polls, probes, sweeps and the look-up of waiting keys follow one another.
+//! - What was read stays in hands until a read that began after its settle committed has answered.
+//! - Nothing starts, and nothing is fed, unless the lease is known to be held.
+//! - A store call is never cancelled: its task runs to its end even when the loop is gone.
+//!
+//! The steps live beside their subject: `feed` reads, `due` fetches waiting rows, `attempt` starts and judges, `settle`
+//! writes outcomes.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+
+use crate::event::Listener;
+use crate::frontier::Frontier;
+use crate::hands::Hands;
+use crate::lane::{Lane, LaneLimits, Work};
+use crate::membership::Ownership;
+use crate::message::{PartitionSet, RelayId};
+use crate::outage::Outages;
+use crate::outcome::Policy;
+use crate::route::Routes;
+use crate::sink::{Judgement, Sink};
+use crate::store::{Routing, Store, StoreError};
+
+mod attempt;
+mod due;
+mod feed;
+mod settle;
+
+/// How the loop paces itself and what it may hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Pace {
+    /// Pause between polls while there is work.
+    pub poll_busy: Duration,
+    /// The longest pause between polls when there is none.
+    pub poll_idle: Duration,
+    /// Messages in hands, at most.
+    pub in_hands: usize,
+    /// Their bytes, at most (overrun by one page).
+    pub in_hands_bytes: usize,
+    /// How long attempts may go on after the loop was asked to stop.
+    pub shutdown_grace: Duration,
+}
+
+/// A destination this relay serves.
+#[derive(Clone)]
+pub(crate) struct Served {
+    /// Its name.
+    pub name: String,
+    /// Speaks to it.
+    pub sink: Arc<dyn Sink>,
+    /// How many at a time, and whether in order.
+    pub limits: LaneLimits,
+    /// What follows from failures.
+    pub policy: Policy,
+    /// How long an attempt may take.
+    pub timeout: Duration,
+}
+
+/// Why the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It was asked to stop, and has.
+    Stopped,
+    /// It was asked to drain, and nothing is left to do now.
+    Drained,
+    /// The relay was declared dead by another, or its row is gone: start anew under a new identity.
+    Expelled,
+}
+
+/// What the loop is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) enum Ask {
+    /// Deliver until told otherwise.
+    #[default]
+    Run,
+    /// Deliver what is there, then end.
+    Drain,
+    /// Stop feeding, finish, settle, end.
+    Stop,
+    /// End at once; what was not settled is delivered again.
+    Abandon,
+}
+
+pub(crate) struct Engine {
+    store: Arc<dyn Store>,
+    relay: RelayId,
+    pace: Pace,
+    listener: Option<Listener>,
+    ticks: Arc<AtomicU64>,
+
+    ownership: watch::Receiver<Ownership>,
+    ask: watch::Receiver<Ask>,
+    owned: PartitionSet,
+    epochs: HashMap<u8, i64>,
+
+    lanes: Vec<LaneState>,
+    lane_by_name: HashMap<String, usize>,
+    routing: Routing,
+    routes: Arc<Routes>,
+    /// Earlier routes, newest last: messages in hands may have been routed by them.
+    old_routes: VecDeque<OldRoutes>,
+
+    frontier: Frontier,
+    hands: Hands,
+    feed: feed::Feeding,
+    due: due::DueState,
+    settling: settle::Settling,
+
+    attempts: JoinSet<(Judgement, Duration)>,
+    running: HashMap<tokio::task::Id, attempt::Running>,
+
+    answers: mpsc::UnboundedSender<Answer>,
+    inbox: mpsc::UnboundedReceiver<Answer>,
+    outages: Outages,
+    routing_busy: bool,
+    routing_next: Instant,
+}
+
+/// A lane and what the loop keeps beside it.
+struct LaneState {
+    served: Served,
+    lane: Lane,
+    /// True unless a look made since our last insert found no waiting row and no blocking dead letter.
+    occupied: bool,
+    /// Looks numbered below this one may not clear `occupied`.
+    occupied_until: u64,
+    /// When its waiting rows are worth a look.
+    next_due: Option<Instant>,
+    /// Held here, before the table says so.
+    held_until: Option<Instant>,
+    /// Why it takes nothing, when it does not.
+    closed_reason: Option<&'static str>,
+}
+
+/// Routes that have been replaced.
+struct OldRoutes {
+    version: i64,
+    names: Vec<String>,
+    routes: Arc<Routes>,
+}
+
+impl OldRoutes {
+    fn names_for(&self, topic: &str) -> Vec<String> {
+        self.routes.route(topic).iter().map(|&destination| self.names[destination].clone()).collect()
+    }
+}
+
+/// Something that took time has come back.
+enum Answer {
+    Feed(feed::FeedAnswer),
+    Due(due::DueAnswer),
+    Settle(settle::SettleAnswer),
+    Routing { number: u64, result: Result<Routing, StoreError> },
+}
+
+impl Engine {
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        relay: RelayId,
+        pace: Pace,
+        served: Vec<Served>,
+        routing: Routing,
+        ownership: watch::Receiver<Ownership>,
+        ask: watch::Receiver<Ask>,
+        listener: Option<Listener>,
+        ticks: Arc<AtomicU64>,
+    ) -> Engine {
+        let (answers, inbox) = mpsc::unbounded_channel();
+        let now = Instant::now();
+        let lanes: Vec<LaneState> = served
+            .into_iter()
+            .map(|served| LaneState {
+                lane: Lane::new(served.limits),
+                served,
+                occupied: true,
+                occupied_until: 0,
+                next_due: Some(now),
+                held_until: None,
+                closed_reason: None,
+            })
+            .collect();
+        let lane_by_name = lanes.iter().enumerate().map(|(i, l)| (l.served.name.clone(), i)).collect();
+        let routes = Arc::new(Routes::new(&routing));
+        let mut engine = Engine {
+            frontier: Frontier::new(store.evidence()),
+            store,
+            relay,
+            pace,
+            listener,
+            ticks,
+            ownership,
+            ask,
+            owned: PartitionSet::EMPTY,
+            epochs: HashMap::new(),
+            lanes,
+            lane_by_name,
+            routing: Routing::default(),
+            routes,
+            old_routes: VecDeque::new(),
+            hands: Hands::default(),
+            feed: feed::Feeding::new(now),
+            due: due::DueState::new(now),
+            settling: settle::Settling::default(),
+            attempts: JoinSet::new(),
+            running: HashMap::new(),
+            answers,
+            inbox,
+            outages: Outages::default(),
+            routing_busy: false,
+            routing_next: now + ROUTING_PERIOD,
+        };
+        engine.adopt_routing(routing, now);
+        engine
+    }
+
+    /// Runs until asked to stop, drained, or expelled.
+    pub(crate) async fn run(mut self) -> End {
+        loop {
+            self.ticks.fetch_add(1, Ordering::Relaxed);
+            let now = Instant::now();
+            match self.ask_now() {
+                Ask::Run => {}
+                Ask::Drain if self.is_drained(now) => return End::Drained,
+                Ask::Drain => {}
+                Ask::Stop => return self.wind_down().await,
+                Ask::Abandon => return End::Stopped,
+            }
+            self.follow_ownership();
+            if self.ownership.borrow().expelled {
+                warn!("this relay was declared dead by another; it starts anew under a new identity");
+                return End::Expelled;
+            }
+            self.act(now);
+            self.wait(now).await;
+        }
+    }
+
+    /// Starts whatever can be started now.
+    fn act(&mut self, now: Instant) {
+        let may_work = self.ownership.borrow().usable_at(now);
+        if may_work {
+            self.start_attempts(now);
+            self.start_feed(now);
+            self.start_due(now);
+        }
+        self.start_settles(now);
+        self.start_routing(now);
+    }
+
+    /// Waits for the next answer, judged attempt, change or deadline, and acts upon all that came together.
+    async fn wait(&mut self, now: Instant) {
+        let until = self.next_wake(now);
+        tokio::select! {
+            biased;
+            Some(answer) = self.inbox.recv() => self.take(answer),
+            Some(joined) = self.attempts.join_next_with_id(), if !self.attempts.is_empty() => self.judged(joined),
+            _ = self.ownership.changed() => {}
+            _ = self.ask.changed() => {}
+            () = tokio::time::sleep_until(until.into()) => {}
+        }
+        // Whatever else is there already is taken in the same round: fewer, larger settles.
+        while let Some(joined) = self.attempts.try_join_next_with_id() {
+            self.judged(joined);
+        }
+        while let Ok(answer) = self.inbox.try_recv() {
+            self.take(answer);
+        }
+    }
+
+    fn take(&mut self, answer: Answer) {
+        match answer {
+            Answer::Feed(answer) => self.feed_answered(answer),
+            Answer::Due(answer) => self.due_answered(answer),
+            Answer::Settle(answer) => self.settle_answered(answer),
+            Answer::Routing { number, result } => self.routing_answered(number, result),
+        }
+    }
+
+    fn next_wake(&self, now: Instant) -> Instant {
+        let mut at = now + TICK;
+        if self.ownership.borrow().usable_at(now) {
+            at = at.min(self.feed_wake(now)).min(self.due_wake(now));
+        }
+        at.min(self.settle_wake(now)).max(now)
+    }
+
+    fn ask_now(&self) -> Ask {
+        *self.ask.borrow()
+    }
+
+    /// Stops feeding, lets attempts finish within the grace, writes every outcome.
+    async fn wind_down(mut self) -> End {
+        let deadline = Instant::now() + self.pace.shutdown_grace;
+        info!(attempts = self.running.len(), in_hands = self.hands.open(), "finishing what is under way");
+        let mut left = Vec::new();
+        loop {
+            self.ticks.fetch_add(1, Ordering::Relaxed);
+            let now = Instant::now();
+            for (lane, state) in self.lanes.iter_mut().enumerate() {
+                left.extend(state.lane.clear().into_iter().map(|work| (lane, work)));
+            }
+            if self.running.is_empty() {
+                self.keep_half_done(&mut left);
+            }
+            if self.ask_now() == Ask::Abandon || self.ownership.borrow().expelled {
+                break;
+            }
+            if self.running.is_empty() && self.settling.is_idle() {
+                break;
+            }
+            if now >= deadline {
+                warn!(
+                    attempts = self.running.len(),
+                    unsettled = self.settling.len(),
+                    "the grace is over; what is unfinished is delivered again"
+                );
+                break;
+            }
+            self.start_settles(now);
+            let until = self.settle_wake(now).min(deadline).min(now + TICK).max(now);
+            tokio::select! {
+                biased;
+                Some(answer) = self.inbox.recv() => self.take(answer),
+                Some(joined) = self.attempts.join_next_with_id(), if !self.attempts.is_empty() => self.judged(joined),
+                _ = self.ask.changed() => {}
+                () = tokio::time::sleep_until(until.into()) => {}
+            }
+        }
+        self.attempts.abort_all();
+        End::Stopped
+    }
+
+    /// What was not started is simply left in the table, unless another destination already has the message: then the
+    /// rest of it becomes a waiting row, or that destination would get it twice.
+    fn keep_half_done(&mut self, left: &mut Vec<(usize, Work)>) {
+        for (lane, work) in left.drain(..) {
+            if work.origin == crate::lane::Origin::Fresh && self.hands.is_half_done(work.message.seq) {
+                self.put_aside(lane, vec![work]);
+            }
+        }
+    }
+
+    /// Nothing in hands, nothing to write, and a pass over both tables that began after the drain found nothing to do.
+    fn is_drained(&mut self, now: Instant) -> bool {
+        if !self.ownership.borrow().settled {
+            return false;
+        }
+        if self.hands.open() > 0 || !self.running.is_empty() || !self.settling.is_idle() || self.due.has_rows() {
+            self.feed.restart_pass();
+            self.due.restart_pass();
+            return false;
+        }
+        // Idle pauses are for those who wait for new messages.
+        if !self.feed.pass_is_empty() {
+            self.feed.poll_soon(now);
+        }
+        if !self.due.pass_is_empty() {
+            self.due.look_soon(now);
+        }
+        self.feed.pass_is_empty() && self.due.pass_is_empty()
+    }
+
+    // ---- ownership ----
+
+    /// Takes note of partitions gained and lost.
+    fn follow_ownership(&mut self) {
+        let ownership = self.ownership.borrow_and_update().clone();
+        let lost = self.owned.without(ownership.partitions);
+        let gained = ownership.partitions.without(self.owned);
+        self.epochs = ownership.epochs;
+        if !lost.is_empty() {
+            info!(partitions = ?lost, "partitions lost");
+            self.evict(lost);
+        }
+        self.owned = ownership.partitions;
+        if !gained.is_empty() {
+            info!(partitions = gained.len(), "partitions gained");
+            self.frontier.gain(gained);
+            let now = Instant::now();
+            for state in &mut self.lanes {
+                state.occupied = true;
+                state.occupied_until = self.due.next_number();
+                state.next_due = Some(now);
+            }
+            self.due.routes_changed(now);
+            self.feed.poll_soon(now);
+        }
+    }
+
+    /// Drops everything of these partitions and writes nothing about it.
+    fn evict(&mut self, lost: PartitionSet) {
+        for seq in self.hands.in_partitions(lost) {
+            self.hands.drop_held(seq);
+        }
+        self.due.evict(lost);
+        self.settling.evict(lost);
+        self.abort_attempts(lost);
+        for state in &mut self.lanes {
+            let (gone, kept): (Vec<Work>, Vec<Work>) =
+                state.lane.clear().into_iter().partition(|work| lost.contains(work.message.partition_no));
+            debug!(destination = %state.served.name, dropped = gone.len(), "deliveries of lost partitions dropped");
+            for work in kept {
+                if work.origin == crate::lane::Origin::Fresh {
+                    // Its key cannot be parked: then it would have been a row already.
+                    let _ = state.lane.offer(work);
+                } else if let crate::lane::Origin::Waiting(id) = work.origin {
+                    if !state.lane.offer_row(work) {
+                        self.due.forget(id);
+                    }
+                }
+            }
+        }
+    }
+
+    // ---- routing, pauses, holds ----
+
+    fn start_routing(&mut self, now: Instant) {
+        if self.routing_busy || now < self.routing_next {
+            return;
+        }
+        self.routing_busy = true;
+        let number = self.settling.routing_read_begins();
+        let (store, answers) = (self.store.clone(), self.answers.clone());
+        tokio::spawn(async move {
+            let result = store.destination_read(None).await;
+            let _ = answers.send(Answer::Routing { number, result });
+        });
+    }
+
+    fn routing_answered(&mut self, number: u64, answer: Result<Routing, StoreError>) {
+        let now = Instant::now();
+        self.routing_busy = false;
+        self.routing_next = now + ROUTING_PERIOD;
+        match answer {
+            Ok(routing) => {
+                self.outages.recovered("destination_read");
+                self.adopt_routing(routing, now);
+                self.routes_confirmed(number);
+            }
+            Err(error) => {
+                self.outages.failed("destination_read", &error);
+            }
+        }
+    }
+
+    fn adopt_routing(&mut self, routing: Routing, now: Instant) {
+        if routing.version != self.routes.version() || self.routing.destinations.is_empty() {
+            let old = std::mem::replace(&mut self.routes, Arc::new(Routes::new(&routing)));
+            let names = self.routing.destinations.iter().map(|seen| seen.spec.name.clone()).collect();
+            self.old_routes.push_back(OldRoutes { version: old.version(), names, routes: old });
+            if self.old_routes.len() > OLD_ROUTES_MAX {
+                self.old_routes.pop_front();
+            }
+            for (destination, error) in self.routes.unusable() {
+                warn!(destination, %error, "a registered pattern cannot be read and matches nothing here");
+            }
+            self.due.routes_changed(now);
+        }
+        for seen in &routing.destinations {
+            let Some(&lane) = self.lane_by_name.get(&seen.spec.name) else { continue };
+            if let Some(held_for) = seen.held_for {
+                let until = now + held_for;
+                let state = &mut self.lanes[lane];
+                state.held_until = Some(state.held_until.map_or(until, |held| held.max(until)));
+            }
+            self.open_or_close(lane, seen.paused, now);
+        }
+        self.routing = routing;
+    }
+
+    /// Opens or closes a lane as pauses and holds say; a lane that closes gives its messages back as waiting rows.
+    fn open_or_close(&mut self, lane: usize, paused: bool, now: Instant) {
+        let state = &mut self.lanes[lane];
+        if state.held_until.is_some_and(|until| until <= now) {
+            state.held_until = None;
+        }
+        let closed = if paused {
+            Some("paused")
+        } else if state.held_until.is_some() {
+            Some("held")
+        } else {
+            None
+        };
+        if closed == state.closed_reason {
+            return;
+        }
+        state.closed_reason = closed;
+        match closed {
+            Some(reason) => {
+                info!(destination = %state.served.name, reason, "destination takes nothing for now");
+                let left = state.lane.close();
+                self.put_aside(lane, left);
+            }
+            None => {
+                info!(destination = %state.served.name, "destination takes messages again");
+                state.lane.open();
+                state.next_due = Some(now);
+            }
+        }
+    }
+
+    fn is_paused(&self, lane: usize) -> bool {
+        let name = &self.lanes[lane].served.name;
+        self.routing.destinations.iter().any(|seen| seen.spec.name == *name && seen.paused)
+    }
+}
+
+/// The longest the loop sleeps: a wedged loop has to be told from an idle one.
+const TICK: Duration = Duration::from_millis(200);
+/// How often destinations are read: a pause is obeyed within a second.
+const ROUTING_PERIOD: Duration = Duration::from_millis(400);
+/// Replaced routes that are remembered; messages in hands are never older than a few changes.
+const OLD_ROUTES_MAX: usize = 16;

@@ -1,0 +1,206 @@
+//! Starts attempts and acts upon their verdicts.
+
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use tokio::task::{Id, JoinError};
+use tracing::{debug, error};
+
+use super::Engine;
+use crate::event::{DeliveryRef, Event};
+use crate::lane::{Fate, Origin, Work};
+use crate::message::PartitionSet;
+use crate::outcome::{self, Outcome, waits};
+use crate::sink::{Attempt, Judgement};
+use crate::store::{Dies, DueIn, Remains, State, WaitingChange, Waits};
+use crate::verdict::Verdict;
+
+/// An attempt under way.
+pub(super) struct Running {
+    lane: usize,
+    work: Work,
+    began: Instant,
+    abort: tokio::task::AbortHandle,
+}
+
+impl Engine {
+    /// Starts what the lanes allow.
+    pub(super) fn start_attempts(&mut self, now: Instant) {
+        for lane in 0..self.lanes.len() {
+            while let Some(work) = self.lanes[lane].lane.start_next() {
+                match &work.doomed {
+                    Some((reason, text)) => {
+                        let policy = &self.lanes[lane].served.policy;
+                        let outcome = outcome::doomed(&work, *reason, text, policy, now);
+                        self.conclude(lane, &work, outcome);
+                    }
+                    None => self.start_attempt(lane, work, now),
+                }
+            }
+        }
+    }
+
+    fn start_attempt(&mut self, lane: usize, work: Work, now: Instant) {
+        let served = &self.lanes[lane].served;
+        let attempt = Attempt { destination: served.name.clone(), number: work.attempts + 1, timeout: served.timeout };
+        let (sink, message, timeout) = (served.sink.clone(), work.message.clone(), served.timeout);
+        let abort = self.attempts.spawn(async move {
+            let began = Instant::now();
+            let judgement = match tokio::time::timeout(timeout, sink.attempt(&message, &attempt)).await {
+                Ok(judgement) => judgement,
+                Err(_) => Judgement {
+                    verdict: Verdict::Retry { after: None },
+                    code: "timeout".into(),
+                    maybe: true,
+                    text: format!("no answer within {timeout:?}"),
+                },
+            };
+            (judgement, began.elapsed())
+        });
+        self.running.insert(abort.id(), Running { lane, work, began: now, abort });
+    }
+
+    /// An attempt ended.
+    pub(super) fn judged(&mut self, joined: Result<(Id, (Judgement, Duration)), JoinError>) {
+        let (id, judgement, took) = match joined {
+            Ok((id, (judgement, took))) => (id, judgement, took),
+            Err(failed) => {
+                let text = if failed.is_panic() { "the attempt panicked" } else { "the attempt was aborted" };
+                (failed.id(), Judgement::failed(Verdict::Retry { after: None }, "panic", text), Duration::ZERO)
+            }
+        };
+        // Aborted attempts were taken out when they were aborted.
+        let Some(Running { lane, work, began, .. }) = self.running.remove(&id) else { return };
+        let now = Instant::now();
+        let took = if took.is_zero() { now.saturating_duration_since(began) } else { took };
+        debug!(
+            message.id = %work.message.id,
+            destination = %self.lanes[lane].served.name,
+            attempt = work.attempts + 1,
+            verdict = judgement.verdict.name(),
+            code = %judgement.code,
+            "attempt judged"
+        );
+        self.tell(
+            |delivery| Event::Attempted {
+                delivery,
+                attempt: work.attempts + 1,
+                verdict: judgement.verdict,
+                code: judgement.code.clone(),
+                took,
+            },
+            lane,
+            &work,
+        );
+        let policy = &self.lanes[lane].served.policy;
+        let outcome = outcome::outcome(&work, &judgement, policy, took, Utc::now(), now, &mut rand::rng());
+        match judgement.verdict {
+            Verdict::Hold { .. } => self.hold(lane, &outcome, now),
+            Verdict::Reject { gone: true } => self.pause_gone(lane),
+            _ => {}
+        }
+        self.conclude(lane, &work, outcome);
+    }
+
+    /// Acts upon an outcome: frees the key or parks it, and passes the outcome on to the settle.
+    fn conclude(&mut self, lane: usize, work: &Work, outcome: Outcome) {
+        match &outcome {
+            Outcome::Delivered => {}
+            Outcome::Remains(Remains::Waits(Waits { due: DueIn::Pause(pause), .. })) => {
+                let pause = *pause;
+                self.tell(|delivery| Event::Waiting { delivery, pause }, lane, work);
+            }
+            Outcome::Remains(Remains::Waits(_)) => {}
+            Outcome::Remains(Remains::Dies(Dies { reason, .. })) => {
+                let reason = *reason;
+                self.tell(|delivery| Event::DeadLettered { delivery, reason }, lane, work);
+            }
+        }
+        let fate = outcome.fate();
+        let behind = self.lanes[lane].lane.finished(work, fate);
+        let name = self.lanes[lane].served.name.clone();
+        if fate == Fate::Stays {
+            self.lanes[lane].lane.writing(work);
+        }
+        match work.origin {
+            Origin::Fresh => {
+                let remains = match outcome {
+                    Outcome::Delivered => None,
+                    Outcome::Remains(remains) => Some(remains),
+                };
+                self.conclude_fresh(&work.message, &name, remains);
+            }
+            Origin::Waiting(id) => {
+                let change = match outcome {
+                    Outcome::Delivered => WaitingChange::Delivered,
+                    Outcome::Remains(Remains::Waits(waits)) => WaitingChange::Waits(waits),
+                    Outcome::Remains(Remains::Dies(dies)) => WaitingChange::Dies(dies),
+                };
+                self.conclude_row(id, work, &name, change);
+            }
+        }
+        for follower in behind {
+            self.must_wait(lane, &follower, waits(State::Blocked, true, DueIn::Pause(Duration::ZERO)));
+        }
+    }
+
+    fn tell(&self, event: impl FnOnce(DeliveryRef) -> Event, lane: usize, work: &Work) {
+        if let Some(listener) = &self.listener {
+            listener(&event(DeliveryRef {
+                message_id: work.message.id,
+                topic: work.message.topic.clone(),
+                destination: self.lanes[lane].served.name.clone(),
+            }));
+        }
+    }
+
+    /// The destination asked for a pause: nothing more starts here at once, elsewhere as soon as the table says so.
+    fn hold(&mut self, lane: usize, outcome: &Outcome, now: Instant) {
+        let Outcome::Remains(Remains::Waits(Waits { due: DueIn::Pause(pause), .. })) = outcome else { return };
+        let (pause, name) = (*pause, self.lanes[lane].served.name.clone());
+        let until = now + pause;
+        let held = &mut self.lanes[lane].held_until;
+        *held = Some(held.map_or(until, |held| held.max(until)));
+        self.open_or_close(lane, self.is_paused(lane), now);
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            if let Err(error) = store.destination_hold(&name, pause, None).await {
+                error!(destination = %name, error = %crate::outage::chain(&error), "the hold could not be recorded");
+            }
+        });
+    }
+
+    /// The receiver is gone for good: the destination pauses, visibly, until a person resumes it.
+    fn pause_gone(&mut self, lane: usize) {
+        let name = self.lanes[lane].served.name.clone();
+        error!(destination = %name, "the receiver answered that it is gone; the destination is paused");
+        self.open_or_close(lane, true, Instant::now());
+        for seen in &mut self.routing.destinations {
+            seen.paused |= seen.spec.name == name;
+        }
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            if let Err(error) = store.destination_pause(&name, "relay", "the receiver answered 410 Gone", None).await {
+                error!(destination = %name, error = %crate::outage::chain(&error), "the pause could not be recorded");
+            }
+        });
+    }
+
+    /// Aborts attempts of lost partitions; nothing is written about them.
+    pub(super) fn abort_attempts(&mut self, lost: PartitionSet) {
+        let ids: Vec<Id> = self
+            .running
+            .iter()
+            .filter(|(_, running)| lost.contains(running.work.message.partition_no))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            if let Some(running) = self.running.remove(&id) {
+                running.abort.abort();
+                for follower in self.lanes[running.lane].lane.finished(&running.work, Fate::Through) {
+                    debug_assert!(lost.contains(follower.message.partition_no), "a key has one partition");
+                }
+            }
+        }
+    }
+}

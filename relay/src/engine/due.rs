@@ -1,0 +1,344 @@
+//! Fetches waiting rows that are due and gives them to their lanes.
+//!
+//! One look for all lanes. A row stays in hands until a look that began after its settle committed, for the same reason
+//! as a message does.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::feed::doom;
+use super::{Answer, Engine, TICK};
+use crate::lane::{Origin, Work};
+use crate::message::{PartitionSet, WaitingDelivery};
+use crate::outcome::waits;
+use crate::store::{Due, DueIn, LaneDemand, LaneWaiting, RoutedUnit, State, StoreError, WaitingChange, WaitingOutcome};
+
+/// The state of the looks.
+pub(super) struct DueState {
+    busy: bool,
+    /// Number of the last look begun.
+    number: u64,
+    /// Not before this, after a failure.
+    retry_at: Instant,
+    held: HashMap<i64, HeldRow>,
+    leaving: VecDeque<(u64, i64)>,
+    unrouted_next: Instant,
+    /// The routes changed: every unrouted row is worth a look.
+    unrouted_all: bool,
+    safety_next: Instant,
+    pass_from: u64,
+    pass_empty: bool,
+    /// An answer that came while a page waited for its look-up.
+    deferred: Option<DueAnswer>,
+}
+
+struct HeldRow {
+    partition_no: u8,
+    lane: Option<usize>,
+    settled: bool,
+}
+
+/// What a look brought.
+pub(super) struct DueAnswer {
+    number: u64,
+    demands: Vec<(Option<usize>, LaneDemand)>,
+    result: Result<Due, StoreError>,
+}
+
+impl DueState {
+    pub(super) fn new(now: Instant) -> DueState {
+        DueState {
+            busy: false,
+            number: 0,
+            retry_at: now,
+            held: HashMap::new(),
+            leaving: VecDeque::new(),
+            unrouted_next: now,
+            unrouted_all: true,
+            safety_next: now,
+            pass_from: 0,
+            pass_empty: false,
+            deferred: None,
+        }
+    }
+
+    /// The number the next look will have.
+    pub(super) fn next_number(&self) -> u64 {
+        self.number + 1
+    }
+
+    /// True while rows are in hands and not settled.
+    pub(super) fn has_rows(&self) -> bool {
+        self.held.values().any(|row| !row.settled)
+    }
+
+    /// The row was not taken after all; it will be read again.
+    pub(super) fn forget(&mut self, id: i64) {
+        self.held.remove(&id);
+    }
+
+    /// Its settle committed, or was refused.
+    pub(super) fn settled(&mut self, id: i64) {
+        if let Some(row) = self.held.get_mut(&id) {
+            row.settled = true;
+            self.leaving.push_back((self.number + 1, id));
+        }
+    }
+
+    pub(super) fn evict(&mut self, lost: PartitionSet) {
+        self.held.retain(|_, row| !lost.contains(row.partition_no));
+    }
+
+    pub(super) fn routes_changed(&mut self, now: Instant) {
+        self.unrouted_all = true;
+        self.unrouted_next = now;
+    }
+
+    pub(super) fn restart_pass(&mut self) {
+        self.pass_from = self.number + 1;
+        self.pass_empty = false;
+    }
+
+    /// A look is wanted now.
+    pub(super) fn look_soon(&mut self, now: Instant) {
+        self.safety_next = self.safety_next.min(now);
+    }
+
+    pub(super) fn pass_is_empty(&self) -> bool {
+        self.pass_empty
+    }
+
+    fn held_in(&self, lane: usize) -> usize {
+        self.held.values().filter(|row| row.lane == Some(lane)).count()
+    }
+}
+
+impl Engine {
+    /// Looks for due rows when a lane that may take some has any, and now and then in any case.
+    pub(super) fn start_due(&mut self, now: Instant) {
+        if self.due.busy || self.due.deferred.is_some() || now < self.due.retry_at || now < self.due_wake(now) {
+            return;
+        }
+        let mut demands: Vec<(Option<usize>, LaneDemand)> = (0..self.lanes.len())
+            .map(|lane| {
+                let state = &self.lanes[lane];
+                let room = state.lane.room_for_rows();
+                // Rows in hands come back too, and first.
+                let limit = if room == 0 { 0 } else { room + self.due.held_in(lane) };
+                let limit = u32::try_from(limit).unwrap_or(u32::MAX).min(ROWS_MAX);
+                (Some(lane), LaneDemand { destination: state.served.name.clone(), limit })
+            })
+            .collect();
+        demands.push((None, LaneDemand { destination: String::new(), limit: UNROUTED_LIMIT }));
+        self.due.busy = true;
+        self.due.number += 1;
+        self.due.safety_next = now + SAFETY_PERIOD;
+        self.due.unrouted_next = now + SAFETY_PERIOD;
+        for state in &mut self.lanes {
+            state.next_due = None;
+        }
+        let (store, answers) = (self.store.clone(), self.answers.clone());
+        let (number, owned, unrouted) = (self.due.number, self.owned, self.due.unrouted_all);
+        tokio::spawn(async move {
+            let lanes: Vec<LaneDemand> = demands.iter().map(|(_, demand)| demand.clone()).collect();
+            let result = store.delivery_due(&lanes, owned, unrouted, None).await;
+            let _ = answers.send(Answer::Due(DueAnswer { number, demands, result }));
+        });
+    }
+
+    pub(super) fn due_wake(&self, now: Instant) -> Instant {
+        if self.due.busy {
+            return now + TICK;
+        }
+        let lanes = self.lanes.iter().filter(|l| l.lane.room_for_rows() > 0).filter_map(|l| l.next_due);
+        lanes.chain([self.due.safety_next, self.due.unrouted_next]).min().unwrap_or(now + TICK).max(self.due.retry_at)
+    }
+
+    pub(super) fn due_answered(&mut self, answer: DueAnswer) {
+        self.due.busy = false;
+        if self.feed.has_pending() {
+            // A row's key may be in the page that has not been handed out: after it, not before.
+            self.due.deferred = Some(answer);
+            return;
+        }
+        let now = Instant::now();
+        let due = match answer.result {
+            Ok(due) => {
+                self.outages.recovered("delivery_due");
+                due
+            }
+            Err(error) => {
+                self.due.retry_at = now + self.outages.failed("delivery_due", &error);
+                return;
+            }
+        };
+        let returned = due.rows.len();
+        let mut taken = 0;
+        let mut not_yet = vec![false; self.lanes.len()];
+        let mut unrouted = 0;
+        for row in due.rows {
+            if row.destination.is_empty() {
+                unrouted += 1;
+            }
+            if self.due.held.contains_key(&row.id) || !self.owned.contains(row.message.partition_no) {
+                continue;
+            }
+            if row.destination.is_empty() {
+                self.route_row(row);
+                taken += 1;
+                continue;
+            }
+            let Some(&lane) = self.lane_by_name.get(&row.destination) else { continue };
+            if self.take_row(lane, row, now) {
+                taken += 1;
+            } else {
+                not_yet[lane] = true;
+            }
+        }
+        if self.due.unrouted_all {
+            if unrouted >= UNROUTED_LIMIT {
+                self.due.unrouted_next = now;
+            } else {
+                self.due.unrouted_all = false;
+            }
+        }
+        for ((lane, demand), waiting) in answer.demands.iter().zip(&due.lanes) {
+            if let Some(lane) = lane {
+                self.note_waiting(*lane, demand, *waiting, not_yet[*lane], answer.number, now);
+            }
+        }
+        while let Some((at, id)) = self.due.leaving.front().copied()
+            && at <= answer.number
+        {
+            self.due.leaving.pop_front();
+            if self.due.held.get(&id).is_some_and(|row| row.settled) {
+                self.due.held.remove(&id);
+            }
+        }
+        let nothing_held_back = returned == 0 || (taken == 0 && !not_yet.contains(&true) && !self.due.has_rows());
+        if answer.number >= self.due.pass_from && taken == 0 && nothing_held_back {
+            self.due.pass_empty = true;
+        }
+    }
+
+    /// Acts upon a look whose answer had to wait for the feed.
+    pub(super) fn resume_due(&mut self) {
+        if let Some(answer) = self.due.deferred.take() {
+            self.due_answered(answer);
+        }
+    }
+
+    fn note_waiting(
+        &mut self,
+        lane: usize,
+        demand: &LaneDemand,
+        waiting: LaneWaiting,
+        not_yet: bool,
+        number: u64,
+        now: Instant,
+    ) {
+        let state = &mut self.lanes[lane];
+        if waiting.occupied {
+            state.occupied = true;
+        } else if number >= state.occupied_until {
+            state.occupied = false;
+        }
+        let next = match waiting.next_due_in {
+            Some(pause) if !pause.is_zero() => Some(now + pause),
+            // Due already: either it is in hands (then its settle brings the next look), or the lane was full (then
+            // room does), or it has to wait for the feed or its key.
+            Some(_) if not_yet => Some(now + NOT_YET_PAUSE),
+            Some(_) if demand.limit == 0 => Some(now),
+            Some(_) => Some(now + IN_HANDS_PAUSE),
+            None => None,
+        };
+        state.next_due = [state.next_due, next].into_iter().flatten().min();
+    }
+
+    /// Gives a due row to its lane. False: not now.
+    fn take_row(&mut self, lane: usize, row: WaitingDelivery, now: Instant) -> bool {
+        let message = std::sync::Arc::new(row.message);
+        let state = &mut self.lanes[lane];
+        if state.lane.is_closed() || state.lane.room_for_rows() == 0 {
+            return false;
+        }
+        if row.in_order && message.ordering_key.is_some() && state.served.limits.keyed {
+            // Something older of the key may not have been read yet.
+            let read = self.feed.has_caught_up() || self.frontier.cursor() >= message.seq;
+            if !read || self.frontier.gain_pending(message.partition_no, message.seq) {
+                return false;
+            }
+        }
+        let work = Work {
+            doomed: doom(&message),
+            origin: Origin::Waiting(row.id),
+            attempts: row.attempts,
+            in_order: row.in_order,
+            first_attempt_at: row.first_attempt_age.and_then(|age| now.checked_sub(age)),
+            history: row.history,
+            message,
+        };
+        let partition_no = work.message.partition_no;
+        if !state.lane.offer_row(work) {
+            return false;
+        }
+        self.due.held.insert(row.id, HeldRow { partition_no, lane: Some(lane), settled: false });
+        true
+    }
+
+    /// A row without destination is due, or the routes changed: it becomes one row for each destination.
+    fn route_row(&mut self, row: WaitingDelivery) {
+        let units: Vec<RoutedUnit> = self
+            .destinations_of(&row.message)
+            .iter()
+            .map(|&destination| {
+                let state = if self.lane_of(destination).is_some() { State::Overflow } else { State::Unserved };
+                RoutedUnit {
+                    destination: self.routing.destinations[destination].spec.name.clone(),
+                    remains: waits(state, row.in_order, DueIn::Pause(Duration::ZERO)),
+                }
+            })
+            .collect();
+        let change = if units.is_empty() {
+            let crate::store::Remains::Waits(waits) =
+                waits(State::Unrouted, row.in_order, DueIn::Pause(super::feed::UNROUTED_PAUSE))
+            else {
+                return;
+            };
+            WaitingChange::Waits(waits)
+        } else {
+            WaitingChange::Routed(units)
+        };
+        self.due.held.insert(row.id, HeldRow { partition_no: row.message.partition_no, lane: None, settled: false });
+        self.settling.push_row(WaitingOutcome {
+            id: row.id,
+            partition_no: row.message.partition_no,
+            destination: String::new(),
+            ordering_key: row.message.ordering_key,
+            attempts_read: row.attempts,
+            change,
+        });
+    }
+
+    pub(super) fn conclude_row(&mut self, id: i64, work: &Work, destination: &str, change: WaitingChange) {
+        self.settling.push_row(WaitingOutcome {
+            id,
+            partition_no: work.message.partition_no,
+            destination: destination.to_owned(),
+            ordering_key: work.message.ordering_key.clone(),
+            attempts_read: work.attempts,
+            change,
+        });
+    }
+}
+
+/// Rows of one lane in one look, at most.
+const ROWS_MAX: u32 = 1_000;
+/// Rows without destination in one look.
+const UNROUTED_LIMIT: u32 = 200;
+/// A look in any case: somebody may have redriven, or another relay left rows.
+const SAFETY_PERIOD: Duration = Duration::from_secs(1);
+/// A row that has to wait for the feed or for its key is looked at again.
+const NOT_YET_PAUSE: Duration = Duration::from_millis(10);
+/// Rows in hands hide how many more are due.
+const IN_HANDS_PAUSE: Duration = Duration::from_millis(100);

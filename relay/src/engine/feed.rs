@@ -1,0 +1,480 @@
+//! Reads new messages, routes them and hands them to the lanes.
+//!
+//! One operation at a time: a poll and the look-up of its keys, a locking probe, or one step of the sweep. Rows are
+//! handed out only after the look-up, and what the look-up says is acted upon before the next one begins.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info, warn};
+
+use super::{Answer, Engine};
+use crate::frontier::{Evidence, Reading, Stamp};
+use crate::lane::{Origin, Work};
+use crate::message::{Headers, Key, Message, Seq};
+use crate::outcome::waits;
+use crate::store::{DueIn, Page, Probe, Reason, Remains, Row, State, StoreError, Wanted};
+
+/// The feed's own state.
+pub(super) struct Feeding {
+    busy: bool,
+    /// Number of the last read begun; a read is a poll with its look-up.
+    read: u64,
+    next_poll: Instant,
+    pause: Duration,
+    pending: Option<Vec<Arc<Message>>>,
+    sweep_after: Seq,
+    sweep_next: Instant,
+    mark_busy: bool,
+    pass_from: u64,
+    pass_empty: bool,
+    caught_up: bool,
+    unrouted_told: HashSet<String>,
+    /// How many messages the sweep found that the frontier had missed; it should be 0.
+    pub(super) sweep_found: u64,
+}
+
+/// What a feed operation brought.
+pub(super) enum FeedAnswer {
+    Page { wanted: Wanted, limit: u32, result: Result<Page, StoreError> },
+    Parked { keys: Vec<(usize, Key)>, result: Result<Vec<bool>, StoreError> },
+    Probed { ranges: Vec<(Seq, Seq)>, result: Result<Probe, StoreError> },
+    Swept { until: Seq, took: Duration, result: Result<Vec<Seq>, StoreError> },
+    Marked { stamp: Stamp, result: Result<Option<u64>, StoreError> },
+}
+
+impl Feeding {
+    pub(super) fn new(now: Instant) -> Feeding {
+        Feeding {
+            busy: false,
+            read: 0,
+            next_poll: now,
+            pause: Duration::ZERO,
+            pending: None,
+            sweep_after: 0,
+            sweep_next: now + SWEEP_PERIOD,
+            mark_busy: false,
+            pass_from: 0,
+            pass_empty: false,
+            caught_up: false,
+            unrouted_told: HashSet::new(),
+            sweep_found: 0,
+        }
+    }
+
+    /// The number the next read will have.
+    pub(super) fn next_read(&self) -> u64 {
+        self.read + 1
+    }
+
+    pub(super) fn poll_soon(&mut self, now: Instant) {
+        self.next_poll = self.next_poll.min(now);
+        self.pause = Duration::ZERO;
+    }
+
+    /// From now on only polls that begin later tell whether anything is left.
+    pub(super) fn restart_pass(&mut self) {
+        self.pass_from = self.read + 1;
+        self.pass_empty = false;
+    }
+
+    pub(super) fn pass_is_empty(&self) -> bool {
+        self.pass_empty
+    }
+
+    /// True once a poll found the end of the table: everything visible then has been read.
+    pub(super) fn has_caught_up(&self) -> bool {
+        self.caught_up
+    }
+
+    /// True while rows that were read have not been handed out.
+    pub(super) fn has_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+}
+
+impl Engine {
+    /// Starts the next feed operation when one is due and there is room for what it may bring.
+    pub(super) fn start_feed(&mut self, now: Instant) {
+        if self.frontier.needs_mark() && !self.feed.mark_busy && !self.settling.is_writing() {
+            self.feed.mark_busy = true;
+            let stamp = self.frontier.stamp();
+            self.spawn_feed(move |store| async move { FeedAnswer::Marked { stamp, result: store.mark_draw().await } });
+        }
+        if self.feed.busy || now < self.feed.next_poll || !self.has_room() {
+            return;
+        }
+        let doubtful = self.frontier.doubtful(now);
+        if !doubtful.is_empty() {
+            self.feed.busy = true;
+            self.spawn_feed(move |store| async move {
+                let result = store.message_probe(&doubtful).await;
+                FeedAnswer::Probed { ranges: doubtful, result }
+            });
+        } else if now >= self.feed.sweep_next && self.frontier.cursor() > 0 {
+            self.feed.busy = true;
+            let (after, until, owned) = (self.feed.sweep_after, self.frontier.cursor(), self.owned);
+            self.spawn_feed(move |store| async move {
+                let began = Instant::now();
+                let result = store.message_sweep(after, until, owned, SWEEP_LIMIT).await;
+                FeedAnswer::Swept { until, took: began.elapsed(), result }
+            });
+        } else {
+            self.feed.busy = true;
+            self.feed.read += 1;
+            let wanted = self.frontier.wanted(now);
+            let room = self.pace.in_hands.saturating_sub(self.hands.open());
+            let limit = u32::try_from(room).unwrap_or(u32::MAX).clamp(1, PAGE_MAX);
+            let owned = self.owned;
+            self.spawn_feed(move |store| async move {
+                let result = store.message_read(&wanted, owned, limit, None).await;
+                FeedAnswer::Page { wanted, limit, result }
+            });
+        }
+    }
+
+    pub(super) fn feed_wake(&self, now: Instant) -> Instant {
+        if self.feed.busy || !self.has_room() { now + super::TICK } else { self.feed.next_poll }
+    }
+
+    /// Room in hands, and no full lane that would keep others waiting for nothing.
+    ///
+    /// A full lane stops the feed while every other lane has work: nothing is rewritten. When another lane idles, the
+    /// feed goes on and the full lane's messages become waiting rows.
+    fn has_room(&self) -> bool {
+        let enough = (self.pace.in_hands / 4).clamp(1, PAGE_MAX as usize);
+        let open = self.hands.open();
+        if open > 0 && self.pace.in_hands.saturating_sub(open) < enough {
+            return false;
+        }
+        if self.hands.bytes() >= self.pace.in_hands_bytes {
+            return false;
+        }
+        !self.lanes.iter().any(|l| l.lane.is_full()) || self.lanes.iter().any(|l| l.lane.is_idle())
+    }
+
+    fn spawn_feed<F, Fut>(&self, operation: F)
+    where
+        F: FnOnce(Arc<dyn crate::store::Store>) -> Fut,
+        Fut: Future<Output = FeedAnswer> + Send + 'static,
+    {
+        let answers = self.answers.clone();
+        let operation = operation(self.store.clone());
+        tokio::spawn(async move {
+            let _ = answers.send(Answer::Feed(operation.await));
+        });
+    }
+
+    pub(super) fn feed_answered(&mut self, answer: FeedAnswer) {
+        let now = Instant::now();
+        match answer {
+            FeedAnswer::Marked { stamp, result } => {
+                self.feed.mark_busy = false;
+                if let Some(Some(xid)) = self.feed_result("mark_draw", result, now) {
+                    self.frontier.mark(stamp, xid);
+                }
+            }
+            FeedAnswer::Probed { ranges, result } => {
+                self.feed.busy = false;
+                if let Some(probe) = self.feed_result("message_probe", result, now) {
+                    self.frontier.probed(&ranges, &probe, now);
+                }
+            }
+            FeedAnswer::Swept { until, took, result } => {
+                self.feed.busy = false;
+                if let Some(found) = self.feed_result("message_sweep", result, now) {
+                    self.swept(&found, until, took, now);
+                }
+            }
+            FeedAnswer::Page { wanted, limit, result } => {
+                self.feed.busy = false;
+                if let Some(page) = self.feed_result("message_read", result, now) {
+                    self.page_arrived(&wanted, page, limit, now);
+                }
+            }
+            FeedAnswer::Parked { keys, result } => match result {
+                Ok(parked) => {
+                    self.outages.recovered("key_parked");
+                    self.feed.busy = false;
+                    let parked = keys.into_iter().zip(parked).filter(|(_, parked)| *parked).map(|(key, _)| key);
+                    let messages = self.feed.pending.take().unwrap_or_default();
+                    self.hand_out(messages, &parked.collect(), now);
+                }
+                Err(error) => {
+                    // The page is in memory only: ask again rather than read again.
+                    let pause = self.outages.failed("key_parked", &error);
+                    self.spawn_look_up(keys, pause);
+                }
+            },
+        }
+    }
+
+    fn feed_result<T>(&mut self, operation: &'static str, result: Result<T, StoreError>, now: Instant) -> Option<T> {
+        match result {
+            Ok(value) => {
+                self.outages.recovered(operation);
+                Some(value)
+            }
+            Err(error) => {
+                self.feed.next_poll = now + self.outages.failed(operation, &error);
+                None
+            }
+        }
+    }
+
+    fn page_arrived(&mut self, wanted: &Wanted, page: Page, limit: u32, now: Instant) {
+        let with_tail = match self.frontier.receive(wanted, &page, now) {
+            Reading::Discard => {
+                debug!("page discarded; polling again");
+                self.feed.caught_up = false;
+                self.feed.next_poll = now;
+                return;
+            }
+            Reading::Use { tail } => tail,
+        };
+        let full = page.holes_full || page.from_tail.len() >= limit as usize;
+        let page_ends = page.from_tail.len() < limit as usize;
+        let mut rows = page.from_holes;
+        if with_tail {
+            rows.extend(page.from_tail);
+        }
+        let rows_read = rows.len();
+        let mut messages: Vec<Arc<Message>> = rows.into_iter().filter_map(|row| self.accept(row)).collect();
+        messages.sort_by_key(|message| message.seq);
+
+        if full {
+            self.feed.pause = Duration::ZERO;
+        } else if rows_read > 0 {
+            self.feed.pause = self.pace.poll_busy;
+        } else {
+            self.feed.pause = (self.feed.pause * 2).clamp(self.pace.poll_busy, self.pace.poll_idle);
+        }
+        self.feed.next_poll = now + self.feed.pause;
+        if with_tail && wanted.tail && page_ends {
+            self.feed.caught_up = true;
+        }
+        if messages.is_empty() && !full && wanted.tail && self.feed.read >= self.feed.pass_from {
+            self.feed.pass_empty = true;
+        }
+        if messages.is_empty() {
+            self.acted_upon_read();
+            return;
+        }
+        let keys = self.keys_to_look_up(&messages);
+        if keys.is_empty() {
+            self.hand_out(messages, &HashSet::new(), now);
+        } else {
+            self.feed.busy = true;
+            self.feed.pending = Some(messages);
+            self.spawn_look_up(keys, Duration::ZERO);
+        }
+    }
+
+    /// Ours, and not in hands already.
+    fn accept(&mut self, row: Row) -> Option<Arc<Message>> {
+        let Row::Mine(message) = row else { return None };
+        if !self.owned.contains(message.partition_no) {
+            return None;
+        }
+        if self.hands.contains(message.seq) {
+            if self.hands.is_reused(message.seq, message.id) {
+                // The number came back with another message while the old one is still here; look again later.
+                self.frontier.reopen(message.seq);
+            }
+            return None;
+        }
+        Some(Arc::from(message))
+    }
+
+    /// The keys whose waiting rows only the table knows.
+    fn keys_to_look_up(&self, messages: &[Arc<Message>]) -> Vec<(usize, Key)> {
+        let mut keys: HashSet<(usize, Key)> = HashSet::new();
+        for message in messages {
+            let Some(key) = &message.ordering_key else { continue };
+            if message.scheduled {
+                continue;
+            }
+            for destination in self.destinations_of(message).iter() {
+                let Some(lane) = self.lane_of(*destination) else { continue };
+                let state = &self.lanes[lane];
+                if state.occupied && state.served.limits.keyed && !state.lane.is_parked(key) {
+                    keys.insert((lane, key.clone()));
+                }
+            }
+        }
+        keys.into_iter().collect()
+    }
+
+    fn spawn_look_up(&self, keys: Vec<(usize, Key)>, pause: Duration) {
+        let named = keys.iter().map(|(lane, key)| (self.lanes[*lane].served.name.clone(), key.clone())).collect();
+        self.spawn_feed(move |store| async move {
+            tokio::time::sleep(pause).await;
+            let named: Vec<(String, Key)> = named;
+            let result = store.key_parked(&named).await;
+            FeedAnswer::Parked { keys, result }
+        });
+    }
+
+    fn hand_out(&mut self, messages: Vec<Arc<Message>>, parked: &HashSet<(usize, Key)>, now: Instant) {
+        for message in messages {
+            // Ownership may have changed while the keys were looked up.
+            if self.owned.contains(message.partition_no) && !self.hands.contains(message.seq) {
+                self.hand_out_one(message, parked);
+            }
+        }
+        self.acted_upon_read();
+        self.resume_due();
+        self.start_attempts(now);
+    }
+
+    fn hand_out_one(&mut self, message: Arc<Message>, parked: &HashSet<(usize, Key)>) {
+        let version = self.routes.version();
+        if message.scheduled {
+            let destination = message.only_destination.clone().unwrap_or_default();
+            self.hands.take(&message, 1, version);
+            self.conclude_fresh(&message, &destination, Some(waits(State::Scheduled, false, DueIn::DeliverAt)));
+            return;
+        }
+        let destinations = self.destinations_of(&message);
+        if destinations.is_empty() {
+            let destination = message.only_destination.clone().unwrap_or_default();
+            if self.feed.unrouted_told.len() < UNROUTED_TOLD_MAX
+                && self.feed.unrouted_told.insert(message.topic.clone())
+            {
+                warn!(topic = %message.topic, destination, "no destination takes this topic; its messages wait");
+            }
+            self.hands.take(&message, 1, version);
+            self.conclude_fresh(
+                &message,
+                &destination,
+                Some(waits(State::Unrouted, true, DueIn::Pause(UNROUTED_PAUSE))),
+            );
+            return;
+        }
+        self.hands.take(&message, destinations.len(), version);
+        for &destination in destinations.iter() {
+            self.hand_to(&message, destination, parked);
+        }
+    }
+
+    fn hand_to(&mut self, message: &Arc<Message>, destination: usize, parked: &HashSet<(usize, Key)>) {
+        let Some(lane) = self.lane_of(destination) else {
+            let name = self.routing.destinations[destination].spec.name.clone();
+            self.conclude_fresh(message, &name, Some(waits(State::Unserved, true, DueIn::Pause(Duration::ZERO))));
+            return;
+        };
+        let work = Work {
+            message: message.clone(),
+            origin: Origin::Fresh,
+            attempts: 0,
+            in_order: true,
+            first_attempt_at: None,
+            history: Vec::new(),
+            doomed: doom(message),
+        };
+        let state = &mut self.lanes[lane];
+        let is_parked = message.ordering_key.as_ref().is_some_and(|key| parked.contains(&(lane, key.clone())));
+        let refused = if state.lane.is_closed() || state.lane.is_full() {
+            Some((work, State::Overflow))
+        } else if is_parked {
+            Some((work, State::Blocked))
+        } else {
+            state.lane.offer(work).map(|work| (work, State::Blocked))
+        };
+        if let Some((work, label)) = refused {
+            self.must_wait(lane, &work, waits(label, true, DueIn::Pause(Duration::ZERO)));
+        }
+    }
+
+    /// A fresh delivery becomes a waiting row without having been attempted.
+    pub(super) fn must_wait(&mut self, lane: usize, work: &Work, remains: Remains) {
+        let name = self.lanes[lane].served.name.clone();
+        self.lanes[lane].lane.writing(work);
+        self.conclude_fresh(&work.message, &name, Some(remains));
+    }
+
+    /// Gives back what a lane no longer takes: fresh messages become rows, rows are simply read again later.
+    pub(super) fn put_aside(&mut self, lane: usize, left: Vec<Work>) {
+        for work in left {
+            match work.origin {
+                Origin::Fresh => {
+                    self.must_wait(lane, &work, waits(State::Overflow, work.in_order, DueIn::Pause(Duration::ZERO)));
+                }
+                Origin::Waiting(id) => self.due.forget(id),
+            }
+        }
+    }
+
+    /// Everything the last read said has been acted upon: older knowledge may go.
+    fn acted_upon_read(&mut self) {
+        let read = self.feed.read;
+        self.hands.read_done(read);
+        for state in &mut self.lanes {
+            state.lane.read_done(read);
+        }
+    }
+
+    pub(super) fn destinations_of(&self, message: &Message) -> Arc<[usize]> {
+        match &message.only_destination {
+            Some(name) => self.routes.named(name).into_iter().collect(),
+            None => self.routes.route(&message.topic),
+        }
+    }
+
+    pub(super) fn lane_of(&self, destination: usize) -> Option<usize> {
+        self.lane_by_name.get(&self.routing.destinations.get(destination)?.spec.name).copied()
+    }
+
+    /// Reopens what the frontier missed; it hands nothing out itself.
+    fn swept(&mut self, found: &[Seq], until: Seq, took: Duration, now: Instant) {
+        let mut missed = 0;
+        for &seq in found {
+            if !self.hands.contains(seq) && !self.frontier.is_hole(seq) && seq <= self.frontier.cursor() {
+                self.frontier.reopen(seq);
+                missed += 1;
+            }
+        }
+        if missed > 0 {
+            self.feed.sweep_found += missed;
+            self.feed.poll_soon(now);
+            if self.frontier_is_exact() {
+                warn!(missed, "the sweep found messages the reader had missed; they are delivered now");
+            } else {
+                info!(missed, "the sweep found messages of long transactions; they are delivered now");
+            }
+        }
+        // A few per cent of the time at most, however large the table is.
+        let rest = (took * 30).max(Duration::from_millis(50));
+        if found.len() < SWEEP_LIMIT as usize {
+            self.feed.sweep_after = 0;
+            self.feed.sweep_next = now + rest.max(SWEEP_PERIOD);
+        } else {
+            self.feed.sweep_after = found.last().copied().unwrap_or(until);
+            self.feed.sweep_next = now + rest;
+        }
+    }
+
+    fn frontier_is_exact(&self) -> bool {
+        !matches!(self.store.evidence(), Evidence::Ages(_))
+    }
+}
+
+/// What can never be delivered takes its turn and is then given up.
+pub(super) fn doom(message: &Message) -> Option<(Reason, String)> {
+    if let Headers::Undecodable(problem) = &message.headers {
+        return Some((Reason::Undecodable, problem.clone()));
+    }
+    message.expired.then(|| (Reason::Expired, "`expires_at` passed before it could be delivered".to_owned()))
+}
+
+/// Rows of a poll, at most.
+const PAGE_MAX: u32 = 1_000;
+/// Numbers of one step of the sweep.
+const SWEEP_LIMIT: u32 = 5_000;
+/// Between two sweeps of the whole table.
+const SWEEP_PERIOD: Duration = Duration::from_secs(20);
+/// Rows that match no route are looked at when the routes change, and now and then.
+pub(super) const UNROUTED_PAUSE: Duration = Duration::from_secs(60);
+/// Unknown topics told by name; a producer with a loop must not fill the log.
+const UNROUTED_TOLD_MAX: usize = 1_000;

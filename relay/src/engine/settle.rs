@@ -1,0 +1,438 @@
+//! Writes outcomes, many at a time.
+//!
+//! Two trays: messages every destination has (a plain DELETE), and everything else (one transaction under the partition
+//! locks). Whatever has gathered while the last write was under way is the next batch: small when there is little to
+//! do, large when there is much.
+//!
+//! A batch that fails stays and is written again: nothing here is ever dropped but by an answer of the database. One
+//! that fails twice for its content is halved until the row that cannot be written stands alone; it is set aside, tried
+//! again now and then, and told about.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::{error, info};
+
+use super::{Answer, Engine, TICK};
+use crate::frontier::Stamp;
+use crate::hands::Concluded;
+use crate::message::{Message, MessageId, PartitionSet, Seq};
+use crate::outcome::waits;
+use crate::store::{
+    Delivered, DueIn, MessageMove, Remains, Settled, Settlement, State, StoreError, UnitMove, WaitingChange,
+    WaitingOutcome, Waits,
+};
+
+/// Outcomes on their way to the database.
+#[derive(Default)]
+pub(super) struct Settling {
+    delivered: Tray<Gone>,
+    rest: Tray<Rest>,
+    /// Delivered, but not deleted by the plain statement: to be settled under the lock once the routes were read again.
+    recheck: Vec<(u64, Seq)>,
+    routing_read: u64,
+}
+
+/// A message every destination has.
+#[derive(Clone, Copy)]
+struct Gone {
+    seq: Seq,
+    id: MessageId,
+    routes_version: i64,
+}
+
+/// Anything but the plain case.
+#[derive(Clone)]
+enum Rest {
+    Move { moved: MessageMove, routes_version: i64 },
+    Row(WaitingOutcome),
+}
+
+/// What came of a write.
+pub(super) enum SettleAnswer {
+    Deleted { stamp: Stamp, result: Result<Delivered, StoreError> },
+    Settled { stamp: Stamp, result: Result<Settled, StoreError> },
+}
+
+/// A queue of outcomes of which at most one batch is being written.
+struct Tray<T> {
+    items: VecDeque<T>,
+    writing: Vec<T>,
+    batch_max: usize,
+    failures: u32,
+    retry_at: Option<Instant>,
+    aside: VecDeque<(Instant, T)>,
+}
+
+impl<T> Default for Tray<T> {
+    fn default() -> Self {
+        Tray {
+            items: VecDeque::new(),
+            writing: Vec::new(),
+            batch_max: BATCH_MAX,
+            failures: 0,
+            retry_at: None,
+            aside: VecDeque::new(),
+        }
+    }
+}
+
+impl<T: Clone> Tray<T> {
+    fn len(&self) -> usize {
+        self.items.len() + self.writing.len() + self.aside.len()
+    }
+
+    fn is_ready(&self, now: Instant) -> bool {
+        self.writing.is_empty() && !self.items.is_empty() && self.retry_at.is_none_or(|at| at <= now)
+    }
+
+    fn bring_back(&mut self, now: Instant) {
+        while self.aside.front().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, item)) = self.aside.pop_front() {
+                self.items.push_back(item);
+            }
+        }
+    }
+
+    fn begin(&mut self, fits: impl Fn(&T, &T) -> bool) -> Vec<T> {
+        let mut count = 1;
+        while count < self.items.len().min(self.batch_max) && fits(&self.items[0], &self.items[count]) {
+            count += 1;
+        }
+        self.writing = self.items.drain(..count.min(self.items.len())).collect();
+        self.writing.clone()
+    }
+
+    fn written(&mut self) -> Vec<T> {
+        self.failures = 0;
+        self.retry_at = None;
+        self.batch_max = (self.batch_max * 2).min(BATCH_MAX);
+        std::mem::take(&mut self.writing)
+    }
+
+    /// Keeps the batch for another try. `content` says that the rows themselves may be at fault.
+    fn failed(&mut self, content: bool, pause: Duration, now: Instant) {
+        let batch = std::mem::take(&mut self.writing);
+        self.failures += 1;
+        self.retry_at = Some(now + pause);
+        if content && self.failures >= 2 {
+            self.failures = 0;
+            if batch.len() <= 1 {
+                error!("an outcome cannot be written; it is set aside and tried again, its neighbours go on");
+                self.aside.extend(batch.into_iter().map(|item| (now + ASIDE_PAUSE, item)));
+                return;
+            }
+            self.batch_max = batch.len() / 2;
+            self.retry_at = None;
+        }
+        for item in batch.into_iter().rev() {
+            self.items.push_front(item);
+        }
+    }
+}
+
+impl Settling {
+    pub(super) fn push_row(&mut self, outcome: WaitingOutcome) {
+        self.rest.items.push_back(Rest::Row(outcome));
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn is_writing(&self) -> bool {
+        !self.delivered.writing.is_empty() || !self.rest.writing.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.delivered.len() + self.rest.len() + self.recheck.len()
+    }
+
+    /// Outcomes of lost partitions would be refused; the new owner has the rows.
+    pub(super) fn evict(&mut self, lost: PartitionSet) {
+        self.rest.items.retain(|item| !lost.contains(item.partition_no()));
+        self.rest.aside.retain(|(_, item)| !lost.contains(item.partition_no()));
+    }
+
+    /// A routing read begins; returns its number.
+    pub(super) fn routing_read_begins(&mut self) -> u64 {
+        self.routing_read += 1;
+        self.routing_read
+    }
+}
+
+impl Rest {
+    fn partition_no(&self) -> u8 {
+        match self {
+            Rest::Move { moved, .. } => moved.partition_no,
+            Rest::Row(outcome) => outcome.partition_no,
+        }
+    }
+}
+
+impl Engine {
+    /// One destination of a fresh message has its outcome.
+    pub(super) fn conclude_fresh(&mut self, message: &Arc<Message>, destination: &str, remains: Option<Remains>) {
+        let version = self.hands.routes_version(message.seq);
+        match self.hands.conclude(message.seq, destination, remains) {
+            None => {}
+            Some(Concluded::Delivered { seq, id, routes_version }) => {
+                self.settling.delivered.items.push_back(Gone { seq, id, routes_version });
+            }
+            Some(Concluded::Moves(moved)) => {
+                let routes_version = version.unwrap_or_default();
+                self.settling.rest.items.push_back(Rest::Move { moved, routes_version });
+            }
+        }
+    }
+
+    /// Starts the writes that can start.
+    pub(super) fn start_settles(&mut self, now: Instant) {
+        self.settling.delivered.bring_back(now);
+        self.settling.rest.bring_back(now);
+        if self.settling.delivered.is_ready(now) {
+            let batch = self.settling.delivered.begin(|first, next| first.routes_version == next.routes_version);
+            let stamp = self.frontier.stamp();
+            let (store, answers) = (self.store.clone(), self.answers.clone());
+            tokio::spawn(async move {
+                let version = batch.first().map_or(0, |gone| gone.routes_version);
+                let named: Vec<(Seq, MessageId)> = batch.iter().map(|gone| (gone.seq, gone.id)).collect();
+                let result = store.message_delivered(&named, version).await;
+                let _ = answers.send(Answer::Settle(SettleAnswer::Deleted { stamp, result }));
+            });
+        }
+        if self.settling.rest.is_ready(now) {
+            let mut batch = self.settling.rest.begin(|_, _| true);
+            let mut settlement = Settlement {
+                epochs: self.epochs.iter().map(|(partition, epoch)| (*partition, *epoch)).collect(),
+                ..Settlement::default()
+            };
+            for item in &mut batch {
+                if let Rest::Move { moved, routes_version } = item {
+                    self.add_new_destinations(moved, *routes_version);
+                    *routes_version = self.routes.version();
+                }
+            }
+            // The acknowledgement has to see what was sent.
+            self.settling.rest.writing.clone_from(&batch);
+            for item in batch {
+                match item {
+                    Rest::Move { moved, .. } => settlement.moves.push(moved),
+                    Rest::Row(outcome) => settlement.waiting.push(outcome),
+                }
+            }
+            let stamp = self.frontier.stamp();
+            let (store, answers, relay) = (self.store.clone(), self.answers.clone(), self.relay);
+            tokio::spawn(async move {
+                let result = store.settle(relay, &settlement, None).await;
+                let _ = answers.send(Answer::Settle(SettleAnswer::Settled { stamp, result }));
+            });
+        }
+    }
+
+    pub(super) fn settle_wake(&self, now: Instant) -> Instant {
+        let mut at = now + TICK;
+        let trays = [
+            (self.settling.delivered.retry_at, self.settling.delivered.items.is_empty()),
+            (self.settling.rest.retry_at, self.settling.rest.items.is_empty()),
+        ];
+        for (retry_at, empty) in trays {
+            if let Some(retry_at) = retry_at
+                && !empty
+            {
+                at = at.min(retry_at);
+            }
+        }
+        at
+    }
+
+    pub(super) fn settle_answered(&mut self, answer: SettleAnswer) {
+        let now = Instant::now();
+        match answer {
+            SettleAnswer::Deleted { stamp, result } => match result {
+                Ok(delivered) => self.deleted(stamp, &delivered, now),
+                Err(error) => {
+                    let pause = self.outages.failed("message_delivered", &error);
+                    let content = matches!(error, StoreError::Refused { .. });
+                    self.settling.delivered.failed(content, pause, now);
+                }
+            },
+            SettleAnswer::Settled { stamp, result } => match result {
+                Ok(settled) => self.settled(stamp, &settled, now),
+                Err(error) => {
+                    let pause = self.outages.failed("settle", &error);
+                    let content = matches!(error, StoreError::Refused { .. });
+                    self.settling.rest.failed(content, pause, now);
+                }
+            },
+        }
+    }
+
+    fn deleted(&mut self, stamp: Stamp, delivered: &Delivered, now: Instant) {
+        self.outages.recovered("message_delivered");
+        if let Some(xid) = delivered.mark {
+            self.frontier.mark(stamp, xid);
+        }
+        let next_read = self.feed.next_read();
+        let batch = self.settling.delivered.written();
+        if delivered.deleted.len() == batch.len() {
+            for gone in &batch {
+                self.hands.settled(gone.seq, next_read);
+            }
+            return;
+        }
+        let deleted: HashSet<Seq> = delivered.deleted.iter().copied().collect();
+        for gone in batch {
+            if deleted.contains(&gone.seq) {
+                self.hands.settled(gone.seq, next_read);
+            } else {
+                // Gone already, or the routes changed since. Only the lock and the newest routes can tell.
+                self.settling.recheck.push((self.settling.routing_read + 1, gone.seq));
+            }
+        }
+        self.routing_next = now;
+    }
+
+    /// The routes were read; the read had this number.
+    pub(super) fn routes_confirmed(&mut self, number: u64) {
+        let recheck = std::mem::take(&mut self.settling.recheck);
+        for (needs, seq) in recheck {
+            if needs > number {
+                self.settling.recheck.push((needs, seq));
+                continue;
+            }
+            let Some(message) = self.hands.message(seq).cloned() else { continue };
+            let routes_version = self.hands.routes_version(seq).unwrap_or_default();
+            let moved = MessageMove {
+                seq,
+                id: message.id,
+                partition_no: message.partition_no,
+                ordering_key: message.ordering_key.clone(),
+                units: Vec::new(),
+            };
+            self.settling.rest.items.push_back(Rest::Move { moved, routes_version });
+        }
+    }
+
+    /// A message routed by older routes gets a waiting row for each destination that has come since.
+    fn add_new_destinations(&mut self, moved: &mut MessageMove, routed_by: i64) {
+        if routed_by == self.routes.version() {
+            return;
+        }
+        let Some(message) = self.hands.message(moved.seq).cloned() else { return };
+        let known: Vec<String> = match self.old_routes.iter().find(|old| old.version == routed_by) {
+            Some(old) if message.only_destination.is_none() => old.names_for(&message.topic),
+            _ => return,
+        };
+        if known.is_empty() || message.scheduled {
+            return;
+        }
+        for &destination in self.destinations_of(&message).iter() {
+            let name = &self.routing.destinations[destination].spec.name;
+            if known.contains(name) {
+                continue;
+            }
+            info!(message.id = %message.id, destination = %name, "a destination that came meanwhile gets the message too");
+            let label = if self.lane_of(destination).is_some() { State::Overflow } else { State::Unserved };
+            let remains = waits(label, true, DueIn::Pause(Duration::ZERO));
+            moved.units.push(UnitMove { destination: name.clone(), remains });
+            if let (Some(lane), Some(key)) = (self.lane_of(destination), &message.ordering_key) {
+                self.lanes[lane].lane.writing_key(key);
+            }
+        }
+    }
+
+    fn settled(&mut self, stamp: Stamp, settled: &Settled, now: Instant) {
+        self.outages.recovered("settle");
+        if let Some(xid) = settled.mark {
+            self.frontier.mark(stamp, xid);
+        }
+        let next_read = self.feed.next_read();
+        let refused: HashSet<Seq> = settled.refused_messages.iter().copied().collect();
+        for item in self.settling.rest.written() {
+            match item {
+                Rest::Move { moved, .. } => {
+                    for unit in &moved.units {
+                        self.row_written(&unit.destination, moved.ordering_key.as_ref(), &unit.remains, next_read, now);
+                    }
+                    if refused.contains(&moved.seq) {
+                        // Not ours any more, or settled before: if it is still there, the next poll finds it.
+                        self.hands.drop_held(moved.seq);
+                        self.frontier.reopen(moved.seq);
+                        self.feed.poll_soon(now);
+                    } else {
+                        self.hands.settled(moved.seq, next_read);
+                    }
+                }
+                Rest::Row(outcome) => {
+                    self.due.settled(outcome.id);
+                    let key = outcome.ordering_key.as_ref();
+                    match &outcome.change {
+                        WaitingChange::Delivered => self.look_soon(&outcome.destination, now),
+                        WaitingChange::Waits(waits) => {
+                            let remains = Remains::Waits(waits.clone());
+                            self.row_written(&outcome.destination, key, &remains, next_read, now);
+                        }
+                        WaitingChange::Dies(dies) => {
+                            let remains = Remains::Dies(dies.clone());
+                            self.row_written(&outcome.destination, key, &remains, next_read, now);
+                            self.look_soon(&outcome.destination, now);
+                        }
+                        WaitingChange::Routed(units) => {
+                            for unit in units {
+                                self.occupy(&unit.destination, now);
+                                self.look_soon(&unit.destination, now);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A row now stands in a table: the lane's keys and looks have to know.
+    fn row_written(
+        &mut self,
+        destination: &str,
+        key: Option<&crate::message::Key>,
+        remains: &Remains,
+        next_read: u64,
+        now: Instant,
+    ) {
+        let Some(&lane) = self.lane_by_name.get(destination) else { return };
+        let (parks, due) = match remains {
+            Remains::Waits(Waits { in_order, due: DueIn::Pause(pause), .. }) => (*in_order, Some(now + *pause)),
+            Remains::Waits(Waits { in_order, due: DueIn::DeliverAt, .. }) => (*in_order, Some(now)),
+            Remains::Dies(dies) => (dies.blocks_key, None),
+        };
+        if matches!(remains, Remains::Waits(_)) || parks {
+            self.occupy(destination, now);
+        }
+        let state = &mut self.lanes[lane];
+        if let Some(key) = key
+            && parks
+        {
+            state.lane.written(key, next_read);
+        }
+        state.next_due = [state.next_due, due].into_iter().flatten().min();
+    }
+
+    fn occupy(&mut self, destination: &str, _now: Instant) {
+        if let Some(&lane) = self.lane_by_name.get(destination) {
+            self.lanes[lane].occupied = true;
+            self.lanes[lane].occupied_until = self.due.next_number();
+        }
+    }
+
+    fn look_soon(&mut self, destination: &str, now: Instant) {
+        if let Some(&lane) = self.lane_by_name.get(destination) {
+            self.lanes[lane].next_due = Some(now);
+        }
+    }
+}
+
+/// Outcomes in one write.
+const BATCH_MAX: usize = 1_000;
+/// How long an outcome that cannot be written rests.
+const ASIDE_PAUSE: Duration = Duration::from_secs(30);

@@ -1,0 +1,58 @@
+//! What happened to a delivery, as a fact.
+//!
+//! Facts carry no decisions: whoever listens can tell, count or show them, and nothing waits for a listener. Payloads
+//! never travel here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::message::MessageId;
+use crate::store::Reason;
+use crate::verdict::Verdict;
+
+/// A fact about a delivery.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// An attempt was judged.
+    Attempted {
+        /// Which delivery.
+        delivery: DeliveryRef,
+        /// Which attempt, from 1.
+        attempt: u32,
+        /// How it was judged.
+        verdict: Verdict,
+        /// The HTTP status or a short word.
+        code: String,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A delivery waits for another attempt.
+    Waiting {
+        /// Which delivery.
+        delivery: DeliveryRef,
+        /// For how long at least.
+        pause: Duration,
+    },
+    /// A delivery was given up; the dead letter is about to be written.
+    DeadLettered {
+        /// Which delivery.
+        delivery: DeliveryRef,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// Names a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeliveryRef {
+    /// The message.
+    pub message_id: MessageId,
+    /// Its topic.
+    pub topic: String,
+    /// The destination.
+    pub destination: String,
+}
+
+/// Somebody who wants to be told. Called on the relay's own task: it must return at once.
+pub type Listener = Arc<dyn Fn(&Event) + Send + Sync>;

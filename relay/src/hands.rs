@@ -1,0 +1,254 @@
+//! What the relay has read and not yet settled.
+//!
+//! Pure bookkeeping. A message is in hands from the moment it was read until a read that *began* after its settle
+//! committed has answered: an older snapshot may still show the row, and such a row must be ignored.
+//!
+//! Invariants
+//! - A number in hands is never handed out a second time.
+//! - A message is concluded when each of its destinations has an outcome, and only then.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::message::{Message, MessageId, PartitionSet, Seq};
+use crate::store::{MessageMove, Remains, UnitMove};
+
+/// The messages in hands.
+#[derive(Debug, Default)]
+pub(crate) struct Hands {
+    held: HashMap<Seq, Held>,
+    /// Settled numbers and the first read that cannot show them any more, in that order.
+    leaving: VecDeque<(u64, Seq)>,
+    open: usize,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Held {
+    id: MessageId,
+    /// Gone once settled; only the number is kept then.
+    message: Option<Arc<Message>>,
+    /// Destinations without an outcome.
+    undecided: usize,
+    destinations: usize,
+    units: Vec<UnitMove>,
+    routes_version: i64,
+    leaves_at: u64,
+}
+
+/// A message whose destinations all have an outcome.
+#[derive(Debug)]
+pub(crate) enum Concluded {
+    /// Every destination has it.
+    Delivered {
+        /// Its number.
+        seq: Seq,
+        /// Its id.
+        id: MessageId,
+        /// The routes it was routed by.
+        routes_version: i64,
+    },
+    /// Something remains.
+    Moves(MessageMove),
+}
+
+impl Hands {
+    /// True when a row with this number must be ignored.
+    pub(crate) fn contains(&self, seq: Seq) -> bool {
+        self.held.contains_key(&seq)
+    }
+
+    /// True when the number is held, but by another message: the database handed the number out again.
+    pub(crate) fn is_reused(&self, seq: Seq, id: MessageId) -> bool {
+        self.held.get(&seq).is_some_and(|held| held.id != id)
+    }
+
+    /// Takes a message that has `destinations` outcomes to come (at least one).
+    pub(crate) fn take(&mut self, message: &Arc<Message>, destinations: usize, routes_version: i64) {
+        debug_assert!(destinations > 0);
+        self.open += 1;
+        self.bytes += weight(message);
+        self.held.insert(
+            message.seq,
+            Held {
+                id: message.id,
+                message: Some(message.clone()),
+                undecided: destinations,
+                destinations,
+                units: Vec::new(),
+                routes_version,
+                leaves_at: u64::MAX,
+            },
+        );
+    }
+
+    /// One destination has its outcome; `None` is delivered. Returns the message when it was the last.
+    pub(crate) fn conclude(&mut self, seq: Seq, destination: &str, remains: Option<Remains>) -> Option<Concluded> {
+        let held = self.held.get_mut(&seq)?;
+        let message = held.message.as_ref()?;
+        if let Some(remains) = remains {
+            held.units.push(UnitMove { destination: destination.to_owned(), remains });
+        }
+        held.undecided = held.undecided.saturating_sub(1);
+        if held.undecided > 0 {
+            return None;
+        }
+        if held.units.is_empty() && !message.tracked {
+            return Some(Concluded::Delivered { seq, id: held.id, routes_version: held.routes_version });
+        }
+        Some(Concluded::Moves(MessageMove {
+            seq,
+            id: held.id,
+            partition_no: message.partition_no,
+            ordering_key: message.ordering_key.clone(),
+            units: std::mem::take(&mut held.units),
+        }))
+    }
+
+    /// The message, while it is not settled.
+    pub(crate) fn message(&self, seq: Seq) -> Option<&Arc<Message>> {
+        self.held.get(&seq)?.message.as_ref()
+    }
+
+    /// The routes it was routed by, while it is not settled.
+    pub(crate) fn routes_version(&self, seq: Seq) -> Option<i64> {
+        Some(self.held.get(&seq)?.routes_version)
+    }
+
+    /// True when some of its destinations have an outcome and some have not.
+    pub(crate) fn is_half_done(&self, seq: Seq) -> bool {
+        self.held.get(&seq).is_some_and(|held| held.undecided > 0 && held.undecided < held.destinations)
+    }
+
+    /// Its settle committed; reads numbered `next_read` and later cannot show it.
+    pub(crate) fn settled(&mut self, seq: Seq, next_read: u64) {
+        if let Some(held) = self.held.get_mut(&seq) {
+            if let Some(message) = held.message.take() {
+                self.open -= 1;
+                self.bytes -= weight(&message);
+            }
+            held.leaves_at = next_read;
+            self.leaving.push_back((next_read, seq));
+        }
+    }
+
+    /// It leaves without being settled: refused, or its partition was lost.
+    pub(crate) fn drop_held(&mut self, seq: Seq) {
+        if let Some(held) = self.held.remove(&seq)
+            && let Some(message) = held.message
+        {
+            self.open -= 1;
+            self.bytes -= weight(&message);
+        }
+    }
+
+    /// Numbers of unsettled messages in these partitions.
+    pub(crate) fn in_partitions(&self, partitions: PartitionSet) -> Vec<Seq> {
+        self.held
+            .iter()
+            .filter(|(_, held)| held.message.as_ref().is_some_and(|m| partitions.contains(m.partition_no)))
+            .map(|(seq, _)| *seq)
+            .collect()
+    }
+
+    /// Read number `read` has answered.
+    pub(crate) fn read_done(&mut self, read: u64) {
+        while let Some((at, seq)) = self.leaving.front().copied()
+            && at <= read
+        {
+            self.leaving.pop_front();
+            if self.held.get(&seq).is_some_and(|held| held.leaves_at <= read) {
+                self.held.remove(&seq);
+            }
+        }
+    }
+
+    /// Messages not settled yet.
+    pub(crate) fn open(&self) -> usize {
+        self.open
+    }
+
+    /// Their bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// What a message costs in memory: its body, and a flat guess for the rest.
+fn weight(message: &Message) -> usize {
+    message.payload.len() + 512
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::message::Headers;
+    use crate::outcome::waits;
+    use crate::store::{DueIn, State};
+
+    fn message(seq: Seq) -> Arc<Message> {
+        Arc::new(Message {
+            seq,
+            id: MessageId::from_u128(seq.unsigned_abs().into()),
+            partition_no: 3,
+            topic: "t".into(),
+            ordering_key: None,
+            payload: Bytes::from_static(b"12345678"),
+            content_type: "application/json".into(),
+            headers: Headers::Decoded(Default::default()),
+            only_destination: None,
+            scheduled: false,
+            expired: false,
+            tracked: false,
+            version: 1,
+            created_at: chrono::DateTime::UNIX_EPOCH,
+        })
+    }
+
+    #[test]
+    fn a_settled_number_stays_until_a_read_that_began_afterwards() {
+        let mut hands = Hands::default();
+        hands.take(&message(7), 1, 0);
+        assert!(matches!(hands.conclude(7, "a", None), Some(Concluded::Delivered { seq: 7, .. })));
+        hands.settled(7, 4);
+        assert_eq!((hands.open(), hands.bytes()), (0, 0));
+        hands.read_done(3);
+        assert!(hands.contains(7));
+        hands.read_done(4);
+        assert!(!hands.contains(7));
+    }
+
+    #[test]
+    fn a_message_is_concluded_when_its_last_destination_is() {
+        let mut hands = Hands::default();
+        hands.take(&message(1), 2, 0);
+        assert!(hands.conclude(1, "a", None).is_none());
+        let remains = waits(State::Overflow, true, DueIn::DeliverAt);
+        let Some(Concluded::Moves(moved)) = hands.conclude(1, "b", Some(remains)) else {
+            panic!("something remains for `b`");
+        };
+        assert_eq!(moved.units.len(), 1);
+        assert_eq!(moved.units[0].destination, "b");
+    }
+
+    #[test]
+    fn a_number_handed_out_again_is_noticed() {
+        let mut hands = Hands::default();
+        hands.take(&message(1), 1, 0);
+        assert!(!hands.is_reused(1, MessageId::from_u128(1)));
+        assert!(hands.is_reused(1, MessageId::from_u128(99)));
+    }
+
+    #[test]
+    fn what_was_taken_again_is_not_released_by_an_older_settle() {
+        let mut hands = Hands::default();
+        hands.take(&message(1), 1, 0);
+        hands.settled(1, 2);
+        hands.drop_held(1);
+        hands.take(&message(1), 1, 0);
+        hands.read_done(9);
+        assert!(hands.contains(1), "the new one is not settled");
+    }
+}

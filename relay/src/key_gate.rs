@@ -1,0 +1,247 @@
+//! Keeps the messages of one key in order on their way to one destination.
+//!
+//! Pure bookkeeping over (key, number). The gate answers one question: may this message be attempted now, must it wait
+//! in memory behind another of its key, or must it become a waiting row?
+//!
+//! Invariants
+//! - At most one message of a key is out at a time.
+//! - A key whose head failed is *parked*: everything that follows becomes a row, nothing of it waits in memory.
+//! - A key stays parked until the rows that were written for it are known to every look-up of waiting keys: the look-up
+//!   has to begin after the commit. From then on the table answers instead of the gate.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::message::Key;
+
+/// The gate of one destination. `W` is whatever the lane keeps for a message.
+#[derive(Debug)]
+pub(crate) struct KeyGate<W> {
+    keys: HashMap<Key, KeyState<W>>,
+    /// Keys that stop being parked once a look-up with this number, or a later one, has answered.
+    leaving: VecDeque<(u64, Key)>,
+    in_line: usize,
+}
+
+#[derive(Debug)]
+struct KeyState<W> {
+    /// One message is out: started, or about to be.
+    out: bool,
+    /// Those behind it, by number.
+    line: VecDeque<(i64, W)>,
+    /// Rows of this key that are being written.
+    unsettled: u32,
+    /// How many entries in `leaving` name this key.
+    leaving: u32,
+    /// A dead letter blocks the key and the table does not know yet, or a row is being written.
+    parked: bool,
+}
+
+impl<W> Default for KeyState<W> {
+    fn default() -> Self {
+        KeyState { out: false, line: VecDeque::new(), unsettled: 0, leaving: 0, parked: false }
+    }
+}
+
+/// The gate's answer to a message that asks to pass.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Admission<W> {
+    /// It may be attempted.
+    Go(W),
+    /// It waits in memory; the gate keeps it.
+    InLine,
+    /// Its key is parked: it must become a waiting row.
+    Parked(W),
+}
+
+impl<W> Default for KeyGate<W> {
+    fn default() -> Self {
+        KeyGate { keys: HashMap::new(), leaving: VecDeque::new(), in_line: 0 }
+    }
+}
+
+impl<W> KeyGate<W> {
+    /// A message read from the feed asks to pass.
+    pub(crate) fn admit(&mut self, key: &Key, seq: i64, work: W) -> Admission<W> {
+        let state = self.keys.entry(key.clone()).or_default();
+        if state.parked {
+            return Admission::Parked(work);
+        }
+        if !state.out {
+            state.out = true;
+            return Admission::Go(work);
+        }
+        // Almost always the last; a late commit brings a lower number.
+        let at = state.line.iter().rposition(|(s, _)| *s < seq).map_or(0, |i| i + 1);
+        state.line.insert(at, (seq, work));
+        self.in_line += 1;
+        Admission::InLine
+    }
+
+    /// A waiting row asks to pass: the table says it is its key's head, so only a message that is out stops it.
+    pub(crate) fn admit_row(&mut self, key: &Key) -> bool {
+        let state = self.keys.entry(key.clone()).or_default();
+        !std::mem::replace(&mut state.out, true)
+    }
+
+    /// The message that was out is through. Returns the next of its key, which is out from now on.
+    pub(crate) fn passed(&mut self, key: &Key) -> Option<W> {
+        let state = self.keys.get_mut(key)?;
+        let next = state.line.pop_front();
+        if next.is_some() {
+            self.in_line -= 1;
+        } else {
+            state.out = false;
+            self.forget_if_idle(key);
+        }
+        next.map(|(_, work)| work)
+    }
+
+    /// The message that was out must wait, or died and blocks its key. Returns those behind it: they must become rows.
+    pub(crate) fn park(&mut self, key: &Key) -> Vec<W> {
+        let state = self.keys.entry(key.clone()).or_default();
+        state.out = false;
+        state.parked = true;
+        let line = std::mem::take(&mut state.line);
+        self.in_line -= line.len();
+        line.into_iter().map(|(_, work)| work).collect()
+    }
+
+    /// Parks a key none of whose messages is out (the table says that rows of it wait).
+    pub(crate) fn is_parked(&self, key: &Key) -> bool {
+        self.keys.get(key).is_some_and(|state| state.parked)
+    }
+
+    /// A row of the key (a waiting one or a dead letter that blocks it) is about to be written.
+    pub(crate) fn writing(&mut self, key: &Key) {
+        let state = self.keys.entry(key.clone()).or_default();
+        state.parked = true;
+        state.unsettled += 1;
+    }
+
+    /// That row was written, or refused. Look-ups numbered `next_read` and later know it.
+    pub(crate) fn written(&mut self, key: &Key, next_read: u64) {
+        let Some(state) = self.keys.get_mut(key) else { return };
+        state.unsettled = state.unsettled.saturating_sub(1);
+        if state.unsettled == 0 {
+            state.leaving += 1;
+            self.leaving.push_back((next_read, key.clone()));
+        }
+    }
+
+    /// Look-up number `read` has answered and its answer was acted upon.
+    pub(crate) fn read_done(&mut self, read: u64) {
+        while self.leaving.front().is_some_and(|(at, _)| *at <= read) {
+            let Some((_, key)) = self.leaving.pop_front() else { return };
+            if let Some(state) = self.keys.get_mut(&key) {
+                state.leaving -= 1;
+                if state.leaving == 0 && state.unsettled == 0 {
+                    state.parked = false;
+                }
+            }
+            self.forget_if_idle(&key);
+        }
+    }
+
+    /// Takes out everything that waits in memory, in order within each key; what is out stays out.
+    pub(crate) fn drain_lines(&mut self) -> Vec<W> {
+        self.in_line = 0;
+        self.keys.values_mut().flat_map(|state| std::mem::take(&mut state.line)).map(|(_, work)| work).collect()
+    }
+
+    /// How many wait in memory behind others.
+    pub(crate) fn in_line(&self) -> usize {
+        self.in_line
+    }
+
+    fn forget_if_idle(&mut self, key: &Key) {
+        if let Some(state) = self.keys.get(key)
+            && !state.out
+            && !state.parked
+            && state.line.is_empty()
+            && state.leaving == 0
+        {
+            self.keys.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> Key {
+        name.as_bytes().into()
+    }
+
+    #[test]
+    fn one_message_of_a_key_is_out_and_the_rest_follow_in_order() {
+        let mut gate = KeyGate::default();
+        let k = key("k");
+        assert_eq!(gate.admit(&k, 1, 1), Admission::Go(1));
+        assert_eq!(gate.admit(&k, 3, 3), Admission::InLine);
+        assert_eq!(gate.admit(&k, 2, 2), Admission::InLine, "a late commit takes its place");
+        assert_eq!(gate.admit(&key("other"), 4, 4), Admission::Go(4));
+        assert_eq!(gate.in_line(), 2);
+        assert_eq!(gate.passed(&k), Some(2));
+        assert_eq!(gate.passed(&k), Some(3));
+        assert_eq!(gate.passed(&k), None);
+        assert_eq!(gate.admit(&k, 5, 5), Admission::Go(5));
+    }
+
+    #[test]
+    fn followers_of_a_failed_head_become_rows_until_a_look_up_knows_them() {
+        let mut gate = KeyGate::default();
+        let k = key("k");
+        assert_eq!(gate.admit(&k, 1, 1), Admission::Go(1));
+        assert_eq!(gate.admit(&k, 2, 2), Admission::InLine);
+        assert_eq!(gate.park(&k), [2]);
+        gate.writing(&k);
+        gate.writing(&k);
+        assert_eq!(gate.admit(&k, 3, 3), Admission::Parked(3));
+        gate.written(&k, 7);
+        assert_eq!(gate.admit(&k, 3, 3), Admission::Parked(3), "one row is not written yet");
+        gate.written(&k, 7);
+        gate.read_done(6);
+        assert_eq!(gate.admit(&k, 3, 3), Admission::Parked(3), "look-up 6 began before the commit");
+        gate.read_done(7);
+        assert_eq!(gate.admit(&k, 3, 3), Admission::Go(3));
+    }
+
+    #[test]
+    fn a_key_parked_again_meanwhile_stays_parked() {
+        let mut gate = KeyGate::default();
+        let k = key("k");
+        gate.writing(&k);
+        gate.written(&k, 2);
+        gate.writing(&k);
+        gate.read_done(5);
+        assert_eq!(gate.admit(&k, 9, ()), Admission::Parked(()));
+        gate.written(&k, 6);
+        gate.read_done(6);
+        assert_eq!(gate.admit(&k, 9, ()), Admission::Go(()));
+    }
+
+    #[test]
+    fn a_row_waits_for_the_message_that_is_out() {
+        let mut gate: KeyGate<()> = KeyGate::default();
+        let k = key("k");
+        assert!(gate.admit_row(&k));
+        assert!(!gate.admit_row(&k));
+        assert_eq!(gate.passed(&k), None);
+        assert!(gate.admit_row(&k));
+    }
+
+    #[test]
+    fn idle_keys_cost_no_memory() {
+        let mut gate = KeyGate::default();
+        for n in 0..1000 {
+            let k = key(&n.to_string());
+            let _ = gate.admit(&k, n, ());
+            gate.passed(&k);
+            gate.writing(&k);
+            gate.written(&k, 1);
+        }
+        gate.read_done(1);
+        assert!(gate.keys.is_empty());
+    }
+}

@@ -1,0 +1,244 @@
+//! Everything between the feed and one destination.
+//!
+//! Pure state: what may start next, what must become a waiting row, how full the lane is. The engine starts the
+//! attempts and tells the lane how they ended.
+//!
+//! Invariants
+//! - Never more than `concurrency` attempts at a time, never more than `queue_max` messages in memory.
+//! - Fresh messages and waiting rows take turns while both have something to start; neither starves the other.
+//! - A lane that is closed (paused, held) starts nothing and keeps nothing.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::key_gate::{Admission, KeyGate};
+use crate::message::{HistoryEntry, Key, Message};
+use crate::store::Reason;
+
+/// One delivery on its way: a message for this lane's destination.
+#[derive(Clone, Debug)]
+pub(crate) struct Work {
+    /// The message.
+    pub(crate) message: Arc<Message>,
+    /// Where it was read.
+    pub(crate) origin: Origin,
+    /// Attempts judged so far.
+    pub(crate) attempts: u32,
+    /// False for what neither blocks its key nor waits for it.
+    pub(crate) in_order: bool,
+    /// When the first attempt began, on this relay's clock.
+    pub(crate) first_attempt_at: Option<Instant>,
+    /// The attempts so far, newest last.
+    pub(crate) history: Vec<HistoryEntry>,
+    /// It takes its turn like any other, but is given up instead of attempted.
+    pub(crate) doomed: Option<(Reason, String)>,
+}
+
+/// Where a delivery was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// In `outbox_messages`.
+    Fresh,
+    /// In `outbox_deliveries`, under this id.
+    Waiting(i64),
+}
+
+/// How a delivery left the lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Delivered, or given up without blocking its key: the next of its key may go.
+    Through,
+    /// It waits, or it died and blocks its key: those behind it become rows.
+    Stays,
+}
+
+/// How a lane is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LaneLimits {
+    /// Attempts at a time.
+    pub(crate) concurrency: usize,
+    /// Messages kept in memory for this lane, those being attempted included.
+    pub(crate) queue_max: usize,
+    /// True keeps the messages of a key in order.
+    pub(crate) keyed: bool,
+}
+
+/// The lane of one destination.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    limits: LaneLimits,
+    gate: KeyGate<Work>,
+    fresh: VecDeque<Work>,
+    waiting: VecDeque<Work>,
+    running: usize,
+    rows_taken: usize,
+    waiting_turn: bool,
+    closed: bool,
+}
+
+impl Lane {
+    /// An open, empty lane.
+    pub(crate) fn new(limits: LaneLimits) -> Lane {
+        Lane {
+            limits,
+            gate: KeyGate::default(),
+            fresh: VecDeque::new(),
+            waiting: VecDeque::new(),
+            running: 0,
+            rows_taken: 0,
+            waiting_turn: false,
+            closed: false,
+        }
+    }
+
+    /// A fresh message arrives. Comes back when it must become a waiting row because its key is parked.
+    pub(crate) fn offer(&mut self, work: Work) -> Option<Work> {
+        match self.key_of(&work) {
+            None => self.fresh.push_back(work),
+            Some(key) => match self.gate.admit(&key, work.message.seq, work) {
+                Admission::Go(work) => self.fresh.push_back(work),
+                Admission::InLine => {}
+                Admission::Parked(work) => return Some(work),
+            },
+        }
+        None
+    }
+
+    /// A waiting row that is due arrives. False: not now, its key is out; it will be read again.
+    pub(crate) fn offer_row(&mut self, work: Work) -> bool {
+        if let Some(key) = self.key_of(&work)
+            && !self.gate.admit_row(&key)
+        {
+            return false;
+        }
+        self.rows_taken += 1;
+        self.waiting.push_back(work);
+        true
+    }
+
+    /// The next delivery to start, if one may start now.
+    pub(crate) fn start_next(&mut self) -> Option<Work> {
+        if self.closed || self.running >= self.limits.concurrency {
+            return None;
+        }
+        let (first, second) =
+            if self.waiting_turn { (&mut self.waiting, &mut self.fresh) } else { (&mut self.fresh, &mut self.waiting) };
+        let work = first.pop_front().or_else(|| second.pop_front())?;
+        self.waiting_turn = work.origin == Origin::Fresh;
+        self.running += 1;
+        Some(work)
+    }
+
+    /// A started delivery has its fate. Returns those behind it that must become rows.
+    pub(crate) fn finished(&mut self, work: &Work, fate: Fate) -> Vec<Work> {
+        self.running -= 1;
+        if work.origin != Origin::Fresh {
+            self.rows_taken -= 1;
+        }
+        let Some(key) = self.key_of(work) else { return Vec::new() };
+        if fate == Fate::Stays && work.in_order {
+            return self.gate.park(&key);
+        }
+        if let Some(next) = self.gate.passed(&key) {
+            self.fresh.push_back(next);
+        }
+        Vec::new()
+    }
+
+    /// A row that parks the key of `work` is about to be written.
+    pub(crate) fn writing(&mut self, work: &Work) {
+        if let Some(key) = self.key_of(work).filter(|_| work.in_order) {
+            self.gate.writing(&key);
+        }
+    }
+
+    /// The same for a row that belongs to no delivery in this lane.
+    pub(crate) fn writing_key(&mut self, key: &Key) {
+        if self.limits.keyed {
+            self.gate.writing(key);
+        }
+    }
+
+    /// That row was written or refused; look-ups numbered `next_read` and later know it.
+    pub(crate) fn written(&mut self, key: &Key, next_read: u64) {
+        if self.limits.keyed {
+            self.gate.written(key, next_read);
+        }
+    }
+
+    /// Look-up number `read` was acted upon.
+    pub(crate) fn read_done(&mut self, read: u64) {
+        self.gate.read_done(read);
+    }
+
+    /// True when a message of this key would have to become a row.
+    pub(crate) fn is_parked(&self, key: &Key) -> bool {
+        self.limits.keyed && self.gate.is_parked(key)
+    }
+
+    /// Stops starting; returns the fresh messages and the rows kept in memory, which are no longer the lane's.
+    pub(crate) fn close(&mut self) -> Vec<Work> {
+        self.closed = true;
+        self.clear()
+    }
+
+    /// Starts again.
+    pub(crate) fn open(&mut self) {
+        self.closed = false;
+    }
+
+    /// True while paused or held.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Takes out everything that has not started.
+    pub(crate) fn clear(&mut self) -> Vec<Work> {
+        let mut left: Vec<Work> = self.fresh.drain(..).collect();
+        let rows: Vec<Work> = self.waiting.drain(..).collect();
+        self.rows_taken -= rows.len();
+        left.extend(rows);
+        // What was about to start held its key; those in line behind it leave with it.
+        for work in &left {
+            if let Some(key) = self.limits.keyed.then(|| work.message.ordering_key.clone()).flatten() {
+                while self.gate.passed(&key).is_some_and(|behind| {
+                    self.fresh.push_back(behind);
+                    true
+                }) {}
+            }
+        }
+        left.extend(self.fresh.drain(..));
+        left.extend(self.gate.drain_lines());
+        left
+    }
+
+    /// True when it would take another message at once and has none: starving.
+    pub(crate) fn is_idle(&self) -> bool {
+        !self.closed && self.fresh.is_empty() && self.waiting.is_empty() && self.running < self.limits.concurrency
+    }
+
+    /// Messages in memory, those being attempted included.
+    pub(crate) fn len(&self) -> usize {
+        self.fresh.len() + self.waiting.len() + self.gate.in_line() + self.running
+    }
+
+    /// True when no further message should be taken into memory.
+    pub(crate) fn is_full(&self) -> bool {
+        self.len() >= self.limits.queue_max
+    }
+
+    /// How many more waiting rows it would take.
+    pub(crate) fn room_for_rows(&self) -> usize {
+        if self.closed { 0 } else { (2 * self.limits.concurrency).saturating_sub(self.rows_taken) }
+    }
+
+    fn key_of(&self, work: &Work) -> Option<Key> {
+        if self.limits.keyed { work.message.ordering_key.clone() } else { None }
+    }
+}
+
+/// The time since `then`, or nothing when there was no such moment.
+pub(crate) fn age(then: Option<Instant>, now: Instant) -> Option<Duration> {
+    then.map(|then| now.saturating_duration_since(then))
+}

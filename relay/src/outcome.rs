@@ -1,0 +1,168 @@
+//! What follows from a verdict.
+//!
+//! Pure: a delivery, a judgement and the destination's policy in; what becomes of the delivery out. Nothing here reads a
+//! clock, a table or the network.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use rand::Rng;
+
+use crate::lane::{Fate, Work, age};
+use crate::message::{HISTORY_MAX, HistoryEntry};
+use crate::retry::{RetryPolicy, hold_pause};
+use crate::sink::Judgement;
+use crate::store::{Dies, DueIn, Reason, Remains, State, Waits};
+use crate::verdict::Verdict;
+
+/// What a destination does about failures.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    /// When to try again and when to give up.
+    pub retry: RetryPolicy,
+    /// What happens to a key after one of its messages died.
+    pub after_dead_letter: AfterDeadLetter,
+    /// The relay's name, for histories.
+    pub relay: String,
+}
+
+/// What happens to a key after one of its messages died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AfterDeadLetter {
+    /// The next message goes.
+    #[default]
+    Continue,
+    /// The key stays blocked until an operator decides.
+    Block,
+}
+
+/// What becomes of a delivery.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    /// It is done.
+    Delivered,
+    /// It leaves a row.
+    Remains(Remains),
+}
+
+impl Outcome {
+    /// What this means for the messages behind it.
+    pub(crate) fn fate(&self) -> Fate {
+        match self {
+            Outcome::Delivered => Fate::Through,
+            Outcome::Remains(Remains::Dies(dies)) if !dies.blocks_key => Fate::Through,
+            Outcome::Remains(_) => Fate::Stays,
+        }
+    }
+}
+
+/// What an attempt that took `took` and ended at (`at`, `now`) makes of a delivery.
+pub(crate) fn outcome(
+    work: &Work,
+    judgement: &Judgement,
+    policy: &Policy,
+    took: Duration,
+    at: DateTime<Utc>,
+    now: Instant,
+    rng: &mut impl Rng,
+) -> Outcome {
+    let verdict = judgement.verdict;
+    if verdict == Verdict::Delivered {
+        return Outcome::Delivered;
+    }
+    let started = now.checked_sub(took).unwrap_or(now);
+    let first = Some(work.first_attempt_at.unwrap_or(started));
+    let since_first = age(first, now).unwrap_or_default();
+    // A hold is the destination's doing, not this message's: it costs no attempt.
+    let attempts = work.attempts + u32::from(!matches!(verdict, Verdict::Hold { .. }));
+    let mut history = work.history.clone();
+    history.push(HistoryEntry {
+        n: attempts.max(1),
+        at,
+        ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        verdict: verdict.name().to_owned(),
+        code: judgement.code.clone(),
+        relay: policy.relay.clone(),
+        maybe: judgement.maybe,
+        text: judgement.text.clone(),
+    });
+    let surplus = history.len().saturating_sub(HISTORY_MAX);
+    history.drain(..surplus);
+    let last_error = Some(describe(judgement));
+
+    let counted = NonZeroU32::new(attempts).unwrap_or(NonZeroU32::MIN);
+    let pause = match verdict {
+        Verdict::Hold { pause } if since_first <= policy.retry.age_max => Some(hold_pause(pause, rng)),
+        Verdict::Retry { after } => policy.retry.next_delay(counted, since_first, after, rng),
+        Verdict::Misconfigured => policy.retry.next_delay_misconfigured(counted, since_first, rng),
+        Verdict::Hold { .. } | Verdict::Reject { .. } | Verdict::Delivered => None,
+    };
+    let first_attempt_age = Some(since_first);
+    Outcome::Remains(match pause {
+        Some(pause) => Remains::Waits(Waits {
+            state: State::Retry,
+            attempts,
+            due: DueIn::Pause(pause),
+            in_order: work.in_order,
+            first_attempt_age,
+            last_verdict: Some(verdict.name()),
+            last_error,
+            history,
+        }),
+        None => {
+            let reason = match verdict {
+                Verdict::Reject { gone: true } => Reason::Gone,
+                Verdict::Reject { gone: false } => Reason::Rejected,
+                _ => Reason::Exhausted,
+            };
+            Remains::Dies(Dies {
+                reason,
+                attempts,
+                blocks_key: blocks_key(work, policy),
+                fingerprint: format!("{}:{}", reason.as_str(), judgement.code),
+                first_attempt_age,
+                last_verdict: Some(verdict.name()),
+                last_error,
+                history,
+            })
+        }
+    })
+}
+
+/// What becomes of a delivery that is given up without an attempt.
+pub(crate) fn doomed(work: &Work, reason: Reason, text: &str, policy: &Policy, now: Instant) -> Outcome {
+    Outcome::Remains(Remains::Dies(Dies {
+        reason,
+        attempts: work.attempts,
+        blocks_key: blocks_key(work, policy),
+        fingerprint: reason.as_str().to_owned(),
+        first_attempt_age: age(work.first_attempt_at, now),
+        last_verdict: None,
+        last_error: Some(text.to_owned()),
+        history: work.history.clone(),
+    }))
+}
+
+/// A message that must wait without having been attempted.
+pub(crate) fn waits(state: State, in_order: bool, due: DueIn) -> Remains {
+    Remains::Waits(Waits {
+        state,
+        attempts: 0,
+        due,
+        in_order,
+        first_attempt_age: None,
+        last_verdict: None,
+        last_error: None,
+        history: Vec::new(),
+    })
+}
+
+fn blocks_key(work: &Work, policy: &Policy) -> bool {
+    policy.after_dead_letter == AfterDeadLetter::Block && work.in_order && work.message.ordering_key.is_some()
+}
+
+fn describe(judgement: &Judgement) -> String {
+    if judgement.text.is_empty() { judgement.code.clone() } else { format!("{}: {}", judgement.code, judgement.text) }
+}

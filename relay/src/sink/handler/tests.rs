@@ -1,0 +1,194 @@
+//! What becomes of each way a handler can end.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::*;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct OrderPlaced {
+    order_id: i64,
+}
+
+impl outbox::Message for OrderPlaced {
+    const TOPIC: &'static str = "order.placed";
+}
+
+fn message(payload: &str) -> Message {
+    Message {
+        seq: 7,
+        id: uuid::Uuid::from_u128(42),
+        partition_no: 3,
+        topic: "order.placed".into(),
+        ordering_key: Some(b"customer-1".as_slice().into()),
+        payload: Bytes::copy_from_slice(payload.as_bytes()),
+        content_type: "application/json".into(),
+        headers: Headers::Decoded(BTreeMap::from([("X-Tenant".into(), "eu".into())])),
+        only_destination: None,
+        scheduled: false,
+        expired: false,
+        tracked: false,
+        version: 2,
+        created_at: chrono::DateTime::UNIX_EPOCH,
+    }
+}
+
+async fn attempt(handler: Handler) -> Judgement {
+    attempt_at(handler, r#"{"order_id":5}"#).await
+}
+
+async fn attempt_at(handler: Handler, payload: &str) -> Judgement {
+    let attempt = Attempt { destination: "invoices".into(), number: 4, timeout: Duration::from_secs(15) };
+    handler.sink().attempt(&message(payload), &attempt).await
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the order cannot be invoiced")]
+struct Failure(#[source] std::num::ParseIntError);
+
+async fn fails_with_a_cause(_: OrderPlaced, _: Context) -> Result<(), Failure> {
+    "x".parse::<i32>().map(drop).map_err(Failure)
+}
+
+#[tokio::test]
+async fn a_handler_gets_the_message_and_its_circumstances() {
+    let seen = Arc::new(Mutex::new(None));
+    let kept = Arc::clone(&seen);
+    let handler = Handler::new("invoices", move |order: OrderPlaced, context: Context| {
+        let kept = Arc::clone(&kept);
+        async move {
+            *kept.lock().unwrap() = Some((order.order_id, context));
+            HandlerResult::Ok(())
+        }
+    });
+    assert_eq!(handler.settings().topics, ["order.placed"]);
+    assert_eq!(attempt(handler).await, Judgement::delivered("ok"));
+    let (order_id, context) = seen.lock().unwrap().take().unwrap();
+    assert_eq!(order_id, 5);
+    assert_eq!(context.message_id().as_u128(), 42);
+    assert_eq!((context.attempt(), context.version()), (4, 2));
+    assert_eq!((context.topic(), context.destination()), ("order.placed", "invoices"));
+    assert_eq!(context.ordering_key().as_deref(), Some("customer-1"));
+    assert_eq!((context.header("x-tenant"), context.header("none")), (Some("eu"), None));
+    assert!(context.is_cancelled(), "the attempt is over");
+}
+
+#[tokio::test]
+async fn a_raw_handler_gets_the_bytes_as_they_are() {
+    let handler = Handler::raw("audit", |message: Message, _: Context| async move {
+        assert_eq!(&message.payload[..], b"\0 no json");
+        HandlerResult::Ok(Reply::json("noted"))
+    });
+    assert_eq!(handler.settings().topics, ["**"]);
+    assert_eq!(attempt_at(handler, "\0 no json").await, Judgement::delivered("ok"));
+}
+
+#[tokio::test]
+async fn any_error_is_tried_again_and_told_with_its_causes() {
+    let judgement = attempt(Handler::new("invoices", fails_with_a_cause)).await;
+    let told = "the order cannot be invoiced: invalid digit found in string";
+    assert_eq!(judgement, Judgement::failed(RETRY, "error", told));
+}
+
+#[tokio::test]
+async fn a_handler_can_say_what_is_to_happen_next() {
+    let minute = Duration::from_secs(60);
+    type Make = fn() -> HandlerError;
+    let cases: [(Make, Verdict); 6] = [
+        (|| HandlerError::reject("no"), Verdict::Reject { gone: false }),
+        (|| HandlerError::retry("no"), RETRY),
+        (|| HandlerError::retry_after(Duration::from_secs(60), "no"), Verdict::Retry { after: Some(minute) }),
+        (|| HandlerError::hold(Duration::from_secs(60), "no"), Verdict::Hold { pause: Some(minute) }),
+        (|| HandlerError::misconfigured("no"), Verdict::Misconfigured),
+        (|| std::io::Error::other("no").into(), RETRY),
+    ];
+    for (make, verdict) in cases {
+        let handler =
+            Handler::new("invoices", move |_: OrderPlaced, _: Context| async move { HandlerResult::<()>::Err(make()) });
+        assert_eq!(attempt(handler).await, Judgement::failed(verdict, "error", "no"));
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_tried_again_wherever_it_happens() {
+    async fn late(_: OrderPlaced, _: Context) -> HandlerResult {
+        tokio::task::yield_now().await;
+        panic!("the {} broke", "printer");
+    }
+    #[allow(unreachable_code)]
+    fn early(_: OrderPlaced, _: Context) -> std::future::Ready<HandlerResult> {
+        panic!("no future was made");
+    }
+    let late = attempt(Handler::new("invoices", late)).await;
+    let early = attempt(Handler::new("invoices", early)).await;
+    for (judgement, said) in [(late, "the printer broke"), (early, "no future was made")] {
+        assert_eq!(judgement, Judgement { maybe: true, ..Judgement::failed(RETRY, "panic", said) });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_never_returns_is_dropped_when_its_time_is_up() {
+    struct Flag(Arc<AtomicBool>);
+    impl Drop for Flag {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let dropped = Arc::new(AtomicBool::new(false));
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let (flag, tell) = (Arc::clone(&dropped), Arc::new(Mutex::new(Some(tell))));
+    let handler = Handler::new("invoices", move |_: OrderPlaced, context: Context| {
+        let flag = Flag(Arc::clone(&flag));
+        let tell = tell.lock().unwrap().take().unwrap();
+        async move {
+            let _flag = flag;
+            tokio::spawn(async move {
+                context.cancelled().await;
+                tell.send(()).unwrap();
+            });
+            std::future::pending::<HandlerResult>().await
+        }
+    });
+    let begun = tokio::time::Instant::now();
+    let judgement = attempt(handler).await;
+    assert_eq!(begun.elapsed().as_secs(), 15);
+    assert_eq!(judgement, Judgement { maybe: true, ..Judgement::failed(RETRY, "timeout", "no answer within 15s") });
+    assert!(dropped.load(Ordering::SeqCst));
+    told.await.expect("the task the handler started was told that the attempt is over");
+}
+
+#[tokio::test]
+async fn a_payload_that_does_not_fit_is_rejected_unread() {
+    async fn unreachable(_: OrderPlaced, _: Context) -> HandlerResult {
+        panic!("the handler was called");
+    }
+    for (payload, told) in [
+        (
+            r#"{"order_id":"secret"}"#,
+            "the payload does not fit the handler's type: invalid type, expected i64 at line 1 column 20",
+        ),
+        ("secret", "the payload is not JSON: expected value at line 1 column 1"),
+        ("", "the payload is not JSON: EOF while parsing a value at line 1 column 0"),
+    ] {
+        let judgement = attempt_at(Handler::new("invoices", unreachable), payload).await;
+        assert_eq!(judgement, Judgement::failed(Verdict::Reject { gone: false }, "undecodable", told));
+    }
+}
+
+#[tokio::test]
+async fn nesting_without_end_is_rejected_and_not_followed() {
+    #[derive(Serialize, Deserialize)]
+    struct Any(serde_json::Value);
+    impl outbox::Message for Any {
+        const TOPIC: &'static str = "any";
+    }
+    async fn take(_: Any, _: Context) -> HandlerResult {
+        Ok(())
+    }
+    let judgement = attempt_at(Handler::new("invoices", take), &"[".repeat(60_000)).await;
+    assert_eq!(judgement.verdict, Verdict::Reject { gone: false });
+}

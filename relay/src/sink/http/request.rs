@@ -1,0 +1,298 @@
+//! A message as the headers of a request.
+//!
+//! Pure: the message, the attempt and the hour go in. The names of a message come from other programs and are only
+//! trusted to be text; what cannot be a header is an error for the caller to judge.
+//!
+//! What the relay says about a message is written last and replaces what the message says itself.
+
+use std::time::SystemTime;
+
+use chrono::SecondsFormat;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+
+use super::HttpError;
+use crate::message::{Headers, Message};
+use crate::sink::Attempt;
+
+/// How many headers a message may bring; the rest of the world refuses more.
+const MESSAGE_HEADERS_MAX: usize = 100;
+
+/// The headers that carry a trace, passed on as they are and, as the first's creation context, as an attribute.
+const TRACEPARENT: &str = "traceparent";
+
+/// Builds the headers of a request, or says what in the message cannot be a header.
+pub(super) fn headers(
+    message: &Message,
+    attempt: &Attempt,
+    source: &str,
+    fixed: &HeaderMap,
+    now: SystemTime,
+) -> Result<HeaderMap, String> {
+    let mut headers = stored(&message.headers)?;
+    for (name, value) in fixed {
+        headers.insert(name, value.clone());
+    }
+    let content_type = HeaderValue::from_bytes(message.content_type.as_bytes())
+        .map_err(|_| "the content type has a character no header may have".to_owned())?;
+    headers.insert(CONTENT_TYPE, content_type);
+    if message.payload.is_empty() {
+        // The client leaves it out where there is no body, and servers may then refuse a POST with 411.
+        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("outbox-relay/", env!("CARGO_PKG_VERSION"))));
+
+    let id = message.id.to_string();
+    let unix_secs = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    set(&mut headers, "webhook-id", &id);
+    set(&mut headers, "webhook-timestamp", &unix_secs.to_string());
+    // Quoted, because the header is defined to hold a structured-field string.
+    let quoted = HeaderValue::try_from(format!("\"{id}\"")).expect("an id consists of hexadecimal digits and dashes");
+    headers.insert("idempotency-key", quoted);
+
+    set(&mut headers, "ce-specversion", "1.0");
+    set(&mut headers, "ce-id", &id);
+    set(&mut headers, "ce-source", source);
+    set(&mut headers, "ce-type", &message.topic);
+    set(&mut headers, "ce-time", &message.created_at.to_rfc3339_opts(SecondsFormat::Micros, true));
+    if let Some(key) = message.ordering_key.as_deref().filter(|key| !key.is_empty()) {
+        set(&mut headers, "ce-subject", key);
+        set(&mut headers, "ce-partitionkey", key);
+    }
+    if let Some(context) = headers.get(TRACEPARENT).cloned() {
+        set(&mut headers, "ce-traceparent", context.as_bytes());
+    }
+
+    set(&mut headers, "outbox-attempt", &attempt.number.to_string());
+    set(&mut headers, "outbox-destination", &attempt.destination);
+    set(&mut headers, "outbox-sequence", &message.seq.to_string());
+    set(&mut headers, "outbox-message-version", &message.version.to_string());
+    Ok(headers)
+}
+
+/// The headers configured for every request of a destination.
+pub(super) fn fixed(configured: &[(String, String)]) -> Result<HeaderMap, HttpError> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in configured {
+        let error = |problem| HttpError::Header { name: name.clone(), problem };
+        let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| error("this is no header name"))?;
+        if is_reserved(&key) {
+            return Err(error("the relay or the connection sets it"));
+        }
+        let mut value = HeaderValue::from_bytes(value.as_bytes())
+            .map_err(|_| error("its value has a line break or another character no header may have"))?;
+        value.set_sensitive(true);
+        headers.try_insert(key, value).map_err(|_| error("there are too many headers"))?;
+    }
+    Ok(headers)
+}
+
+fn stored(headers: &Headers) -> Result<HeaderMap, String> {
+    let stored = match headers {
+        Headers::Decoded(stored) => stored,
+        Headers::Undecodable(problem) => return Err(problem.clone()),
+    };
+    if stored.len() > MESSAGE_HEADERS_MAX {
+        return Err(format!("the message has {} headers; {MESSAGE_HEADERS_MAX} can be sent", stored.len()));
+    }
+    let mut headers = HeaderMap::with_capacity(stored.len() + 20);
+    for (name, value) in stored {
+        let name = HeaderName::from_bytes(name.as_bytes())
+            .map_err(|_| "a header name has a character no header name may have".to_owned())?;
+        if is_reserved(&name) {
+            return Err(format!("the header `{name}` is reserved for the relay"));
+        }
+        let value = HeaderValue::from_bytes(value.as_bytes())
+            .map_err(|_| format!("the value of the header `{name}` has a character no header may have"))?;
+        headers.append(name, value);
+    }
+    Ok(headers)
+}
+
+/// True for what the relay says about a message and for what belongs to the connection.
+fn is_reserved(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let prefixes = ["webhook-", "ce-", "outbox-", "proxy-"];
+    let names = [
+        "connection",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "idempotency-key",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+    ];
+    names.contains(&name) || prefixes.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Sets a header to a value in the encoding of the CloudEvents HTTP binding, which leaves ordinary values as they are.
+fn set(headers: &mut HeaderMap, name: &'static str, value: impl AsRef<[u8]>) {
+    let value = HeaderValue::try_from(percent_encoded(value.as_ref())).expect("what is encoded is visible ASCII");
+    headers.insert(name, value);
+}
+
+/// Space, quotes, percent and everything beyond visible ASCII as `%XX`, byte by byte.
+fn percent_encoded(value: &[u8]) -> String {
+    let mut encoded = String::with_capacity(value.len());
+    for &byte in value {
+        if byte.is_ascii_graphic() && !matches!(byte, b'"' | b'%') {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fmt::Write;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use chrono::DateTime;
+
+    use super::*;
+
+    fn message() -> Message {
+        Message {
+            seq: 1207,
+            id: uuid::Uuid::from_u128(0x0193_5a7e_0000_7000_8000_0000_0000_002a),
+            partition_no: 3,
+            topic: "order.placed".into(),
+            ordering_key: Some(b"customer-1".as_slice().into()),
+            payload: Bytes::from_static(b"{}"),
+            content_type: "application/json".into(),
+            headers: Headers::Decoded(BTreeMap::new()),
+            only_destination: None,
+            scheduled: false,
+            expired: false,
+            tracked: false,
+            version: 2,
+            created_at: DateTime::from_timestamp_micros(1_795_000_000_123_456).unwrap(),
+        }
+    }
+
+    fn with_headers(stored: &[(&str, &str)]) -> Message {
+        let stored = stored.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Message { headers: Headers::Decoded(stored), ..message() }
+    }
+
+    fn build(message: &Message, configured: &[(&str, &str)]) -> Result<HeaderMap, String> {
+        let configured: Vec<_> = configured.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let attempt = Attempt { destination: "billing".into(), number: 4, timeout: Duration::from_secs(15) };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_000_060_900);
+        headers(message, &attempt, "/shop", &fixed(&configured).unwrap(), now)
+    }
+
+    fn told(headers: &HeaderMap) -> String {
+        let mut lines: Vec<String> = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())))
+            .collect();
+        lines.sort();
+        lines.iter().fold(String::new(), |mut all, line| {
+            let _ = writeln!(all, "{line}");
+            all
+        })
+    }
+
+    #[test]
+    fn a_request_says_all_there_is_to_say() {
+        let message = with_headers(&[
+            ("X-Tenant", "caf\u{e9}"),
+            ("authorization", "the producer's"),
+            ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+        ]);
+        let expected = format!(
+            "\
+authorization: Bearer 1
+ce-id: 01935a7e-0000-7000-8000-00000000002a
+ce-partitionkey: customer-1
+ce-source: /shop
+ce-specversion: 1.0
+ce-subject: customer-1
+ce-time: 2026-11-18T11:06:40.123456Z
+ce-traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01
+ce-type: order.placed
+content-type: application/json
+idempotency-key: \"01935a7e-0000-7000-8000-00000000002a\"
+outbox-attempt: 4
+outbox-destination: billing
+outbox-message-version: 2
+outbox-sequence: 1207
+traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01
+user-agent: outbox-relay/{}
+webhook-id: 01935a7e-0000-7000-8000-00000000002a
+webhook-timestamp: 1795000060
+x-tenant: caf\u{e9}
+",
+            env!("CARGO_PKG_VERSION")
+        );
+        assert_eq!(told(&build(&message, &[("Authorization", "Bearer 1")]).unwrap()), expected);
+    }
+
+    #[test]
+    fn keys_are_encoded_byte_by_byte() {
+        for (key, expected) in [
+            ("Euro \u{20ac} \u{1f600}".as_bytes(), "Euro%20%E2%82%AC%20%F0%9F%98%80"),
+            (b"100%\"sure\"", "100%25%22sure%22"),
+            (b"a\r\nHost: evil\0\x7f", "a%0D%0AHost:%20evil%00%7F"),
+            (b"\xff\xfe", "%FF%FE"),
+            (b"~!#$&'()*+,-./:;<=>?@[\\]^_`{|}", "~!#$&'()*+,-./:;<=>?@[\\]^_`{|}"),
+        ] {
+            let message = Message { ordering_key: Some(key.into()), ..message() };
+            assert_eq!(build(&message, &[]).unwrap()["ce-partitionkey"], expected);
+        }
+        let empty = Message { ordering_key: Some(b"".as_slice().into()), ..message() };
+        assert!(!build(&empty, &[]).unwrap().contains_key("ce-subject"), "an attribute is never empty");
+    }
+
+    #[test]
+    fn what_cannot_be_a_header_is_told_and_not_sent() {
+        let many: BTreeMap<String, String> = (0..101).map(|n| (format!("x-{n}"), String::new())).collect();
+        for (message, told) in [
+            (Message { content_type: "text/plain\r\nx: y".into(), ..message() }, "the content type has a character"),
+            (Message { content_type: "a\0".into(), ..message() }, "the content type has a character"),
+            (Message { headers: Headers::Undecodable("the headers are not JSON".into()), ..message() }, "not JSON"),
+            (Message { headers: Headers::Decoded(many), ..message() }, "101 headers"),
+            (with_headers(&[("x", "a\r\nhost: evil")]), "the value of the header `x`"),
+            (with_headers(&[("x y", "")]), "a header name"),
+            (with_headers(&[("", "")]), "a header name"),
+            (with_headers(&[("Host", "evil")]), "`host` is reserved"),
+            (with_headers(&[("Content-Length", "0")]), "`content-length` is reserved"),
+            (with_headers(&[("Transfer-Encoding", "chunked")]), "`transfer-encoding` is reserved"),
+            (with_headers(&[("Webhook-Signature", "v1,forged")]), "`webhook-signature` is reserved"),
+            (with_headers(&[("Ce-Datacontenttype", "x")]), "`ce-datacontenttype` is reserved"),
+        ] {
+            let problem = build(&message, &[]).unwrap_err();
+            assert!(problem.contains(told), "{problem}");
+        }
+    }
+
+    #[test]
+    fn strange_topics_and_names_do_not_break_the_request() {
+        let message = Message { topic: "\u{202e}a\r\nb \"%".into(), ..message() };
+        assert_eq!(build(&message, &[]).unwrap()["ce-type"], "%E2%80%AEa%0D%0Ab%20%22%25");
+    }
+
+    #[test]
+    fn configured_headers_are_checked() {
+        for (name, value, told) in [
+            ("x y", "1", "no header name"),
+            ("X-Key", "a\nb", "line break"),
+            ("Content-Type", "text/plain", "the relay or the connection sets it"),
+            ("Webhook-Id", "1", "the relay or the connection sets it"),
+        ] {
+            let error = fixed(&[(name.into(), value.into())]).unwrap_err().to_string();
+            assert!(error.contains(told) && error.contains(name), "{error}");
+        }
+        let headers = fixed(&[("authorization".into(), "Bearer secret".into())]).unwrap();
+        assert!(!format!("{headers:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,278 @@
+//! How an answer is judged.
+//!
+//! Pure: status, headers and the hour go in, a verdict comes out. The table below is the contract with receivers.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{CONTENT_ENCODING, HeaderMap, LOCATION, RETRY_AFTER};
+
+use crate::retry::ASKED_MAX;
+use crate::sink::{Judgement, text};
+use crate::verdict::Verdict;
+
+/// How much of an answer's body is read.
+const BODY_BYTES_MAX: usize = 16 * 1024;
+
+/// The header by which a receiver decides for itself whether a message is to be sent again: `yes` or `no`.
+const OUTBOX_RETRY: &str = "outbox-retry";
+
+/// Judges the head of an answer.
+pub(super) fn judge(status: u16, headers: &HeaderMap, now: SystemTime) -> Judgement {
+    let verdict = classify(status, receiver_retries(headers), retry_after(headers, now));
+    if verdict == Verdict::Delivered {
+        return Judgement::delivered(status.to_string());
+    }
+    let text = match headers.get(LOCATION) {
+        Some(location) if (300..400).contains(&status) => {
+            let location = text::cleaned(&String::from_utf8_lossy(location.as_bytes()));
+            format!("redirected to `{location}`; redirects are not followed")
+        }
+        _ => String::new(),
+    };
+    Judgement::failed(verdict, status.to_string(), text)
+}
+
+/// What an answer means.
+///
+/// A status that says "you sent something wrong" rejects the message; one that says "you are not set up right" slows
+/// the destination down; the rest is tried again.
+fn classify(status: u16, retries: Option<bool>, asked: Option<Duration>) -> Verdict {
+    if (200..300).contains(&status) {
+        return Verdict::Delivered;
+    }
+    match (status, retries, asked) {
+        (_, Some(true), after) => Verdict::Retry { after },
+        (_, Some(false), _) => Verdict::Reject { gone: false },
+        (429, _, pause) | (413 | 503, _, pause @ Some(_)) => Verdict::Hold { pause },
+        (410, ..) => Verdict::Reject { gone: true },
+        (400 | 405 | 406 | 411..=417 | 422 | 428 | 431 | 451, ..) => Verdict::Reject { gone: false },
+        (300..=399 | 401..=404 | 407 | 426 | 501 | 505 | 511, ..) => Verdict::Misconfigured,
+        (_, _, after) => Verdict::Retry { after },
+    }
+}
+
+fn receiver_retries(headers: &HeaderMap) -> Option<bool> {
+    match headers.get(OUTBOX_RETRY)?.to_str().ok()?.trim() {
+        word if word.eq_ignore_ascii_case("yes") => Some(true),
+        word if word.eq_ignore_ascii_case("no") => Some(false),
+        _ => None,
+    }
+}
+
+/// How long the receiver asks to be left alone: seconds or a date, at most [`ASKED_MAX`].
+///
+/// Nonsense is ignored. Of several values the longest holds, for a receiver may slow us down.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let values = headers.get_all(RETRY_AFTER).iter().filter_map(|value| value.to_str().ok());
+    values.filter_map(|value| pause(value.trim(), now)).max().map(|asked| asked.min(ASKED_MAX))
+}
+
+fn pause(value: &str, now: SystemTime) -> Option<Duration> {
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // Digits that do not fit mean "very long". Never a float: `1e3` and `NaN` are nonsense here.
+        return Some(value.parse().map_or(Duration::MAX, Duration::from_secs));
+    }
+    // A date that has passed asks for nothing, and still says that the receiver knows what it does.
+    httpdate::parse_http_date(value).ok().map(|date| date.duration_since(now).unwrap_or_default())
+}
+
+/// The beginning of an answer's body, for people.
+pub(super) struct Excerpt {
+    bytes: Vec<u8>,
+    is_encoded: bool,
+}
+
+impl Excerpt {
+    /// Of an answer with these headers.
+    pub(super) fn of(headers: &HeaderMap) -> Excerpt {
+        // Nothing is unpacked here, a few bytes can become gigabytes.
+        let is_encoded = headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
+        Excerpt { bytes: Vec::new(), is_encoded }
+    }
+
+    /// True while more of the body is worth reading.
+    pub(super) fn wants_more(&self) -> bool {
+        self.bytes.len() < BODY_BYTES_MAX
+    }
+
+    /// Takes what arrived, as much of it as fits.
+    pub(super) fn push(&mut self, chunk: &[u8]) {
+        let room = BODY_BYTES_MAX - self.bytes.len();
+        self.bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
+    }
+
+    fn text(&self) -> String {
+        if self.is_encoded || self.bytes.contains(&0) {
+            return if self.bytes.is_empty() { String::new() } else { "(the answer's body is not text)".to_owned() };
+        }
+        text::cleaned(&String::from_utf8_lossy(&self.bytes))
+    }
+}
+
+impl Judgement {
+    /// Adds what the receiver said, unless it was delivered: then nobody asks.
+    pub(super) fn with_words(mut self, excerpt: Excerpt) -> Judgement {
+        if self.verdict != Verdict::Delivered && self.text.is_empty() {
+            self.text = excerpt.text();
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REJECT: Verdict = Verdict::Reject { gone: false };
+    const RETRY: Verdict = Verdict::Retry { after: None };
+
+    /// Every status there can be, as ranges; what the contract says about each of them.
+    const TABLE: &[(u16, u16, Verdict)] = &[
+        (100, 199, RETRY),
+        (200, 299, Verdict::Delivered),
+        (300, 399, Verdict::Misconfigured),
+        (400, 400, REJECT),
+        (401, 404, Verdict::Misconfigured),
+        (405, 406, REJECT),
+        (407, 407, Verdict::Misconfigured),
+        (408, 409, RETRY),
+        (410, 410, Verdict::Reject { gone: true }),
+        (411, 417, REJECT),
+        (418, 421, RETRY),
+        (422, 422, REJECT),
+        (423, 425, RETRY),
+        (426, 426, Verdict::Misconfigured),
+        (427, 427, RETRY),
+        (428, 428, REJECT),
+        (429, 429, Verdict::Hold { pause: None }),
+        (430, 430, RETRY),
+        (431, 431, REJECT),
+        (432, 450, RETRY),
+        (451, 451, REJECT),
+        (452, 500, RETRY),
+        (501, 501, Verdict::Misconfigured),
+        (502, 504, RETRY),
+        (505, 505, Verdict::Misconfigured),
+        (506, 510, RETRY),
+        (511, 511, Verdict::Misconfigured),
+        (512, 999, RETRY),
+    ];
+
+    #[test]
+    fn every_status_has_its_verdict() {
+        let mut next = 100;
+        for &(first, last, verdict) in TABLE {
+            assert_eq!(first, next, "the table has no gaps");
+            next = last + 1;
+            for status in first..=last {
+                assert_eq!(classify(status, None, None), verdict, "{status}");
+            }
+        }
+        assert_eq!(next, 1000);
+    }
+
+    #[test]
+    fn a_receiver_that_names_a_pause_gets_it() {
+        let asked = Some(Duration::from_secs(7));
+        for (status, verdict) in [
+            (429, Verdict::Hold { pause: asked }),
+            (503, Verdict::Hold { pause: asked }),
+            (413, Verdict::Hold { pause: asked }),
+            (500, Verdict::Retry { after: asked }),
+            (408, Verdict::Retry { after: asked }),
+            (404, Verdict::Misconfigured),
+            (400, REJECT),
+            (410, Verdict::Reject { gone: true }),
+            (202, Verdict::Delivered),
+        ] {
+            assert_eq!(classify(status, None, asked), verdict, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_receiver_can_decide_for_itself() {
+        let asked = Some(Duration::from_secs(7));
+        for status in [301, 400, 404, 410, 429, 500, 503] {
+            assert_eq!(classify(status, Some(false), asked), REJECT, "{status}");
+            assert_eq!(classify(status, Some(true), asked), Verdict::Retry { after: asked }, "{status}");
+        }
+        assert_eq!(classify(204, Some(true), None), Verdict::Delivered);
+        for (value, expected) in [("no", Some(false)), ("YES", Some(true)), ("maybe", None), ("", None)] {
+            assert_eq!(receiver_retries(&headers(&[("outbox-retry", value)])), expected, "{value}");
+        }
+    }
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, reqwest::header::HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn a_pause_is_seconds_or_a_date_and_nonsense_is_ignored() {
+        // Sunday, 6 November 1994, 08:49:37.
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (values, secs) in [
+            (&["0"][..], Some(0)),
+            (&["120"], Some(120)),
+            (&[" 120 "], Some(120)),
+            (&["3601"], Some(3600)),
+            (&["1000000000000"], Some(3600)),
+            (&["9999999999999999999999999999999999999999"], Some(3600)),
+            (&["Sun, 06 Nov 1994 08:50:37 GMT"], Some(60)),
+            (&["Sunday, 06-Nov-94 08:50:37 GMT"], Some(60)),
+            (&["Sun Nov  6 08:50:37 1994"], Some(60)),
+            (&["Sun, 06 Nov 1994 08:00:00 GMT"], Some(0)),
+            (&["Fri, 31 Dec 9999 23:59:59 GMT"], Some(3600)),
+            (&["-1"], None),
+            (&["+1"], None),
+            (&["1.5"], None),
+            (&["1e3"], None),
+            (&["NaN"], None),
+            (&["0x10"], None),
+            (&["\u{0663}"], None),
+            (&[""], None),
+            (&["soon"], None),
+            (&["120, 240"], None),
+            (&["Sun, 99 Nov 1994 08:49:37 GMT"], None),
+            (&["5", "60"], Some(60)),
+            (&["60", "soon"], Some(60)),
+            (&[], None),
+        ] {
+            let lines: Vec<_> = values.iter().map(|value| ("retry-after", *value)).collect();
+            assert_eq!(retry_after(&headers(&lines), now), secs.map(Duration::from_secs), "{values:?}");
+        }
+    }
+
+    fn words(status: u16, lines: &[(&'static str, &str)], body: &[u8]) -> String {
+        let headers = headers(lines);
+        let mut excerpt = Excerpt::of(&headers);
+        excerpt.push(body);
+        judge(status, &headers, SystemTime::UNIX_EPOCH).with_words(excerpt).text
+    }
+
+    #[test]
+    fn what_the_receiver_said_is_kept_as_text() {
+        assert_eq!(words(500, &[], b"{\"error\":\n \"\x1b[31mno\x1b[0m\"}"), "{\"error\": \"no\"}");
+        assert_eq!(words(200, &[], b"fine"), "", "nobody asks what was said about a delivery");
+        assert_eq!(words(500, &[], b"PK\x03\0\0"), "(the answer's body is not text)");
+        assert_eq!(words(500, &[("content-encoding", "gzip")], b"\x1f\x8b"), "(the answer's body is not text)");
+        assert_eq!(words(500, &[("content-encoding", "gzip")], b""), "");
+        assert_eq!(
+            words(302, &[("location", "http://169.254.169.254/")], b"moved"),
+            "redirected to `http://169.254.169.254/`; redirects are not followed"
+        );
+    }
+
+    #[test]
+    fn only_the_beginning_of_a_body_is_held() {
+        let mut excerpt = Excerpt::of(&HeaderMap::new());
+        while excerpt.wants_more() {
+            excerpt.push(&[b'x'; 5_000]);
+        }
+        assert_eq!(excerpt.bytes.len(), BODY_BYTES_MAX);
+        assert_eq!(excerpt.text().len(), 4 * 1024);
+    }
+}

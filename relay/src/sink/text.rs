@@ -1,0 +1,139 @@
+//! What receivers and handlers say, made fit to be kept and shown.
+//!
+//! Their words end up in the database, in logs, in terminals and on a web page, and they are not ours: they may be long,
+//! binary, coloured, or try to move the reader's cursor.
+
+use std::error::Error;
+use std::fmt::Write;
+
+/// How many bytes of a receiver's words are kept.
+pub(crate) const TEXT_BYTES_MAX: usize = 4 * 1024;
+
+/// The text without control characters, terminal sequences and marks that turn the direction of writing, on one line and
+/// cut to [`TEXT_BYTES_MAX`].
+pub(crate) fn cleaned(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len().min(TEXT_BYTES_MAX));
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        let c = match c {
+            '\u{1b}' => {
+                skip_sequence(&mut chars);
+                continue;
+            }
+            '\n' | '\r' | '\t' => ' ',
+            // A body that is not UTF-8 arrives as replacement characters; a line of them tells nobody anything.
+            c if c.is_control() || is_direction_mark(c) || c == char::REPLACEMENT_CHARACTER => continue,
+            c => c,
+        };
+        if c == ' ' && (clean.is_empty() || clean.ends_with(' ')) {
+            continue;
+        }
+        if clean.len() + c.len_utf8() > TEXT_BYTES_MAX {
+            break;
+        }
+        clean.push(c);
+    }
+    clean.truncate(clean.trim_end().len());
+    clean
+}
+
+/// An error and its causes on one line, cleaned.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    // An error whose source is itself would never end.
+    for _ in 0..16 {
+        let Some(error) = cause else { break };
+        let told = error.to_string();
+        // Many errors repeat their source in their own text.
+        if !text.ends_with(&told) {
+            let _ = write!(text, ": {told}");
+        }
+        cause = error.source();
+    }
+    cleaned(&text)
+}
+
+/// Skips the rest of a terminal sequence whose escape character was read.
+fn skip_sequence(chars: &mut std::str::Chars<'_>) {
+    let mut ahead = chars.clone();
+    match ahead.next() {
+        Some('[') => {
+            *chars = ahead;
+            // Parameters end at the first letter or `@`, `~` and their neighbours. An unfinished sequence must not
+            // swallow the text behind it, so anything else ends it as well.
+            let mut ahead = chars.clone();
+            while let Some(c) = ahead.next() {
+                match c {
+                    ' '..='?' => *chars = ahead.clone(),
+                    '@'..='~' => {
+                        *chars = ahead;
+                        return;
+                    }
+                    _ => return,
+                }
+            }
+        }
+        // Titles, links and device strings run to a bell or a string terminator.
+        Some(']' | 'P' | 'X' | '^' | '_') => {
+            while let Some(c) = ahead.next() {
+                if c == '\u{7}' || c == '\u{9c}' || (c == '\u{1b}' && ahead.clone().next() == Some('\\')) {
+                    if c == '\u{1b}' {
+                        ahead.next();
+                    }
+                    break;
+                }
+            }
+            *chars = ahead;
+        }
+        Some(' '..='~') => *chars = ahead,
+        _ => {}
+    }
+}
+
+fn is_direction_mark(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_readable_text_remains() {
+        for (raw, expected) in [
+            ("plain", "plain"),
+            ("  two\r\n\tlines \n", "two lines"),
+            ("\u{1b}[1;31mred\u{1b}[0m", "red"),
+            ("\u{1b}]0;title\u{7}after", "after"),
+            ("\u{1b}]8;;http://x\u{1b}\\link", "link"),
+            ("\u{1b}", ""),
+            ("a\u{1b}[", "a"),
+            ("a\u{1b}[12\u{e9}b", "a\u{e9}b"),
+            ("nul\0bell\u{7}c1\u{9b}31m", "nulbellc131m"),
+            ("\u{202e}evil", "evil"),
+            ("caf\u{e9} \u{1f980}", "caf\u{e9} \u{1f980}"),
+            ("\u{fffd}\u{fffd}PNG\u{fffd}", "PNG"),
+        ] {
+            assert_eq!(cleaned(raw), expected, "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn long_text_is_cut_between_characters() {
+        let text = cleaned(&format!("a{}", "\u{20ac}".repeat(TEXT_BYTES_MAX)));
+        assert!(text.len() <= TEXT_BYTES_MAX && text.len() > TEXT_BYTES_MAX - 3, "{}", text.len());
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("the mail was not sent")]
+        struct Outer(#[source] Middle);
+        #[derive(Debug, thiserror::Error)]
+        #[error("talking to the server: {0}")]
+        struct Middle(#[source] std::io::Error);
+        let error = Outer(Middle(std::io::Error::other("no route")));
+        assert_eq!(chain(&error), "the mail was not sent: talking to the server: no route");
+    }
+}

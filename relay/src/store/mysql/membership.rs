@@ -1,0 +1,182 @@
+//! Who is there, and who owns what.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::json;
+
+use super::connection::Session;
+use super::keys;
+use super::literal::{self, bytes, text};
+use super::row::{Columns, micros_of};
+use crate::message::{PARTITIONS, PartitionSet, RelayId};
+use crate::store::{Membership, RelayRow, RelaySeen, StoreError, decode};
+
+pub(super) async fn relay_register(session: &mut Session<'_>, relay: &RelayRow) -> Result<(), StoreError> {
+    // Repeated after a lost answer, it finds its own row.
+    let sql = format!(
+        "-- relay_register\n\
+         INSERT INTO outbox_relays (id, name, version, serves) VALUES ({}, left({}, 255), left({}, 255), {}) \
+         ON DUPLICATE KEY UPDATE name = VALUES(name)",
+        bytes(relay.id),
+        text(&relay.name),
+        text(&relay.version),
+        text(&decode::names_text(&relay.serves))
+    );
+    session.execute(&sql).await.map(drop)
+}
+
+pub(super) async fn relay_beat(
+    session: &mut Session<'_>,
+    relay: RelayId,
+    draining: bool,
+) -> Result<Option<Membership>, StoreError> {
+    let sql = format!(
+        "-- relay_beat\nUPDATE outbox_relays SET beat = beat + 1, draining = {draining} WHERE id = {}",
+        bytes(relay)
+    );
+    if session.execute(&sql).await? == 0 {
+        return Ok(None);
+    }
+    let membership = membership(session).await?;
+    // It may have been buried between the two statements.
+    Ok(membership.relays.iter().any(|seen| seen.id == relay).then_some(membership))
+}
+
+/// Relays and partitions in one statement, so that no owner is missing among the relays.
+pub(super) async fn membership(session: &mut Session<'_>) -> Result<Membership, StoreError> {
+    let sql = format!(
+        "-- membership\n\
+         (SELECT 0 AS branch, beat AS a, draining AS b, {} AS c, id, name, version, serves FROM outbox_relays) \
+         UNION ALL \
+         (SELECT 1, partition_no, epoch, 0, owner, NULL, NULL, NULL FROM outbox_partitions)",
+        micros_of("started_at")
+    );
+    let mut membership = Membership::default();
+    for row in session.rows(&sql).await? {
+        let mut columns = Columns::new(row);
+        if columns.number() == 0 {
+            let (beat, draining, started_at) = (columns.number(), columns.flag(), columns.instant());
+            membership.relays.push(RelaySeen {
+                beat,
+                draining,
+                started_at,
+                id: columns.uuid(),
+                name: columns.text(),
+                version: columns.text(),
+                serves: decode::names(&columns.text()),
+            });
+        } else {
+            let (partition_no, epoch) = (columns.partition(), columns.number());
+            columns.number();
+            membership.partitions.push((partition_no, columns.maybe_uuid(), epoch));
+        }
+    }
+    membership.relays.sort_by_key(|relay| (relay.started_at, relay.id));
+    membership.partitions.sort_by_key(|(partition_no, _, _)| *partition_no);
+    Ok(membership)
+}
+
+pub(super) async fn relay_bury(mut session: Session<'_>, dead: &[(RelayId, i64)]) -> Result<Vec<RelayId>, StoreError> {
+    session.begin().await?;
+    let owners = partition_lock(&mut session, PartitionSet::ALL).await?;
+    let mut buried = Vec::new();
+    for (relay, beat) in dead {
+        let sql = format!("-- relay_bury\nDELETE FROM outbox_relays WHERE id = {} AND beat = {beat}", bytes(relay));
+        if session.execute(&sql).await? > 0 {
+            buried.push(*relay);
+        }
+    }
+    let freed = owners.iter().filter(|(_, owner)| owner.is_some_and(|owner| buried.contains(&owner)));
+    let freed = freed.map(|(partition_no, _)| *partition_no).collect();
+    partition_set(&mut session, freed, "p.owner = NULL, p.epoch = p.epoch + 1").await?;
+    session.commit().await?;
+    Ok(buried)
+}
+
+pub(super) async fn partition_acquire(
+    mut session: Session<'_>,
+    relay: RelayId,
+    wanted: PartitionSet,
+) -> Result<Vec<(u8, i64)>, StoreError> {
+    session.begin().await?;
+    let owners = partition_lock(&mut session, wanted).await?;
+    let rows = session.rows("-- relay_ids\nSELECT id FROM outbox_relays").await?;
+    let alive: BTreeSet<RelayId> = rows.into_iter().map(|row| Columns::new(row).uuid()).collect();
+    // A relay that was buried may not take anything; it will hear of it at its next beat.
+    let free: PartitionSet = owners
+        .iter()
+        .filter(|(_, owner)| alive.contains(&relay) && owner.is_none_or(|owner| !alive.contains(&owner)))
+        .map(|(partition_no, _)| *partition_no)
+        .collect();
+    if free.is_empty() {
+        session.commit().await?;
+        return Ok(Vec::new());
+    }
+    let taking = format!("p.owner = {}, p.epoch = p.epoch + 1", bytes(relay));
+    partition_set(&mut session, free, &taking).await?;
+    keys::repair(&mut session, free).await?;
+    let sql = format!(
+        "-- partition_epochs\nSELECT partition_no, epoch FROM outbox_partitions WHERE partition_no IN ({}) \
+         ORDER BY partition_no",
+        literal::partitions(free)
+    );
+    let taken = session.rows(&sql).await?.into_iter().map(Columns::new);
+    let taken = taken.map(|mut columns| (columns.partition(), columns.number())).collect();
+    session.commit().await?;
+    Ok(taken)
+}
+
+pub(super) async fn partition_release(
+    mut session: Session<'_>,
+    relay: RelayId,
+    given_up: PartitionSet,
+) -> Result<(), StoreError> {
+    session.begin().await?;
+    let owners = partition_lock(&mut session, given_up).await?;
+    partition_set(&mut session, owned_by(&owners, relay), "p.owner = NULL").await?;
+    session.commit().await
+}
+
+pub(super) async fn relay_leave(mut session: Session<'_>, relay: RelayId) -> Result<(), StoreError> {
+    session.begin().await?;
+    let owners = partition_lock(&mut session, PartitionSet::ALL).await?;
+    session.execute(&format!("-- relay_leave\nDELETE FROM outbox_relays WHERE id = {}", bytes(relay))).await?;
+    partition_set(&mut session, owned_by(&owners, relay), "p.owner = NULL").await?;
+    session.commit().await
+}
+
+fn owned_by(owners: &BTreeMap<u8, Option<RelayId>>, relay: RelayId) -> PartitionSet {
+    owners.iter().filter(|(_, owner)| **owner == Some(relay)).map(|(partition_no, _)| *partition_no).collect()
+}
+
+/// Locks partition rows in ascending order and reads their owners.
+async fn partition_lock(
+    session: &mut Session<'_>,
+    wanted: PartitionSet,
+) -> Result<BTreeMap<u8, Option<RelayId>>, StoreError> {
+    let wanted: Vec<u8> = wanted.iter().collect();
+    debug_assert!(wanted.len() <= usize::from(PARTITIONS) && wanted.is_sorted());
+    let sql = format!(
+        "-- partition_lock\n\
+         SELECT p.partition_no, p.owner FROM JSON_TABLE({}, '$[*]' COLUMNS (n INT PATH '$')) AS t \
+         STRAIGHT_JOIN outbox_partitions AS p FORCE INDEX (PRIMARY) ON p.partition_no = t.n FOR UPDATE",
+        literal::document(&json!(wanted))
+    );
+    let rows = session.rows(&sql).await?.into_iter().map(Columns::new);
+    Ok(rows.map(|mut columns| (columns.partition(), columns.maybe_uuid())).collect())
+}
+
+/// Changes partitions that are locked already.
+async fn partition_set(session: &mut Session<'_>, partitions: PartitionSet, change: &str) -> Result<(), StoreError> {
+    let partitions: Vec<u8> = partitions.iter().collect();
+    if partitions.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "-- partition_set\n\
+         UPDATE JSON_TABLE({}, '$[*]' COLUMNS (n INT PATH '$')) AS t \
+         STRAIGHT_JOIN outbox_partitions AS p FORCE INDEX (PRIMARY) ON p.partition_no = t.n SET {change}",
+        literal::document(&json!(partitions))
+    );
+    session.execute(&sql).await.map(drop)
+}

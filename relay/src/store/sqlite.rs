@@ -1,0 +1,212 @@
+//! The outbox in a SQLite file, shared with the application's processes.
+//!
+//! Two threads own a connection each, one that writes and one that reads; in WAL mode neither waits for the other. The
+//! application writes to the same file, so a write takes the file's only write lock at its start (`BEGIN IMMEDIATE`),
+//! is short, and is given up as `TryAgain` when the application's own transaction lasts too long.
+//!
+//! Invariants
+//! - One writer at a time, whoever it is: commit order is number order, and no gap ever fills.
+//! - A call that was begun runs to its end, whether somebody waits for its answer or not.
+//! - The "database's clock" is the machine's, always asked through SQL.
+//!
+//! A known limit: how safe an acknowledged commit is depends on the connection that made it. Application connections
+//! that use `synchronous = NORMAL` with WAL, a pair of settings found in diesel's own documentation, lose their last
+//! commits in a power cut, messages included. The relay's own connections use FULL.
+
+mod destinations;
+mod file;
+mod membership;
+mod read;
+mod settle;
+mod statement;
+mod worker;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use diesel::result::Error;
+
+use self::file::DatabaseFile;
+use self::worker::Worker;
+use super::{
+    Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
+    Status, Store, StoreError, Wanted,
+};
+use crate::frontier::Evidence;
+use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
+
+/// An outbox in a SQLite file.
+pub struct Sqlite {
+    file: DatabaseFile,
+    reader: Worker,
+    writer: Worker,
+}
+
+impl Sqlite {
+    /// Takes the file named by `sqlite:path` or `sqlite:/absolute/path`. Nothing is opened until the first question,
+    /// and a file that does not exist is never created: [`Store::verify`] says so.
+    ///
+    /// # Errors
+    ///
+    /// `Unsuitable` when the URL names no file, or a database in memory, which two processes cannot share.
+    pub fn new(url: &str) -> Result<Sqlite, StoreError> {
+        let file = DatabaseFile::from_url(url)?;
+        Ok(Sqlite {
+            reader: Worker::start("outbox-sqlite-read", file.clone())?,
+            writer: Worker::start("outbox-sqlite-write", file.clone())?,
+            file,
+        })
+    }
+}
+
+#[async_trait]
+impl Store for Sqlite {
+    fn evidence(&self) -> Evidence {
+        Evidence::Serial
+    }
+
+    async fn verify(&self) -> Result<(), StoreError> {
+        let file = self.file.clone();
+        let found = self.writer.run("verify", move |open| file.examine(&mut open.conn)).await;
+        found.and_then(|found| found).map_err(|error| self.file.explain(error))
+    }
+
+    async fn message_read(
+        &self,
+        wanted: &Wanted,
+        owned: PartitionSet,
+        limit: u32,
+        now: Now,
+    ) -> Result<Page, StoreError> {
+        let wanted = wanted.clone();
+        self.reader.run("message_read", move |open| read::message_read(open, &wanted, owned, limit, now)).await
+    }
+
+    async fn message_probe(&self, _ranges: &[(Seq, Seq)]) -> Result<Probe, StoreError> {
+        Ok(Probe::default())
+    }
+
+    async fn message_sweep(
+        &self,
+        after: Seq,
+        until: Seq,
+        owned: PartitionSet,
+        limit: u32,
+    ) -> Result<Vec<Seq>, StoreError> {
+        self.reader.run("message_sweep", move |open| read::message_sweep(open, after, until, owned, limit)).await
+    }
+
+    async fn mark_draw(&self) -> Result<Option<u64>, StoreError> {
+        Ok(None)
+    }
+
+    async fn key_parked(&self, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError> {
+        let keys = keys.to_vec();
+        self.reader.run("key_parked", move |open| read::key_parked(open, &keys)).await
+    }
+
+    async fn delivery_due(
+        &self,
+        lanes: &[LaneDemand],
+        owned: PartitionSet,
+        unrouted: bool,
+        now: Now,
+    ) -> Result<Due, StoreError> {
+        let lanes = lanes.to_vec();
+        self.reader.run("delivery_due", move |open| read::delivery_due(open, &lanes, owned, unrouted, now)).await
+    }
+
+    async fn message_delivered(
+        &self,
+        messages: &[(Seq, MessageId)],
+        routes_version: i64,
+    ) -> Result<Delivered, StoreError> {
+        if messages.is_empty() {
+            return Ok(Delivered::default());
+        }
+        let messages = messages.to_vec();
+        self.writer
+            .run("message_delivered", move |open| settle::message_delivered(open, &messages, routes_version))
+            .await
+    }
+
+    async fn settle(&self, relay: RelayId, batch: &Settlement, now: Now) -> Result<Settled, StoreError> {
+        if batch.moves.is_empty() && batch.waiting.is_empty() {
+            return Ok(Settled::default());
+        }
+        let batch = batch.clone();
+        self.writer.run("settle", move |open| settle::settle(open, relay, &batch, now)).await
+    }
+
+    async fn relay_register(&self, relay: &RelayRow) -> Result<(), StoreError> {
+        let relay = relay.clone();
+        self.writer.run("relay_register", move |open| membership::relay_register(open, &relay)).await
+    }
+
+    async fn relay_beat(&self, relay: RelayId, draining: bool) -> Result<Option<Membership>, StoreError> {
+        self.writer.run("relay_beat", move |open| membership::relay_beat(open, relay, draining)).await
+    }
+
+    async fn relay_bury(&self, dead: &[(RelayId, i64)]) -> Result<Vec<RelayId>, StoreError> {
+        let dead = dead.to_vec();
+        self.writer.run("relay_bury", move |open| membership::relay_bury(open, &dead)).await
+    }
+
+    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<(u8, i64)>, StoreError> {
+        self.writer.run("partition_acquire", move |open| membership::partition_acquire(open, relay, wanted)).await
+    }
+
+    async fn partition_release(&self, relay: RelayId, given_up: PartitionSet) -> Result<(), StoreError> {
+        self.writer.run("partition_release", move |open| membership::partition_release(open, relay, given_up)).await
+    }
+
+    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError> {
+        self.writer.run("relay_leave", move |open| membership::relay_leave(open, relay)).await
+    }
+
+    async fn destination_register(&self, served: &[DestinationSpec]) -> Result<(), StoreError> {
+        let served = served.to_vec();
+        self.writer.run("destination_register", move |open| destinations::destination_register(open, &served)).await
+    }
+
+    async fn destination_read(&self, now: Now) -> Result<Routing, StoreError> {
+        self.reader.run("destination_read", move |open| destinations::destination_read(open, now)).await
+    }
+
+    async fn destination_hold(&self, name: &str, pause: Duration, now: Now) -> Result<(), StoreError> {
+        let name = name.to_owned();
+        self.writer.run("destination_hold", move |open| destinations::destination_hold(open, &name, pause, now)).await
+    }
+
+    async fn destination_pause(&self, name: &str, by: &str, reason: &str, now: Now) -> Result<(), StoreError> {
+        let (name, by, reason) = (name.to_owned(), by.to_owned(), reason.to_owned());
+        self.writer
+            .run("destination_pause", move |open| destinations::destination_pause(open, &name, &by, &reason, now))
+            .await
+    }
+
+    async fn status(&self, now: Now) -> Result<Status, StoreError> {
+        self.reader.run("status", move |open| destinations::status(open, now)).await
+    }
+}
+
+/// What a failure of diesel's means to the one who asked.
+///
+/// diesel does not pass SQLite's error code on, only its text, which is a constant of the library built in.
+fn classify(operation: &'static str, error: Error) -> StoreError {
+    let locked = matches!(&error, Error::DatabaseError(_, information) if information.message().contains("is locked"));
+    let source = Box::new(error);
+    if locked { StoreError::TryAgain { operation, source } } else { StoreError::Refused { operation, source } }
+}
+
+/// The set as a number whose bit n stands for partition n.
+fn mask(set: PartitionSet) -> i64 {
+    set.iter().fold(0, |mask, partition_no| mask | 1 << partition_no)
+}
+
+/// A stored time. What no calendar holds becomes the nearest that one does: a bad row must not fail its neighbours.
+fn date(ms: i64) -> DateTime<Utc> {
+    let nearest = if ms < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
+    DateTime::from_timestamp_millis(ms).unwrap_or(nearest)
+}

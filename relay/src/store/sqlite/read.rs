@@ -1,0 +1,287 @@
+//! The questions of the feed and of the lanes: new messages, parked keys, waiting rows that are due.
+//!
+//! A question of several statements runs in one read transaction, so that its answers belong to one moment.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
+use diesel::{Connection, QueryResult, SqliteConnection};
+use uuid::Uuid;
+
+use super::statement::{load, load_one, load_optional, statement};
+use super::worker::Open;
+use super::{date, mask};
+use crate::message::{Key, Message, PartitionSet, Seq, WaitingDelivery};
+use crate::store::{Due, LaneDemand, LaneWaiting, Now, Page, Row, Wanted, decode};
+
+/// What a message's own columns are read as, in the order of `message_columns!`.
+type MessageSql = (
+    (BigInt, Binary, Integer, Text, Nullable<Binary>, Nullable<Binary>),
+    (Text, Text, Nullable<BigInt>, Nullable<BigInt>, Bool, BigInt, BigInt),
+);
+type MessageColumns = (
+    (i64, Vec<u8>, i32, String, Option<Vec<u8>>, Option<Vec<u8>>),
+    (String, String, Option<i64>, Option<i64>, bool, i64, i64),
+);
+
+/// `$id` is the column of the message's id; the payload is not fetched where `$wanted` is false.
+macro_rules! message_columns {
+    ($id:literal, $wanted:literal) => {
+        concat!(
+            "seq, ",
+            $id,
+            ", partition_no, topic, ordering_key, CASE WHEN ",
+            $wanted,
+            " THEN payload END, \
+             content_type, headers, deliver_at, expires_at, operation_id IS NOT NULL, version, created_at"
+        )
+    };
+}
+
+statement!(
+    MessageTail,
+    concat!(
+        "-- message_read\nSELECT ",
+        message_columns!("id", "? >> partition_no & 1"),
+        ", destination FROM outbox_messages WHERE seq > ? ORDER BY seq LIMIT ?"
+    ),
+    (MessageSql, Nullable<Text>)
+);
+statement!(
+    MessageHole,
+    concat!(
+        "-- message_read_hole\nSELECT ",
+        message_columns!("id", "? >> partition_no & 1"),
+        ", destination FROM outbox_messages WHERE seq BETWEEN ? AND ? AND ? >> partition_no & 1 ORDER BY seq LIMIT ?"
+    ),
+    (MessageSql, Nullable<Text>)
+);
+statement!(HighestNumber, "-- message_highest\nSELECT seq FROM sqlite_sequence WHERE name = 'outbox_messages'", BigInt);
+statement!(
+    MessageSweep,
+    "-- message_sweep\nSELECT seq FROM outbox_messages WHERE seq > ? AND seq <= ? AND ? >> partition_no & 1 \
+     ORDER BY seq LIMIT ?",
+    BigInt
+);
+statement!(
+    KeyParked,
+    "-- key_parked\nSELECT EXISTS (SELECT 1 FROM outbox_deliveries \
+         WHERE destination = ? AND ordering_key = CAST(? AS TEXT) AND in_order = 1) \
+     OR EXISTS (SELECT 1 FROM outbox_dead_letters \
+         WHERE destination = ? AND blocks_key = 1 AND ordering_key = CAST(? AS TEXT))",
+    Bool
+);
+statement!(
+    DeliveryDue,
+    concat!(
+        "-- delivery_due\nSELECT ",
+        message_columns!("message_id", "1"),
+        ", id, destination, in_order, life, attempts, first_attempt_at, history FROM outbox_deliveries \
+         WHERE destination = ? AND blocked = 0 AND due_at <= ? AND ? >> partition_no & 1 ORDER BY due_at, seq, id LIMIT ?"
+    ),
+    (MessageSql, WaitingSql)
+);
+statement!(
+    DeliveryUnrouted,
+    concat!(
+        "-- delivery_unrouted\nSELECT ",
+        message_columns!("message_id", "1"),
+        ", id, destination, in_order, life, attempts, first_attempt_at, history FROM outbox_deliveries \
+         WHERE destination = '' AND blocked = 0 AND (due_at <= ? OR state = 'unrouted') AND ? >> partition_no & 1 \
+         ORDER BY due_at, seq, id LIMIT ?"
+    ),
+    (MessageSql, WaitingSql)
+);
+statement!(
+    LaneOccupied,
+    "-- delivery_lane\nSELECT EXISTS (SELECT 1 FROM outbox_deliveries WHERE destination = ?) \
+     OR EXISTS (SELECT 1 FROM outbox_dead_letters WHERE destination = ? AND blocks_key = 1)",
+    Bool
+);
+statement!(
+    NextDue,
+    "-- delivery_next\nSELECT due_at FROM outbox_deliveries \
+     WHERE destination = ? AND blocked = 0 AND ? >> partition_no & 1 ORDER BY due_at LIMIT 1",
+    BigInt
+);
+
+/// What a waiting row has beside its message.
+type WaitingSql = (BigInt, Text, Bool, Integer, Integer, Nullable<BigInt>, Text);
+type WaitingColumns = (i64, String, bool, i32, i32, Option<i64>, String);
+
+statement!(Clock, "-- clock\nSELECT CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)", BigInt);
+
+/// The hour of a question, in milliseconds.
+pub(super) fn clock(conn: &mut SqliteConnection, now: Now) -> QueryResult<i64> {
+    match now {
+        Some(now) => Ok(now.timestamp_millis()),
+        None => load_one::<Clock, _>(conn, &[]),
+    }
+}
+
+/// Reads a page. The numbers handed out so far are asked for in the same snapshot: they only ever grow, unless another
+/// database was copied into this file.
+pub(super) fn message_read(
+    open: &mut Open,
+    wanted: &Wanted,
+    owned: PartitionSet,
+    limit: u32,
+    now: Now,
+) -> QueryResult<Page> {
+    let Open { conn, highest, incarnation, .. } = open;
+    conn.transaction(|conn| {
+        let now = clock(conn, now)?;
+        let handed_out = load_optional::<HighestNumber, Seq>(conn, &[])?.unwrap_or(0);
+        if handed_out < *highest {
+            *incarnation += 1;
+        }
+        *highest = handed_out;
+        let (from_holes, holes_full) = read_holes(conn, wanted, owned, limit, now)?;
+        let mut from_tail = Vec::new();
+        if wanted.tail && handed_out > wanted.cursor {
+            let binds = [mask(owned).into(), wanted.cursor.into(), limit.into()];
+            from_tail = rows(load::<MessageTail, _>(conn, &binds)?, owned, now).map(|row| row.1).collect();
+        }
+        Ok(Page { incarnation: *incarnation, snapshot: None, from_holes, holes_full, from_tail })
+    })
+}
+
+/// The lowest rows of all holes together. Holes may overlap, so each is read by itself and doubles fall away.
+fn read_holes(
+    conn: &mut SqliteConnection,
+    wanted: &Wanted,
+    owned: PartitionSet,
+    limit: u32,
+    now: i64,
+) -> QueryResult<(Vec<Row>, bool)> {
+    let limit_rows = limit as usize;
+    let mut found: BTreeMap<Seq, Row> = BTreeMap::new();
+    for hole in &wanted.holes {
+        // The holes ascend: nothing in this one or a later one can be among the lowest any more.
+        if found.len() >= limit_rows && found.keys().next_back().is_some_and(|highest| hole.lo > *highest) {
+            break;
+        }
+        let sought = hole.gained.unwrap_or(PartitionSet::ALL);
+        let binds = [mask(owned).into(), hole.lo.into(), hole.hi.into(), mask(sought).into(), limit.into()];
+        found.extend(rows(load::<MessageHole, _>(conn, &binds)?, owned, now));
+        while found.len() > limit_rows {
+            found.pop_last();
+        }
+    }
+    let full = found.len() >= limit_rows;
+    Ok((found.into_values().collect(), full))
+}
+
+fn rows(
+    read: Vec<(MessageColumns, Option<String>)>,
+    owned: PartitionSet,
+    now: i64,
+) -> impl Iterator<Item = (Seq, Row)> {
+    read.into_iter().map(move |(columns, destination)| {
+        let (seq, partition_no) = (columns.0.0, columns.0.2 as u8);
+        if owned.contains(partition_no) {
+            (seq, Row::Mine(Box::new(Message { only_destination: destination, ..message(columns, now) })))
+        } else {
+            (seq, Row::Foreign { seq, partition_no })
+        }
+    })
+}
+
+fn message(columns: MessageColumns, now: i64) -> Message {
+    let (
+        (seq, id, partition_no, topic, ordering_key, payload),
+        (content_type, headers, deliver_at, expires_at, tracked, version, created_at),
+    ) = columns;
+    Message {
+        seq,
+        id: Uuid::from_slice(&id).unwrap_or_default(),
+        partition_no: partition_no as u8,
+        topic,
+        ordering_key: ordering_key.map(Key::from),
+        payload: Bytes::from(payload.unwrap_or_default()),
+        content_type,
+        headers: decode::headers(&headers),
+        only_destination: None,
+        scheduled: deliver_at.is_some_and(|at| at > now),
+        expired: expires_at.is_some_and(|at| at <= now),
+        tracked,
+        version: version.clamp(0, u16::MAX.into()) as u16,
+        created_at: date(created_at),
+    }
+}
+
+/// Numbers in a range, for the sweep.
+pub(super) fn message_sweep(
+    open: &mut Open,
+    after: Seq,
+    until: Seq,
+    owned: PartitionSet,
+    limit: u32,
+) -> QueryResult<Vec<Seq>> {
+    load::<MessageSweep, _>(&mut open.conn, &[after.into(), until.into(), mask(owned).into(), limit.into()])
+}
+
+/// Which keys have an in-order row or a blocking dead letter.
+pub(super) fn key_parked(open: &mut Open, keys: &[(String, Key)]) -> QueryResult<Vec<bool>> {
+    open.conn.transaction(|conn| {
+        keys.iter()
+            .map(|(destination, key)| {
+                let binds = [destination.as_str().into(), key[..].into(), destination.as_str().into(), key[..].into()];
+                load_one::<KeyParked, _>(conn, &binds)
+            })
+            .collect()
+    })
+}
+
+/// Waiting rows that may be attempted, lane by lane, and what waits there besides.
+pub(super) fn delivery_due(
+    open: &mut Open,
+    lanes: &[LaneDemand],
+    owned: PartitionSet,
+    unrouted: bool,
+    now: Now,
+) -> QueryResult<Due> {
+    open.conn.transaction(|conn| {
+        let now = clock(conn, now)?;
+        let mask = mask(owned);
+        let mut due = Due::default();
+        for lane in lanes {
+            let name = lane.destination.as_str();
+            if lane.limit > 0 {
+                let read: Vec<(MessageColumns, WaitingColumns)> = if name.is_empty() && unrouted {
+                    load::<DeliveryUnrouted, _>(conn, &[now.into(), mask.into(), lane.limit.into()])?
+                } else {
+                    load::<DeliveryDue, _>(conn, &[name.into(), now.into(), mask.into(), lane.limit.into()])?
+                };
+                due.rows.extend(read.into_iter().map(|(message, waiting)| waiting_delivery(message, waiting, now)));
+            }
+            let occupied = load_one::<LaneOccupied, _>(conn, &[name.into(), name.into()])?;
+            let next: Option<i64> =
+                if occupied { load_optional::<NextDue, _>(conn, &[name.into(), mask.into()])? } else { None };
+            let next_due_in = next.map(|at| duration(at.saturating_sub(now)));
+            due.lanes.push(LaneWaiting { occupied, next_due_in });
+        }
+        Ok(due)
+    })
+}
+
+fn waiting_delivery(columns: MessageColumns, waiting: WaitingColumns, now: i64) -> WaitingDelivery {
+    let (id, destination, in_order, life, attempts, first_attempt_at, history) = waiting;
+    WaitingDelivery {
+        id,
+        message: message(columns, now),
+        destination,
+        in_order,
+        life: life.max(0) as u32,
+        attempts: attempts.max(0) as u32,
+        first_attempt_age: first_attempt_at.map(|at| duration(now.saturating_sub(at))),
+        history: decode::history(&history),
+    }
+}
+
+/// A number of milliseconds as a span; what lies in the other direction is no span at all.
+pub(super) fn duration(ms: i64) -> Duration {
+    Duration::from_millis(ms.max(0) as u64)
+}
