@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use crate::outcome::AfterDeadLetter;
 use crate::retry::RetryPolicy;
+use crate::sink::Ordering;
 
 pub mod database_url;
 mod problem;
@@ -129,24 +131,6 @@ pub struct Destination {
     pub retry: RetryPolicy,
     /// Headers sent with every request.
     pub headers: BTreeMap<String, Secret>,
-}
-
-/// Whether a key's messages wait for each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ordering {
-    /// Messages of the same key arrive in order.
-    Key,
-    /// No order.
-    None,
-}
-
-/// What happens to a key after one of its messages died.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AfterDeadLetter {
-    /// The next message of the key follows.
-    Continue,
-    /// The key waits for an operator.
-    Block,
 }
 
 impl Default for Database {

@@ -10,12 +10,13 @@ use std::time::Duration;
 use super::read::{Given, Origin, Section};
 use super::size;
 use super::{
-    AfterDeadLetter, Config, Database, Defaults, Destination, Health, Migrate, Mode, Ordering, RelayOptions, Secret,
-    Sources, database_url,
+    Config, Database, Defaults, Destination, Health, Migrate, Mode, RelayOptions, Secret, Sources, database_url,
 };
 use crate::duration;
+use crate::outcome::AfterDeadLetter;
 use crate::retry::RetryPolicy;
 use crate::route::Pattern;
+use crate::sink::Ordering;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
