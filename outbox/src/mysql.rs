@@ -146,3 +146,72 @@ fn push_stumbling_block(proof: Proof, out: &mut AstPass<'_, '_, Mysql>) {
         out.push_sql(" /*!80000 ) outbox_server_is_mysql */");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::enqueue::Next;
+    use crate::envelope::Envelope;
+    use crate::error::Error;
+    use crate::insert::{ByCaller, ByProbe, ByStatement, Form, MessageInsert, MessageInsertMany};
+
+    fn row() -> Row {
+        Envelope::raw("a.b", "x").into_row().ok().unwrap()
+    }
+
+    fn one<F: Form>() -> String {
+        diesel::debug_query::<Mysql, _>(&MessageInsert::<F>::new(&row())).to_string()
+    }
+
+    fn failure(kind: DatabaseErrorKind, text: &str) -> DieselError {
+        DieselError::DatabaseError(kind, Box::new(text.to_owned()))
+    }
+
+    #[test]
+    fn each_form_of_the_statement_asks_what_it_must() {
+        let guard = "/*M! IF(@@in_transaction = 1, */ ? /*M! , NULL) */";
+        let block = "/*!80000 ) outbox_server_is_mysql */";
+        let asks = |sql: &str| (sql.contains(guard), sql.contains(block));
+        assert_eq!(asks(&one::<ByStatement>()), (true, true));
+        assert_eq!(asks(&one::<ByProbe>()), (true, false));
+        assert_eq!(asks(&one::<ByCaller>()), (false, false));
+        let batch = vec![row(), row()];
+        let many = diesel::debug_query::<Mysql, _>(&MessageInsertMany::<Mysql, ByStatement>::new(&batch)).to_string();
+        assert_eq!((many.matches(guard).count(), many.matches(block).count()), (2, 1));
+    }
+
+    #[test]
+    fn row_has_as_many_binds_as_the_limit_assumes() {
+        let sql = one::<ByCaller>();
+        let (text, _) = sql.split_once(" -- binds").unwrap();
+        assert_eq!(text.matches('?').count(), BINDS);
+    }
+
+    #[test]
+    fn servers_answers_are_told_apart() {
+        let not_null = failure(DatabaseErrorKind::NotNullViolation, "Column 'topic' cannot be null");
+        let check = failure(DatabaseErrorKind::Unknown, "CONSTRAINT `topic_is_dotted_segments` failed for `o`.`m`");
+        let probe = failure(DatabaseErrorKind::Unknown, "SAVEPOINT outbox_probe does not exist");
+        for error in [not_null, check, probe] {
+            assert_eq!(Mysql::judge(&error), Judgement::NotInTransaction, "{error}");
+        }
+        let syntax = "You have an error in your SQL syntax; … near ') outbox_server_is_mysql */' at line 3";
+        let syntax = failure(DatabaseErrorKind::Unknown, syntax);
+        assert_eq!(Mysql::judge(&syntax), Judgement::CannotTell);
+        let other_column = failure(DatabaseErrorKind::NotNullViolation, "Column 'id' cannot be null");
+        let deadlock = failure(DatabaseErrorKind::SerializationFailure, "Deadlock found");
+        for error in [other_column, deadlock, DieselError::NotFound] {
+            assert_eq!(Mysql::judge(&error), Judgement::Unrelated, "{error}");
+        }
+    }
+
+    #[test]
+    fn server_that_cannot_tell_is_probed_from_then_on() {
+        let stumbled = failure(DatabaseErrorKind::Unknown, "near ') outbox_server_is_mysql */'");
+        assert!(!PROBE.is_needed());
+        assert!(matches!(Next::after::<Mysql>(Err(stumbled)), Next::Probe));
+        assert!(PROBE.is_needed());
+        let not_there = failure(DatabaseErrorKind::Unknown, "SAVEPOINT outbox_probe does not exist");
+        assert!(matches!(Next::finish::<Mysql>(Err(not_there)), Err(Error::NotInTransaction)));
+    }
+}

@@ -24,6 +24,8 @@
 mod ages;
 mod gains;
 mod holes;
+#[cfg(test)]
+mod model;
 mod parked;
 #[cfg(test)]
 mod tests;
@@ -120,6 +122,7 @@ enum Rule {
     FullHolesHideTheTail,
     FullHolesProveNothingBeyond,
     GapsAreHoles,
+    MarkDrawnAfterThePoll,
     RowsSplitHoles,
     MarkAfterTheHole,
     MarkMustBeReached,
@@ -434,7 +437,9 @@ impl Frontier {
             let next = self.cursor + 1;
             if gaps && next < seq {
                 let again = matches!(self.evidence, Evidence::Ages(_)) && seq - next > NUMBERS_PER_POLL;
-                let hole = Hole { hi: seq - 1, since: self.tick, mark: None, born: now, due, again };
+                let mark =
+                    self.lacks(Rule::MarkDrawnAfterThePoll).then(|| page.snapshot.as_ref().map(|s| s.xmax)).flatten();
+                let hole = Hole { hi: seq - 1, since: self.tick, mark, born: now, due, again };
                 self.active.insert(next, hole);
             }
             self.cursor = self.cursor.max(seq);

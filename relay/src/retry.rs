@@ -163,15 +163,14 @@ fn spread_upward(asked: Duration, rng: &mut impl Rng) -> Duration {
 
 // ---- as configuration ----
 
-/// The presets, by the names they are configured under.
-const PRESETS: [(&str, fn() -> RetryPolicy); 2] =
-    [("internal", RetryPolicy::internal), ("webhook", RetryPolicy::webhook)];
-
 fn preset<E: de::Error>(name: &str) -> Result<RetryPolicy, E> {
-    let known = PRESETS.iter().find(|(known, _)| *known == name).map(|(_, policy)| policy());
-    known.ok_or_else(|| {
-        E::custom(format!("there is no retry preset `{name}`; choose `internal` or `webhook`, or list the pauses"))
-    })
+    match name {
+        "internal" => Ok(RetryPolicy::internal()),
+        "webhook" => Ok(RetryPolicy::webhook()),
+        _ => Err(E::custom(format!(
+            "there is no retry preset `{name}`; choose `internal` or `webhook`, or list the pauses"
+        ))),
+    }
 }
 
 /// Accepts a preset's name, a list of pauses, or a table of `preset` or `pauses` with `attempts_max` and `age_max`.

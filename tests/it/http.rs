@@ -30,12 +30,12 @@ fn message(payload: impl Into<Bytes>) -> Message {
         expired: false,
         tracked: false,
         version: 2,
-        created_at: chrono::DateTime::from_timestamp_micros(1_795_000_000_123_456).unwrap(),
+        created_at: chrono::DateTime::from_timestamp_micros(1_795_000_000_123_456).expect("the year 2026 has dates"),
     }
 }
 
 fn sink(url: &str) -> HttpSink {
-    Http::new("billing", url).header("authorization", "Bearer 1").sink("/shop").unwrap()
+    Http::new("billing", url).header("authorization", "Bearer 1").sink("/shop").expect("plain addresses need nothing")
 }
 
 async fn attempt_within(sink: &HttpSink, timeout: Duration) -> Judgement {
@@ -165,7 +165,7 @@ async fn a_refused_connection_is_tried_again() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let judgement = attempt(&sink(&format!("http://127.0.0.1:{port}/?token=hunter2"))).await;
     assert_eq!((judgement.verdict, judgement.code.as_str(), judgement.maybe), (RETRY, "connect", false));
-    assert!(judgement.text.contains("refused") && !judgement.text.contains("hunter2"), "{}", judgement.text);
+    assert_eq!(judgement.text, "tcp connect error: Connection refused (os error 111)");
 }
 
 #[tokio::test]

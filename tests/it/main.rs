@@ -1,7 +1,15 @@
 //! Everything that needs a database, a socket or a process.
 
+// Helpers of tests are tests, although the lint knows only functions marked as such.
+#![allow(clippy::unwrap_used)]
+
+mod checker;
 mod database;
 mod dead_letters;
 mod http;
+mod process;
 mod producers;
+mod sqlite;
 mod store;
+mod tables;
+mod toy;

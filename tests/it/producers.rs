@@ -2,4 +2,11 @@
 //!
 //! The tests look at the tables from outside, through connections of their own; no relay runs here.
 
+mod clients;
+mod function;
+mod lost_transaction;
 mod migrations;
+mod options;
+mod roles;
+mod stored;
+mod transactions;

@@ -4,5 +4,13 @@
 //! inserted by plain SQL, as a producer in any language would, and looked at the same way: nothing is asked of the
 //! store under test but what the test is about. A difference between databases is visible in the kinds a test names.
 
+mod destinations;
 mod feed;
 mod fixture;
+mod membership;
+mod order;
+mod plans;
+mod settle;
+mod status;
+mod values;
+mod waiting;

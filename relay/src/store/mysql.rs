@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use self::connection::{Connector, Session, Slot};
+use self::connection::{Connector, Session, Slot, Work};
 use super::open::StoreOptions;
 use super::{
     Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
@@ -48,6 +48,7 @@ pub struct Mysql {
     settle: Slot,
     beat: Slot,
     other: Slot,
+    people: Slot,
 }
 
 impl fmt::Debug for Mysql {
@@ -65,12 +66,13 @@ impl Mysql {
         Ok(Mysql {
             connector: Connector::new(url, options.lease)?,
             transaction_age_max: options.transaction_age_max,
-            feed: Slot::new(),
-            due: Slot::new(),
-            delivered: Slot::new(),
-            settle: Slot::new(),
-            beat: Slot::new(),
-            other: Slot::new(),
+            feed: Slot::new(Work::OfTheRelay),
+            due: Slot::new(Work::OfTheRelay),
+            delivered: Slot::new(Work::OfTheRelay),
+            settle: Slot::new(Work::OfTheRelay),
+            beat: Slot::new(Work::OfTheRelay),
+            other: Slot::new(Work::OfTheRelay),
+            people: Slot::new(Work::ForPeople),
         })
     }
 
@@ -246,6 +248,6 @@ impl Store for Mysql {
     }
 
     async fn status(&self, now: Now) -> Result<Status, StoreError> {
-        status::status(self.lend(&self.other, "status").await?, now).await
+        status::status(self.lend(&self.people, "status").await?, now).await
     }
 }

@@ -66,6 +66,27 @@ impl Postgres {
     }
 }
 
+/// What makes the statements of [`hot_statements`] index look-ups, for the test that looks at their plans.
+#[doc(hidden)]
+pub const SESSION_SETTINGS: &str = connection::LOOK_UP_SETTINGS;
+
+/// Name, text and typical arguments of the statements whose plans are guarded.
+#[doc(hidden)]
+pub fn hot_statements() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
+    let statement =
+        |sql: &'static connection::Sql, arguments: &[&'static str]| (sql.name, sql.text, arguments.to_vec());
+    vec![
+        statement(&feed::FEED_READ, &["'{1,50}'", "'{10,60}'", "'{null,7}'", "4294967295", "500", "500", "NULL", "70"]),
+        statement(&feed::FEED_SWEEP, &["0", "1000", "4294967295", "500"]),
+        statement(&feed::KEY_PARKED, &["'{d1}'", "'{7}'"]),
+        statement(&settle::MESSAGE_DELIVERED, &["'{1}'", "'{00000000-0000-0000-0000-000000000000}'", "0"]),
+        statement(&settle::SETTLE_DELIVERED, &["'{1}'", "'{0}'", "'{0}'"]),
+        statement(&settle::SETTLE_HEADS, &["'{d1}'", "'{7}'", "100"]),
+        statement(&waiting::DELIVERY_DUE, &["'{d1,d2}'", "'{10,20}'", "4294967295", "NULL"]),
+        statement(&waiting::LANE_WAITING, &["'{d1,d2}'", "4294967295", "NULL"]),
+    ]
+}
+
 #[async_trait]
 impl Store for Postgres {
     fn evidence(&self) -> Evidence {

@@ -20,7 +20,7 @@ pub(super) fn timeout(after: Duration) -> Judgement {
 pub(super) fn judge(error: reqwest::Error) -> Judgement {
     // The address may hold a token.
     let error = error.without_url();
-    let said = text::chain(&error);
+    let said = said(&error);
     if !error.is_connect() {
         // The connection stood, so the request may have arrived, whole or in part.
         return Judgement { maybe: true, ..Judgement::failed(RETRY, "reset", said) };
@@ -32,6 +32,14 @@ pub(super) fn judge(error: reqwest::Error) -> Judgement {
         return Judgement::failed(dns(&said), "dns", said);
     }
     Judgement::failed(RETRY, "connect", said)
+}
+
+/// What happened, without the two outer layers, which only say that it happened to a request of a client.
+fn said(error: &reqwest::Error) -> String {
+    match error.source().and_then(Error::source) {
+        Some(cause) => text::chain(cause),
+        None => text::chain(error),
+    }
 }
 
 /// A name that does not exist is a mistake; a resolver that cannot be asked is an outage. The standard library tells

@@ -44,7 +44,7 @@ pub(super) fn headers(
     let id = message.id.to_string();
     let unix_secs = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     set(&mut headers, "webhook-id", &id);
-    set(&mut headers, "webhook-timestamp", &unix_secs.to_string());
+    set(&mut headers, "webhook-timestamp", unix_secs.to_string());
     // Quoted, because the header is defined to hold a structured-field string.
     let quoted = HeaderValue::try_from(format!("\"{id}\"")).expect("an id consists of hexadecimal digits and dashes");
     headers.insert("idempotency-key", quoted);
@@ -53,7 +53,7 @@ pub(super) fn headers(
     set(&mut headers, "ce-id", &id);
     set(&mut headers, "ce-source", source);
     set(&mut headers, "ce-type", &message.topic);
-    set(&mut headers, "ce-time", &message.created_at.to_rfc3339_opts(SecondsFormat::Micros, true));
+    set(&mut headers, "ce-time", message.created_at.to_rfc3339_opts(SecondsFormat::Micros, true));
     if let Some(key) = message.ordering_key.as_deref().filter(|key| !key.is_empty()) {
         set(&mut headers, "ce-subject", key);
         set(&mut headers, "ce-partitionkey", key);
@@ -62,10 +62,10 @@ pub(super) fn headers(
         set(&mut headers, "ce-traceparent", context.as_bytes());
     }
 
-    set(&mut headers, "outbox-attempt", &attempt.number.to_string());
+    set(&mut headers, "outbox-attempt", attempt.number.to_string());
     set(&mut headers, "outbox-destination", &attempt.destination);
-    set(&mut headers, "outbox-sequence", &message.seq.to_string());
-    set(&mut headers, "outbox-message-version", &message.version.to_string());
+    set(&mut headers, "outbox-sequence", message.seq.to_string());
+    set(&mut headers, "outbox-message-version", message.version.to_string());
     Ok(headers)
 }
 
@@ -75,7 +75,7 @@ pub(super) fn fixed(configured: &[(String, String)]) -> Result<HeaderMap, HttpEr
     for (name, value) in configured {
         let error = |problem| HttpError::Header { name: name.clone(), problem };
         let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| error("this is no header name"))?;
-        if is_reserved(&key) {
+        if is_ours(&key) {
             return Err(error("the relay or the connection sets it"));
         }
         let mut value = HeaderValue::from_bytes(value.as_bytes())
@@ -108,16 +108,25 @@ fn stored(headers: &Headers) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
-/// True for what the relay says about a message and for what belongs to the connection.
+/// True for what a message cannot set: all that [`is_ours`], and what gives rights or speaks for somebody on the way. The
+/// producer's library refuses the same names; this is for rows other programs wrote.
 fn is_reserved(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    let prefixes = ["webhook-", "ce-", "outbox-", "proxy-"];
-    let names = [
+    let name_text = name.as_str();
+    matches!(name_text, "authorization" | "cookie" | "forwarded" | "via")
+        || ["sec-", "x-forwarded-"].iter().any(|prefix| name_text.starts_with(prefix))
+        || is_ours(name)
+}
+
+/// True for what the relay says about a message and for what belongs to the connection: nobody else sets these.
+fn is_ours(name: &HeaderName) -> bool {
+    const NAMES: [&str; 14] = [
+        "accept-encoding",
         "connection",
         "content-length",
         "content-type",
         "expect",
         "host",
+        "http2-settings",
         "idempotency-key",
         "keep-alive",
         "te",
@@ -126,7 +135,9 @@ fn is_reserved(name: &HeaderName) -> bool {
         "upgrade",
         "user-agent",
     ];
-    names.contains(&name) || prefixes.iter().any(|prefix| name.starts_with(prefix))
+    const PREFIXES: [&str; 4] = ["ce-", "outbox-", "proxy-", "webhook-"];
+    let name = name.as_str();
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Sets a header to a value in the encoding of the CloudEvents HTTP binding, which leaves ordinary values as they are.
@@ -206,7 +217,7 @@ mod tests {
     fn a_request_says_all_there_is_to_say() {
         let message = with_headers(&[
             ("X-Tenant", "caf\u{e9}"),
-            ("authorization", "the producer's"),
+            ("x-priority", "the producer's"),
             ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         ]);
         let expected = format!(
@@ -230,11 +241,13 @@ traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01
 user-agent: outbox-relay/{}
 webhook-id: 01935a7e-0000-7000-8000-00000000002a
 webhook-timestamp: 1795000060
+x-priority: high
 x-tenant: caf\u{e9}
 ",
             env!("CARGO_PKG_VERSION")
         );
-        assert_eq!(told(&build(&message, &[("Authorization", "Bearer 1")]).unwrap()), expected);
+        let configured = [("Authorization", "Bearer 1"), ("X-Priority", "high")];
+        assert_eq!(told(&build(&message, &configured).unwrap()), expected);
     }
 
     #[test]
@@ -265,6 +278,8 @@ x-tenant: caf\u{e9}
             (with_headers(&[("x y", "")]), "a header name"),
             (with_headers(&[("", "")]), "a header name"),
             (with_headers(&[("Host", "evil")]), "`host` is reserved"),
+            (with_headers(&[("Authorization", "Bearer forged")]), "`authorization` is reserved"),
+            (with_headers(&[("X-Forwarded-For", "::1")]), "`x-forwarded-for` is reserved"),
             (with_headers(&[("Content-Length", "0")]), "`content-length` is reserved"),
             (with_headers(&[("Transfer-Encoding", "chunked")]), "`transfer-encoding` is reserved"),
             (with_headers(&[("Webhook-Signature", "v1,forged")]), "`webhook-signature` is reserved"),

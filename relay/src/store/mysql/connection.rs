@@ -28,11 +28,20 @@ pub(super) enum Flavour {
     MySql,
 }
 
+/// What a connection is for: how long an answer may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// A lease depends on it.
+    OfTheRelay,
+    /// Somebody waits at a screen; counting millions of rows takes its time.
+    ForPeople,
+}
+
 /// Makes connections.
 pub(super) struct Connector {
     opts: Opts,
     target: String,
-    patience: Duration,
+    lease: Duration,
     lock_wait: Duration,
     connections: AtomicU64,
 }
@@ -40,7 +49,7 @@ pub(super) struct Connector {
 impl Connector {
     /// Reads the URL; does not connect yet.
     ///
-    /// `lease` bounds everything: a lock is waited for a quarter of it, an answer for the whole of it.
+    /// `lease` bounds everything the relay's own work waits for: a lock for a quarter of it, an answer for the whole.
     pub(super) fn new(url: &str, lease: Duration) -> Result<Connector, StoreError> {
         let url = match url.strip_prefix("mariadb://") {
             Some(rest) => format!("mysql://{rest}"),
@@ -69,8 +78,7 @@ impl Connector {
         // Otherwise the driver leaves the address it was given for a socket file when that address is local.
         let opts = OptsBuilder::from_opts(opts).prefer_socket(false).tcp_keepalive(Some(10_000_u32)).into();
         let lock_wait = Duration::from_secs((lease / 4).as_secs().max(1));
-        let patience = lease.max(lock_wait * 2);
-        Ok(Connector { opts, target, patience, lock_wait, connections: AtomicU64::new(0) })
+        Ok(Connector { opts, target, lease, lock_wait, connections: AtomicU64::new(0) })
     }
 
     /// Host and database, without credentials.
@@ -78,29 +86,29 @@ impl Connector {
         &self.target
     }
 
-    async fn connect(&self, operation: &'static str) -> Result<Link, StoreError> {
-        let conn = self.answer(operation, Conn::new(self.opts.clone())).await?;
+    async fn connect(&self, work: Work, operation: &'static str) -> Result<Link, StoreError> {
+        let patience = self.patience(work);
+        let conn = self.answer(operation, patience, Conn::new(self.opts.clone())).await?;
         let mut link = Link {
             conn,
             flavour: Flavour::MySql,
             number: self.connections.fetch_add(1, Ordering::Relaxed),
             used_at: Instant::now(),
         };
-        let rows: Vec<Row> = self.answer(operation, link.conn.query("SELECT version()")).await?;
+        let rows: Vec<Row> = self.answer(operation, patience, link.conn.query("SELECT version()")).await?;
         let version = rows.into_iter().next().map(|row| Columns::new(row).text()).unwrap_or_default();
         if version.contains("MariaDB") {
             link.flavour = Flavour::MariaDb;
         }
-        for statement in self.session(link.flavour) {
-            self.answer(operation, link.conn.query_drop(statement)).await?;
+        for statement in self.session(link.flavour, patience) {
+            self.answer(operation, patience, link.conn.query_drop(statement)).await?;
         }
         Ok(link)
     }
 
     /// What every session starts with.
-    fn session(&self, flavour: Flavour) -> Vec<String> {
+    fn session(&self, flavour: Flavour, patience: Duration) -> Vec<String> {
         let lock_wait = self.lock_wait.as_secs();
-        let patience = self.patience;
         let mut statements = vec![
             "SET NAMES utf8mb4".to_owned(),
             "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED".to_owned(),
@@ -121,18 +129,26 @@ impl Connector {
         statements
     }
 
+    fn patience(&self, work: Work) -> Duration {
+        match work {
+            Work::OfTheRelay => self.lease.max(self.lock_wait * 2),
+            Work::ForPeople => self.lease.max(Duration::from_secs(60)),
+        }
+    }
+
     /// Waits for an answer of the server, not for ever.
     async fn answer<T>(
         &self,
         operation: &'static str,
+        patience: Duration,
         answer: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, StoreError> {
-        match tokio::time::timeout(self.patience, answer).await {
+        match tokio::time::timeout(patience, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(self.refusal(operation, error)),
             Err(_) => Err(StoreError::Unreachable {
                 target: self.target.clone(),
-                source: format!("no answer to `{operation}` within {:?}", self.patience).into(),
+                source: format!("no answer to `{operation}` within {patience:?}").into(),
             }),
         }
     }
@@ -183,6 +199,7 @@ struct Link {
 
 /// The place of one connection. Calls that share a slot take turns.
 pub(super) struct Slot {
+    work: Work,
     link: Arc<Mutex<Option<Link>>>,
 }
 
@@ -190,8 +207,8 @@ pub(super) struct Slot {
 const IDLE_DOUBTFUL: Duration = Duration::from_secs(20);
 
 impl Slot {
-    pub(super) fn new() -> Slot {
-        Slot { link: Arc::new(Mutex::new(None)) }
+    pub(super) fn new(work: Work) -> Slot {
+        Slot { work, link: Arc::new(Mutex::new(None)) }
     }
 
     /// Lends the connection, making it where there is none.
@@ -200,18 +217,19 @@ impl Slot {
         connector: &'a Connector,
         operation: &'static str,
     ) -> Result<Session<'a>, StoreError> {
+        let patience = connector.patience(self.work);
         let mut slot = Arc::clone(&self.link).lock_owned().await;
         let mut link = slot.take();
         if let Some(idle) = link.as_mut().filter(|link| link.used_at.elapsed() >= IDLE_DOUBTFUL)
-            && connector.answer(operation, idle.conn.ping()).await.is_err()
+            && connector.answer(operation, patience, idle.conn.ping()).await.is_err()
         {
             link = None;
         }
         let link = match link {
             Some(link) => link,
-            None => connector.connect(operation).await?,
+            None => connector.connect(self.work, operation).await?,
         };
-        Ok(Session { connector, operation, slot, link })
+        Ok(Session { connector, operation, patience, slot, link })
     }
 }
 
@@ -219,6 +237,7 @@ impl Slot {
 pub(super) struct Session<'a> {
     connector: &'a Connector,
     operation: &'static str,
+    patience: Duration,
     slot: OwnedMutexGuard<Option<Link>>,
     link: Link,
 }
@@ -236,7 +255,7 @@ impl Session<'_> {
 
     /// Runs a query and collects its rows.
     pub(super) async fn rows(&mut self, sql: &str) -> Result<Vec<Row>, StoreError> {
-        self.connector.answer(self.operation, self.link.conn.query(sql)).await
+        self.connector.answer(self.operation, self.patience, self.link.conn.query(sql)).await
     }
 
     /// Runs a query whose refusal for a lock is an answer: `None`.
@@ -247,7 +266,7 @@ impl Session<'_> {
                 rows => rows.map(Some),
             }
         };
-        self.connector.answer(self.operation, answer).await
+        self.connector.answer(self.operation, self.patience, answer).await
     }
 
     /// Runs a query that the user may not be allowed to ask: then `None`.
@@ -259,7 +278,7 @@ impl Session<'_> {
                 rows => rows.map(Some),
             }
         };
-        self.connector.answer(self.operation, answer).await
+        self.connector.answer(self.operation, self.patience, answer).await
     }
 
     /// Runs a statement and says how many rows it changed.
@@ -269,7 +288,7 @@ impl Session<'_> {
             conn.query_drop(sql).await?;
             Ok(conn.affected_rows())
         };
-        self.connector.answer(self.operation, answer).await
+        self.connector.answer(self.operation, self.patience, answer).await
     }
 
     /// Begins a transaction.

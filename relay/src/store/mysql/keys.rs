@@ -75,18 +75,13 @@ pub(super) async fn repair(session: &mut Session<'_>, partitions: PartitionSet) 
     let partitions = literal::partitions(partitions);
     let sql = format!(
         "-- key_repair\n\
-         SELECT d.id, d.blocked FROM outbox_deliveries AS d FORCE INDEX (delivery_by_partition) \
-         LEFT JOIN (SELECT destination, ordering_key, min(seq) AS seq \
-                    FROM outbox_deliveries FORCE INDEX (delivery_by_partition) \
-                    WHERE partition_no IN ({partitions}) AND in_order = true AND ordering_key IS NOT NULL \
-                    GROUP BY destination, ordering_key) AS head \
-           ON head.destination = d.destination AND head.ordering_key = d.ordering_key \
-         LEFT JOIN (SELECT DISTINCT destination, ordering_key FROM outbox_dead_letters \
-                    WHERE blocks_key = true AND ordering_key IS NOT NULL AND partition_no IN ({partitions})) AS held \
-           ON held.destination = d.destination AND held.ordering_key = d.ordering_key \
-         WHERE d.partition_no IN ({partitions}) \
-           AND d.blocked <> (d.in_order = true AND d.ordering_key IS NOT NULL \
-                             AND (held.destination IS NOT NULL OR d.seq <> head.seq))"
+         SELECT r.id, r.blocked FROM \
+         (SELECT id, destination, ordering_key, blocked, in_order, \
+                 row_number() OVER (PARTITION BY destination, ordering_key, in_order ORDER BY seq, id) AS place \
+          FROM outbox_deliveries FORCE INDEX (delivery_by_partition) WHERE partition_no IN ({partitions})) AS r \
+         WHERE r.blocked = (r.in_order = false OR r.ordering_key IS NULL OR (r.place = 1 AND NOT EXISTS \
+             (SELECT 1 FROM outbox_dead_letters AS l FORCE INDEX (dead_letter_by_key) \
+              WHERE l.destination = r.destination AND l.blocks_key = true AND l.ordering_key = r.ordering_key)))"
     );
     let (mut to_block, mut to_unblock) = (Vec::new(), Vec::new());
     for row in session.rows(&sql).await? {

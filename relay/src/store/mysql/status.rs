@@ -1,5 +1,7 @@
 //! Is this a database to work on, and how does it stand there?
 
+use std::collections::BTreeMap;
+
 use super::connection::{Flavour, Session};
 use super::row::Columns;
 use super::{destination, literal, membership};
@@ -9,12 +11,15 @@ use crate::store::{Now, Status, StoreError};
 const SCHEMA_VERSION: i64 = 1;
 
 pub(super) async fn verify(session: &mut Session<'_>) -> Result<(), StoreError> {
-    let sql = "-- verify_server\nSELECT version(), @@read_only, @@log_bin, @@binlog_format, @@innodb_read_only";
-    let row = session.rows(sql).await?.into_iter().next();
-    let mut columns = row.map(Columns::new).ok_or_else(|| unsuitable("the server does not answer", "try again"))?;
-    let (version, read_only) = (columns.text(), flag(&columns.text()));
-    let (binlog, format, innodb_read_only) = (flag(&columns.text()), columns.text(), flag(&columns.text()));
-    if let Some((name, least)) = too_old(session.flavour(), &version) {
+    let sql = "-- verify_server\nSHOW VARIABLES WHERE variable_name IN \
+         ('version', 'read_only', 'innodb_read_only', 'log_bin', 'binlog_format')";
+    // Asked for as a list, because not every server has all of them.
+    let rows = session.rows(sql).await?.into_iter().map(Columns::new);
+    let variables: BTreeMap<String, String> =
+        rows.map(|mut columns| (columns.text().to_ascii_lowercase(), columns.text())).collect();
+    let variable = |name: &str| variables.get(name).map_or("", String::as_str);
+    let version = variable("version");
+    if let Some((name, least)) = too_old(session.flavour(), version) {
         return Err(unsuitable(
             format!("the database is {name} {version}, too old"),
             format!(
@@ -22,10 +27,10 @@ pub(super) async fn verify(session: &mut Session<'_>) -> Result<(), StoreError> 
             ),
         ));
     }
-    if read_only || innodb_read_only {
+    if flag(variable("read_only")) || flag(variable("innodb_read_only")) {
         return Err(unsuitable("the database server is read-only, as a replica is", "give the address of the primary"));
     }
-    if binlog && format.eq_ignore_ascii_case("statement") {
+    if flag(variable("log_bin")) && variable("binlog_format").eq_ignore_ascii_case("statement") {
         return Err(unsuitable(
             "the server replicates by statement, which READ COMMITTED does not allow",
             "set binlog_format to ROW or MIXED",
@@ -50,9 +55,17 @@ async fn verify_schema(session: &mut Session<'_>) -> Result<(), StoreError> {
             ));
         }
     }
-    let found = if has_schema { schema_version(session).await? } else { None };
-    match found {
-        None => Err(unsuitable("the database has no outbox", "run `relay migrate up`")),
+    if !has_schema {
+        return Err(unsuitable(
+            "the outbox tables are missing in this database",
+            "run `relay migrate up`, or correct the database's name in the URL",
+        ));
+    }
+    match schema_version(session).await? {
+        None => Err(unsuitable(
+            "the table `outbox_meta` is empty",
+            "restore its one row from a backup, or drop the outbox tables and run `relay migrate up`",
+        )),
         Some(SCHEMA_VERSION) => Ok(()),
         Some(found) if found < SCHEMA_VERSION => Err(unsuitable(
             format!("schema version {found} found, this build needs {SCHEMA_VERSION}"),
@@ -60,7 +73,7 @@ async fn verify_schema(session: &mut Session<'_>) -> Result<(), StoreError> {
         )),
         Some(found) => Err(unsuitable(
             format!("schema version {found} found, this build needs {SCHEMA_VERSION}"),
-            "use a newer relay; applications may keep enqueueing",
+            "run a newer relay; applications may keep enqueueing",
         )),
     }
 }

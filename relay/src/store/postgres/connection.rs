@@ -141,16 +141,16 @@ impl Connector {
                  WHERE current_setting('synchronous_commit') = 'off';"
         );
         if role != Role::Other {
-            // These statements are indexed look-ups whatever the statistics say. A table that was empty when it was
-            // analysed must not talk the planner into reading all of it.
-            settings.push_str(
-                "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off; \
-                 SET max_parallel_workers_per_gather = 0;",
-            );
+            settings.push_str(LOOK_UP_SETTINGS);
         }
         settings
     }
 }
+
+/// The statements of most roles are indexed look-ups whatever the statistics say. A table that was empty when it was
+/// analysed must not talk the planner into reading all of it.
+pub(super) const LOOK_UP_SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
+     SET enable_bitmapscan = off; SET max_parallel_workers_per_gather = 0;";
 
 /// Host and database, without credentials.
 fn target(config: &Config) -> String {

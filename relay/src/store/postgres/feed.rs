@@ -83,7 +83,7 @@ pub(super) const FEED_READ: Sql = Sql {
     ),
 };
 
-const FEED_SWEEP: Sql = Sql {
+pub(super) const FEED_SWEEP: Sql = Sql {
     name: "feed_sweep",
     text: "-- feed_sweep\n\
            SELECT m.seq FROM outbox_messages m \
@@ -93,7 +93,7 @@ const FEED_SWEEP: Sql = Sql {
 
 const MARK_DRAW: Sql = Sql { name: "mark_draw", text: "-- mark_draw\nSELECT pg_current_xact_id()::text" };
 
-const KEY_PARKED: Sql = Sql {
+pub(super) const KEY_PARKED: Sql = Sql {
     name: "key_parked",
     text: "-- key_parked\n\
            SELECT EXISTS (SELECT FROM outbox_deliveries d WHERE d.destination = k.destination \

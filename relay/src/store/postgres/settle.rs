@@ -116,7 +116,7 @@ macro_rules! dies_unit {
     };
 }
 
-const MESSAGE_DELIVERED: Sql = Sql {
+pub(super) const MESSAGE_DELIVERED: Sql = Sql {
     name: "message_delivered",
     text: "-- message_delivered\n\
            WITH gone AS (DELETE FROM outbox_messages m USING unnest($1::bigint[], $2::uuid[]) AS done(seq, id) \
@@ -176,7 +176,7 @@ const SETTLE_MOVE: Sql = Sql {
 };
 
 /// Waiting rows that were delivered. Parameters: id[], attempts[], partition_no[].
-const SETTLE_DELIVERED: Sql = Sql {
+pub(super) const SETTLE_DELIVERED: Sql = Sql {
     name: "settle_delivered",
     text: "-- settle_delivered\n\
            DELETE FROM outbox_deliveries d \
@@ -254,7 +254,7 @@ const SETTLE_LEAVE: Sql = Sql {
 ///
 /// Before the transaction the lowest row was the only unblocked one, so the row to block is among the lowest as many as
 /// the transaction inserted. Looking no further keeps a key with many followers cheap; `partition_repair` looks at all.
-const SETTLE_HEADS: Sql = Sql {
+pub(super) const SETTLE_HEADS: Sql = Sql {
     name: "settle_heads",
     text: "-- settle_heads\n\
            UPDATE outbox_deliveries d SET blocked = NOT d.blocked, \

@@ -19,7 +19,7 @@ macro_rules! due_columns {
 }
 
 /// What waits for each lane. Parameters: destinations[], owned mask, now.
-const LANE_WAITING: Sql = Sql {
+pub(super) const LANE_WAITING: Sql = Sql {
     name: "lane_waiting",
     text: "-- lane_waiting\n\
            SELECT EXISTS (SELECT FROM outbox_deliveries d WHERE d.destination = lane.destination) \

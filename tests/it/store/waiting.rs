@@ -1,0 +1,178 @@
+//! Which waiting rows may be attempted, and when the next may.
+
+use outbox_tests::database::TestDatabase;
+use outbox_tests::for_each_database;
+use relay::message::{PartitionSet, WaitingDelivery};
+use relay::store::{Dies, DueIn, LaneDemand, LaneWaiting, Reason, State, Waits};
+
+use super::fixture::{Draft, Outbox, after_noon, dies, mine, moved, noon, secs, time, unit, waits};
+
+fn lane(destination: &str, limit: u32) -> LaneDemand {
+    LaneDemand { destination: destination.into(), limit }
+}
+
+fn numbers(rows: &[WaitingDelivery]) -> Vec<i64> {
+    rows.iter().map(|row| row.message.seq).collect()
+}
+
+/// Rows without key that wait for `destination`, one due each minute after noon, the last one first.
+async fn each_minute(outbox: &Outbox, destination: &str, count: u64) -> Vec<i64> {
+    let mut seqs = Vec::new();
+    for minute in (1..=count).rev() {
+        let seq = outbox.insert(&Draft::default());
+        let message = outbox.message(seq).await;
+        let later = Waits { due: DueIn::Pause(secs(60 * minute)), ..waits(State::Retry) };
+        outbox.settle_all(vec![moved(&message, vec![unit(destination, later)])], vec![]).await;
+        seqs.push(seq);
+    }
+    seqs.reverse();
+    seqs
+}
+
+async fn rows_are_returned_when_they_are_due_oldest_first(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    let seqs = each_minute(&outbox, "mail", 3).await;
+    assert_eq!(numbers(&outbox.due_at("mail", after_noon(59)).await), [0; 0]);
+    assert_eq!(numbers(&outbox.due_at("mail", after_noon(60)).await), seqs[..1]);
+    assert_eq!(numbers(&outbox.due_at("mail", after_noon(3600)).await), seqs);
+    assert_eq!(outbox.waiting().len(), 3, "looking changes nothing");
+}
+for_each_database!(rows_are_returned_when_they_are_due_oldest_first);
+
+async fn without_an_hour_the_clock_of_the_database_decides(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    each_minute(&outbox, "mail", 2).await;
+    let shift = |rows: &str, to: chrono::DateTime<chrono::Utc>| {
+        let due_at = time(outbox.kind(), to);
+        outbox.database.exec(&format!("UPDATE outbox_deliveries SET due_at = {due_at} WHERE id = {rows}"));
+    };
+    let ids: Vec<i64> = outbox.waiting().iter().map(|row| row.id).collect();
+    shift(&ids[0].to_string(), chrono::Utc::now() - chrono::TimeDelta::minutes(10));
+    shift(&ids[1].to_string(), chrono::Utc::now() + chrono::TimeDelta::minutes(10));
+    let due = outbox.store.delivery_due(&[lane("mail", 9)], PartitionSet::ALL, false, None).await.unwrap();
+    assert_eq!(due.rows.iter().map(|row| row.id).collect::<Vec<_>>(), [ids[0]]);
+}
+for_each_database!(without_an_hour_the_clock_of_the_database_decides);
+
+async fn each_lane_gets_at_most_its_limit(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    let mail = each_minute(&outbox, "mail", 4).await;
+    let sms = each_minute(&outbox, "sms", 3).await;
+    each_minute(&outbox, "push", 1).await;
+    let lanes = [lane("sms", 2), lane("mail", 3), lane("none", 5), lane("push", 0)];
+    let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, false, Some(after_noon(3600))).await.unwrap();
+    let of = |destination: &str| {
+        let rows: Vec<_> = due.rows.iter().filter(|row| row.destination == destination).cloned().collect();
+        numbers(&rows)
+    };
+    assert_eq!(of("sms"), sms[..2]);
+    assert_eq!(of("mail"), mail[..3]);
+    assert_eq!(due.rows.len(), 5);
+    assert_eq!(due.lanes.len(), 4, "one answer for each lane, in the order of the question");
+    assert_eq!(due.lanes[2], LaneWaiting { occupied: false, next_due_in: None });
+    assert_eq!(due.lanes[3], LaneWaiting { occupied: true, next_due_in: Some(secs(0)) });
+    let none = outbox.store.delivery_due(&[], PartitionSet::ALL, false, None).await.unwrap();
+    assert!(none.rows.is_empty() && none.lanes.is_empty());
+}
+for_each_database!(each_lane_gets_at_most_its_limit);
+
+async fn a_lane_says_when_its_next_row_is_due(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    each_minute(&outbox, "mail", 2).await;
+    let ask = async |seconds: i64| {
+        let lanes = [lane("mail", 0)];
+        let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, false, Some(after_noon(seconds))).await.unwrap();
+        due.lanes[0]
+    };
+    assert_eq!(ask(0).await, LaneWaiting { occupied: true, next_due_in: Some(secs(60)) });
+    assert_eq!(ask(45).await, LaneWaiting { occupied: true, next_due_in: Some(secs(15)) });
+    assert_eq!(ask(60).await.next_due_in, Some(secs(0)));
+    assert_eq!(ask(600).await.next_due_in, Some(secs(0)), "overdue is due");
+}
+for_each_database!(a_lane_says_when_its_next_row_is_due);
+
+async fn blocked_rows_are_neither_returned_nor_next(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    let head = outbox.keyed("k").await;
+    let follower = outbox.keyed("k").await;
+    let later = Waits { due: DueIn::Pause(secs(600)), ..waits(State::Retry) };
+    let soon = Waits { due: DueIn::Pause(secs(0)), ..waits(State::Blocked) };
+    let moves = vec![moved(&head, vec![unit("mail", later)]), moved(&follower, vec![unit("mail", soon)])];
+    outbox.settle_all(moves, vec![]).await;
+    let lanes = [lane("mail", 9)];
+    let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, false, Some(after_noon(1))).await.unwrap();
+    assert_eq!(numbers(&due.rows), [0; 0]);
+    assert_eq!(due.lanes[0], LaneWaiting { occupied: true, next_due_in: Some(secs(599)) });
+}
+for_each_database!(blocked_rows_are_neither_returned_nor_next);
+
+async fn only_rows_of_owned_partitions_are_returned(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    for n in 0..20 {
+        outbox.park(&format!("k{n}"), "mail").await;
+    }
+    let rows = outbox.waiting();
+    let owned: PartitionSet = rows.iter().take(5).map(|row| row.partition_no).collect();
+    let expected = rows.iter().filter(|row| owned.contains(row.partition_no)).count();
+    assert!(expected < 20);
+    let ask = async |owned| {
+        let hour = Some(after_noon(3600));
+        outbox.store.delivery_due(&[lane("mail", 99)], owned, false, hour).await.unwrap()
+    };
+    let due = ask(owned).await;
+    assert!(due.rows.iter().all(|row| owned.contains(row.message.partition_no)));
+    assert_eq!(due.rows.len(), expected);
+    let nobody = ask(PartitionSet::EMPTY).await;
+    assert_eq!(nobody.rows.len(), 0);
+    assert_eq!(nobody.lanes, [LaneWaiting { occupied: true, next_due_in: None }], "occupied in any partition");
+}
+for_each_database!(only_rows_of_owned_partitions_are_returned);
+
+async fn a_blocking_dead_letter_occupies_its_lane(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    let message = outbox.keyed("k").await;
+    let blocks = Dies { blocks_key: true, ..dies(Reason::Rejected) };
+    outbox.settle_all(vec![moved(&message, vec![unit("mail", blocks), unit("sms", dies(Reason::Gone))])], vec![]).await;
+    let lanes = [lane("mail", 9), lane("sms", 9)];
+    let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, false, Some(noon())).await.unwrap();
+    assert_eq!(
+        due.lanes,
+        [LaneWaiting { occupied: true, next_due_in: None }, LaneWaiting { occupied: false, next_due_in: None }]
+    );
+}
+for_each_database!(a_blocking_dead_letter_occupies_its_lane);
+
+async fn unrouted_rows_are_looked_at_when_the_routes_changed(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    for key in ["a", "b", "b", "c", "d"] {
+        outbox.insert(&Draft::default().key(key));
+    }
+    let messages = mine(outbox.read_all().await.from_tail);
+    let wait = |state, pause| Waits { due: DueIn::Pause(secs(pause)), ..waits(state) };
+    let moves = vec![
+        moved(&messages[0], vec![unit("", wait(State::Unrouted, 3600))]),
+        moved(&messages[1], vec![unit("", wait(State::Unrouted, 3600))]),
+        moved(&messages[2], vec![unit("", wait(State::Unrouted, 3600))]),
+        moved(&messages[3], vec![unit("", wait(State::Scheduled, 3600))]),
+        moved(&messages[4], vec![unit("", wait(State::Scheduled, 0)), unit("mail", wait(State::Unrouted, 3600))]),
+    ];
+    outbox.settle_all(moves, vec![]).await;
+    let ask = async |limit, unrouted| {
+        let lanes = [lane("mail", 9), lane("", limit)];
+        let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, unrouted, Some(noon())).await.unwrap();
+        let mut found = numbers(&due.rows);
+        found.sort_unstable();
+        found
+    };
+    let [a, b, _, _, d] = messages.as_slice() else { panic!() };
+    assert_eq!(ask(9, false).await, [d.seq], "only what is due");
+    assert_eq!(ask(9, true).await, [a.seq, b.seq, d.seq], "and the heads that found no route");
+    assert_eq!(ask(2, true).await.len(), 2);
+    assert_eq!(ask(0, true).await, [0; 0]);
+    outbox.database.exec(&format!(
+        "UPDATE outbox_deliveries SET due_at = {} WHERE destination = ''",
+        time(outbox.kind(), after_noon(-1))
+    ));
+    assert_eq!(ask(9, true).await.len(), 4, "due and unrouted is still one row");
+}
+for_each_database!(unrouted_rows_are_looked_at_when_the_routes_changed);
