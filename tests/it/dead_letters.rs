@@ -32,20 +32,20 @@ macro_rules! on {
 
 /// A dead letter or a waiting delivery to plant; its number is how the tests find it again.
 #[derive(Clone)]
-struct Plant {
-    seq: i64,
-    key: Option<&'static str>,
-    destination: &'static str,
-    topic: &'static str,
-    payload: &'static [u8],
-    error: &'static str,
-    reason: &'static str,
-    blocks_key: bool,
-    expired: bool,
+pub(crate) struct Plant {
+    pub(crate) seq: i64,
+    pub(crate) key: Option<&'static str>,
+    pub(crate) destination: &'static str,
+    pub(crate) topic: &'static str,
+    pub(crate) payload: &'static [u8],
+    pub(crate) error: &'static str,
+    pub(crate) reason: &'static str,
+    pub(crate) blocks_key: bool,
+    pub(crate) expired: bool,
 }
 
 impl Plant {
-    fn new(seq: i64) -> Plant {
+    pub(crate) fn new(seq: i64) -> Plant {
         Plant {
             seq,
             key: None,
@@ -92,7 +92,8 @@ impl Plant {
         )
     }
 
-    fn dead(&self, database: &TestDatabase) -> i64 {
+    /// Plants it among the dead letters; returns its id.
+    pub(crate) fn dead(&self, database: &TestDatabase) -> i64 {
         let kind = database.kind();
         let (columns, values) = self.common(kind);
         database.exec(&format!(
@@ -106,7 +107,8 @@ impl Plant {
         database.query_i64(&format!("SELECT max(id) FROM outbox_dead_letters WHERE seq = {}", self.seq))
     }
 
-    fn waiting(&self, database: &TestDatabase, blocked: bool) {
+    /// Plants it among the waiting deliveries.
+    pub(crate) fn waiting(&self, database: &TestDatabase, blocked: bool) {
         let kind = database.kind();
         let (columns, values) = self.common(kind);
         database.exec(&format!(
