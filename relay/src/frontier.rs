@@ -94,6 +94,10 @@ pub struct Frontier {
     now: Option<Instant>,
     /// Where the next poll goes on looking into the older holes (ages only).
     turn: Seq,
+    /// True once neighbours were merged where holes end by age, until few ranges are left.
+    crowded: bool,
+    /// True when the next poll is to look above the cursor only.
+    tail_next: bool,
     active_max: usize,
     parked_max: usize,
     #[cfg(test)]
@@ -168,6 +172,8 @@ impl Frontier {
             asked: None,
             now: None,
             turn: 0,
+            crowded: false,
+            tail_next: false,
             active_max: if by_age { ACTIVE_MAX_BY_AGE } else { ACTIVE_MAX },
             parked_max: PARKED_MAX,
             #[cfg(test)]
@@ -189,6 +195,8 @@ impl Frontier {
             return Wanted { cursor: self.cursor, holes: self.gains.probes(), tail };
         }
         let holes = match self.evidence {
+            // Merged ranges span rows that were seen. Were there pages and pages of these, nothing new would be read.
+            Evidence::Ages(_) if self.tail_next => Vec::new(),
             Evidence::Ages(_) => self.some_holes(),
             Evidence::Snapshots | Evidence::Serial => {
                 self.active.iter().map(|(lo, hole)| HoleProbe { lo, hi: hole.hi, gained: None }).collect()
@@ -235,12 +243,9 @@ impl Frontier {
                 self.gains.extend(asked, self.cursor);
             }
         }
-        if self.active.len() > self.active_max {
-            self.active.compact(self.active_max);
-        }
-        if self.parked.len() > self.parked_max {
-            self.parked.compact(self.parked_max);
-        }
+        self.tail_next = self.crowded && page.holes_full && wanted.tail;
+        self.crowded &= self.active.len() > self.active_max / 4;
+        self.merge_when_crowded();
         Reading::Use { tail }
     }
 
@@ -296,9 +301,7 @@ impl Frontier {
             hole.hi = above.hi;
         }
         self.active.absorb(lo, hole);
-        if self.active.len() > self.active_max {
-            self.active.compact(self.active_max);
-        }
+        self.merge_when_crowded();
     }
 
     /// Forgets everything: the next poll begins at the start of the table, and an answer still to come is discarded.
@@ -307,6 +310,7 @@ impl Frontier {
         self.asked = None;
         self.cursor = 0;
         self.turn = 0;
+        (self.crowded, self.tail_next) = (false, false);
         self.active.clear();
         self.parked.clear();
         self.sightings.clear();
@@ -349,10 +353,19 @@ impl Frontier {
             // The page under way did not ask for it.
             self.active.absorb(lo, Hole { since: self.tick, ..hole });
         }
+        self.merge_when_crowded();
+        any && !self.lacks(Rule::SnapshotFirst)
+    }
+
+    /// Keeps the number of ranges bounded.
+    fn merge_when_crowded(&mut self) {
         if self.active.len() > self.active_max {
             self.active.compact(self.active_max);
+            self.crowded = matches!(self.evidence, Evidence::Ages(_));
         }
-        any && !self.lacks(Rule::SnapshotFirst)
+        if self.parked.len() > self.parked_max {
+            self.parked.compact(self.parked_max);
+        }
     }
 
     /// Up to which number the ranges asked for were looked into.

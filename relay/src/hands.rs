@@ -34,6 +34,8 @@ struct Held {
     units: Vec<UnitMove>,
     routes_version: i64,
     leaves_at: u64,
+    /// A read brought it again while it was held.
+    seen_again: bool,
 }
 
 /// A message whose destinations all have an outcome.
@@ -58,9 +60,12 @@ impl Hands {
         self.held.contains_key(&seq)
     }
 
-    /// True when the number is held, but by another message: the database handed the number out again.
-    pub(crate) fn is_reused(&self, seq: Seq, id: MessageId) -> bool {
-        self.held.get(&seq).is_some_and(|held| held.id != id)
+    /// A read brought a held number again. Should its settle be undone by a crash of the database, only another look
+    /// finds it: [`Hands::read_done`] asks for one.
+    pub(crate) fn seen_again(&mut self, seq: Seq) {
+        if let Some(held) = self.held.get_mut(&seq) {
+            held.seen_again = true;
+        }
     }
 
     /// Takes a message that has `destinations` outcomes to come (at least one).
@@ -78,6 +83,7 @@ impl Hands {
                 units: Vec::new(),
                 routes_version,
                 leaves_at: u64::MAX,
+                seen_again: false,
             },
         );
     }
@@ -151,16 +157,21 @@ impl Hands {
             .collect()
     }
 
-    /// Read number `read` has answered.
-    pub(crate) fn read_done(&mut self, read: u64) {
+    /// Read number `read` has answered. Returns numbers that should be looked for once more.
+    pub(crate) fn read_done(&mut self, read: u64) -> Vec<Seq> {
+        let mut look_again = Vec::new();
         while let Some((at, seq)) = self.leaving.front().copied()
             && at <= read
         {
             self.leaving.pop_front();
-            if self.held.get(&seq).is_some_and(|held| held.leaves_at <= read) {
-                self.held.remove(&seq);
+            if self.held.get(&seq).is_some_and(|held| held.leaves_at <= read)
+                && let Some(held) = self.held.remove(&seq)
+                && held.seen_again
+            {
+                look_again.push(seq);
             }
         }
+        look_again
     }
 
     /// Messages not settled yet.
@@ -234,11 +245,15 @@ mod tests {
     }
 
     #[test]
-    fn a_number_handed_out_again_is_noticed() {
+    fn a_number_that_turned_up_while_held_is_looked_for_once_more() {
         let mut hands = Hands::default();
         hands.take(&message(1), 1, 0);
-        assert!(!hands.is_reused(1, MessageId::from_u128(1)));
-        assert!(hands.is_reused(1, MessageId::from_u128(99)));
+        hands.take(&message(2), 1, 0);
+        hands.seen_again(2);
+        hands.settled(1, 3);
+        hands.settled(2, 3);
+        assert_eq!(hands.read_done(3), [2]);
+        assert!(!hands.contains(2));
     }
 
     #[test]

@@ -173,6 +173,30 @@ fn recording_comes_back_from_its_file_as_it_was_written() {
 }
 
 #[test]
+fn transaction_that_never_ended_is_unknown_only_if_its_commit_was_asked_for() {
+    let recorder = Recorder::create("transaction_that_never_ended", Run::default());
+    let enqueued = |id: &str| {
+        let tx = recorder.transaction();
+        tx.enqueued(recorder.now(), id, "t", Some("k"), &["d"], b"body");
+        tx
+    };
+    let (first, abandoned, undoing) = (enqueued("a"), enqueued("b"), enqueued("c"));
+    first.commit_asked();
+    drop(abandoned);
+    undoing.undone(vec!["c".to_owned()]);
+    undoing.commit_asked();
+    undoing.committed();
+
+    assert_eq!(check(&recorder.history()).count(Invariant::Unresolved), 1);
+    first.unknown();
+    first.resolved(true);
+
+    let verdict = check(&recorder.history());
+    assert_eq!(verdict.broken(), BTreeSet::from([Invariant::Lost]));
+    assert_eq!((verdict.committed, verdict.rolled_back), (1, 2));
+}
+
+#[test]
 fn verdict_is_printed_as_a_block_with_its_seed_and_its_first_offenders() {
     let script = Script::default().enqueued(1, "a", 10, 20).enqueued(2, "b", 25, 30).accepted("a", 40);
     let verdict = check(&History { records: script.records });

@@ -7,6 +7,7 @@
 mod destinations;
 mod feed;
 mod fixture;
+mod mariadb;
 mod membership;
 mod order;
 mod plans;

@@ -13,6 +13,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -283,6 +284,7 @@ pub struct Recorder {
     began: Instant,
     path: PathBuf,
     file: Arc<Mutex<BufWriter<File>>>,
+    transactions: Arc<AtomicU64>,
 }
 
 impl Recorder {
@@ -292,7 +294,7 @@ impl Recorder {
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join(format!("{name}.jsonl"));
         let file = Arc::new(Mutex::new(BufWriter::new(File::create(&path).unwrap())));
-        let recorder = Recorder { began: Instant::now(), path, file };
+        let recorder = Recorder { began: Instant::now(), path, file, transactions: Arc::default() };
         recorder.write(Fact::Run(run));
         recorder
     }
@@ -311,6 +313,13 @@ impl Recorder {
         file.write_all(b"\n").unwrap();
     }
 
+    /// Writes down that a transaction is about to begin, and returns who writes the rest of it.
+    pub fn transaction(&self) -> TxRecorder {
+        let tx = self.transactions.fetch_add(1, Ordering::Relaxed);
+        self.write(Fact::TxInvoke { tx });
+        TxRecorder { recorder: self.clone(), tx }
+    }
+
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -320,5 +329,60 @@ impl Recorder {
     pub fn history(&self) -> History {
         self.file.lock().unwrap().flush().unwrap();
         History::read(&self.path)
+    }
+}
+
+/// Writes the part of one transaction.
+///
+/// One that is never told an end counts as rolled back, or, when its commit had been asked for, as unknown.
+#[derive(Debug)]
+pub struct TxRecorder {
+    recorder: Recorder,
+    tx: Tx,
+}
+
+impl TxRecorder {
+    /// A message was enqueued by a call that began at `began` and has returned.
+    pub fn enqueued(&self, began: Micros, id: &str, topic: &str, key: Option<&str>, to: &[&str], body: &[u8]) {
+        self.recorder.write(Fact::Enqueue(Enqueued {
+            tx: self.tx,
+            began,
+            id: id.to_owned(),
+            topic: topic.to_owned(),
+            key: key.map(str::to_owned),
+            destinations: to.iter().map(|destination| (*destination).to_owned()).collect(),
+            scheduled: false,
+            body: Body::of(body),
+        }));
+    }
+
+    /// These messages were taken back with a savepoint.
+    pub fn undone(&self, ids: Vec<Id>) {
+        self.recorder.write(Fact::Undo { tx: self.tx, ids });
+    }
+
+    /// The commit is about to be asked for: the last thing inside the transaction.
+    pub fn commit_asked(&self) {
+        self.recorder.write(Fact::TxCommit { tx: self.tx });
+    }
+
+    /// It committed.
+    pub fn committed(self) {
+        self.recorder.write(Fact::TxOk { tx: self.tx });
+    }
+
+    /// It certainly rolled back.
+    pub fn rolled_back(self) {
+        self.recorder.write(Fact::TxFail { tx: self.tx });
+    }
+
+    /// The answer to the commit was lost. Ends with [`resolved`](TxRecorder::resolved) when it is found out.
+    pub fn unknown(&self) {
+        self.recorder.write(Fact::TxInfo { tx: self.tx });
+    }
+
+    /// It was found out what became of it.
+    pub fn resolved(self, committed: bool) {
+        self.recorder.write(Fact::TxResolved { tx: self.tx, committed });
     }
 }

@@ -29,7 +29,7 @@ impl Mailbox {
             order.item,
         );
         tokio::fs::write(self.folder.join(format!("{}.eml", context.message_id())), text).await?;
-        Ok(relay::Reply::default())
+        Ok(())
     }
 
     /// The mails sent so far.

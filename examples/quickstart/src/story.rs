@@ -6,6 +6,8 @@ use std::time::Instant;
 use outbox::dead_letters::{self, By, Filter};
 use relay::Event;
 use relay::verdict::Verdict;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::Failure;
@@ -62,7 +64,8 @@ pub(crate) async fn play(
         }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     };
-    println!("   #{} {} for {}: {}", letter.id, letter.topic, letter.destination, letter.reason);
+    let error = letter.last_error.as_deref().unwrap_or_default();
+    println!("   #{} {} for {}: {} ({error})", letter.id, letter.topic, letter.destination, letter.reason);
     println!("   From a shell:");
     println!("     relay dead list --database-url sqlite:{}", database.display());
     println!("     relay dead redrive {} --database-url sqlite:{}", letter.id, database.display());
@@ -117,17 +120,20 @@ fn tell(event: &Event) {
     }
 }
 
+/// Does what `curl -d … /orders` would do, and returns the status.
 async fn order(shop: &Shop, item: &str, card: &str) -> Result<u16, Failure> {
-    let body = serde_json::json!({ "item": item, "email": "ada@example.org", "card": card });
-    let response = reqwest::Client::builder()
-        .no_proxy()
-        .build()?
-        .post(format!("{}/orders", shop.url()))
-        .header("content-type", "application/json")
-        .body(body.to_string())
-        .send()
-        .await?;
-    Ok(response.status().as_u16())
+    let body = serde_json::json!({ "item": item, "email": "ada@example.org", "card": card }).to_string();
+    let host = shop.url().trim_start_matches("http://");
+    let request = format!(
+        "POST /orders HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let mut connection = TcpStream::connect(host).await?;
+    connection.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await?;
+    let status = answer.split(' ').nth(1).ok_or("the shop did not answer")?;
+    Ok(status.parse()?)
 }
 
 fn expect(truth: bool, otherwise: &str) -> Result<(), Failure> {

@@ -278,10 +278,7 @@ impl Engine {
             return None;
         }
         if self.hands.contains(message.seq) {
-            if self.hands.is_reused(message.seq, message.id) {
-                // The number came back with another message while the old one is still here; look again later.
-                self.frontier.reopen(message.seq);
-            }
+            self.hands.seen_again(message.seq);
             return None;
         }
         Some(Arc::from(message))
@@ -409,7 +406,9 @@ impl Engine {
     /// Everything the last read said has been acted upon: older knowledge may go.
     fn acted_upon_read(&mut self) {
         let read = self.feed.read;
-        self.hands.read_done(read);
+        for seq in self.hands.read_done(read) {
+            self.frontier.reopen(seq);
+        }
         for state in &mut self.lanes {
             state.lane.read_done(read);
         }

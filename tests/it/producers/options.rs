@@ -117,3 +117,43 @@ fn search_path_chooses_the_outbox_on_postgres() {
     assert_eq!(database.query_i64("SELECT count(*) FROM mail.outbox_messages"), 1);
     assert_eq!(database.query_i64("SELECT count(*) FROM shop.outbox_messages"), 0);
 }
+
+#[test]
+fn insert_is_prepared_once_per_connection() {
+    use diesel::sql_types::{BigInt, Text};
+    use diesel::{QueryableByName, RunQueryDsl};
+
+    #[derive(QueryableByName)]
+    struct Statements {
+        #[diesel(sql_type = BigInt)]
+        count: i64,
+    }
+    let database = TestDatabase::with_schema(Kind::Postgres);
+    let mut conn = database.postgres();
+    for n in 0..5 {
+        let message = Envelope::raw("a.b", n.to_string());
+        let message = if n % 2 == 0 { message.key("k").delay(Duration::from_secs(1)) } else { message };
+        conn.transaction(|conn| outbox::enqueue(conn, message)).unwrap();
+    }
+    let named = "SELECT count(*) AS count FROM pg_prepared_statements WHERE statement LIKE '-- message_insert%'";
+    assert_eq!(diesel::sql_query(named).get_result::<Statements>(&mut conn).unwrap().count, 1);
+
+    #[derive(QueryableByName)]
+    struct Status {
+        #[diesel(sql_type = Text)]
+        value: String,
+    }
+    let database = TestDatabase::with_schema(Kind::Mariadb);
+    let mut conn = database.mariadb();
+    let prepared = |conn: &mut diesel::MysqlConnection| -> i64 {
+        let status = "SELECT variable_value AS value FROM information_schema.session_status \
+                      WHERE variable_name = 'COM_STMT_PREPARE'";
+        diesel::sql_query(status).get_result::<Status>(conn).unwrap().value.parse().unwrap()
+    };
+    let before = prepared(&mut conn);
+    for n in 0..5 {
+        conn.transaction(|conn| outbox::enqueue(conn, Envelope::raw("a.b", n.to_string()))).unwrap();
+    }
+    // The question itself is prepared each time it is asked.
+    assert_eq!(prepared(&mut conn) - before, 2);
+}

@@ -97,6 +97,9 @@ struct Settle {
     stage: Stage,
 }
 
+/// A locking read under way: what is asked, and the answer.
+type Doubt = (Vec<(Seq, Seq)>, Option<Probe>);
+
 #[derive(Debug)]
 pub(super) struct World {
     setup: Setup,
@@ -106,7 +109,7 @@ pub(super) struct World {
     owned: PartitionSet,
     polls: u64,
     poll: Option<Poll>,
-    doubt: Option<(Vec<(Seq, Seq)>, Option<Probe>)>,
+    doubt: Option<Doubt>,
     hands: BTreeMap<(Seq, usize), Hand>,
     settles: Vec<Settle>,
     /// Left hands before, or came back when a crash undid its deletion; may come later than it should.
@@ -206,6 +209,11 @@ impl World {
         (pick % usize::from(PARTITIONS)) as u8
     }
 
+    /// Then order is not promised, and ranges may stay while messages are in hands.
+    fn merges_by_age(&self) -> bool {
+        self.setup.ranges_max.is_some() && matches!(self.setup.evidence, Evidence::Ages(_))
+    }
+
     fn serial(&self) -> bool {
         self.setup.evidence == Evidence::Serial
     }
@@ -302,7 +310,8 @@ impl World {
             return Err(Violation::Repeated(seq));
         }
         let drawn = self.database.records[id].drawn;
-        for (earlier, other) in self.database.visible.range(..seq) {
+        let until = if self.merges_by_age() { 0 } else { seq };
+        for (earlier, other) in self.database.visible.range(..until) {
             let record = &self.database.records[*other];
             if record.partition_no == partition_no
                 && record.committed.is_some_and(|committed| committed < drawn)
@@ -387,7 +396,7 @@ impl World {
                 for key in &settle.rows {
                     if self.setup.hands_let_go_early {
                         self.hands.remove(key);
-                    } else if let Some(hand) = self.hands.get_mut(key) {
+                    } else if let Some(hand) = self.hands.get_mut(key).filter(|hand| hand.settling) {
                         hand.settled = Some(self.polls);
                     }
                 }
@@ -505,6 +514,10 @@ impl World {
             self.advance_doubt(0);
             self.advance_doubt(0);
             self.draw_mark();
+            if self.merges_by_age() {
+                // Rows in hands hide those above them in a merged range; settling them is what ends that.
+                self.send_settle(0);
+            }
             for _ in 0..3 {
                 self.advance_settle(0);
             }
@@ -524,6 +537,8 @@ impl World {
         }
         match self.frontier.holes() {
             (0, 0) => Ok(()),
+            // A merged range spans rows that are in hands, and a locking read finds it occupied until they are settled.
+            _ if self.merges_by_age() => Ok(()),
             (sent, parked) => Err(Violation::Remains(sent, parked)),
         }
     }

@@ -18,7 +18,7 @@ use crate::message::{PartitionSet, Seq};
 use crate::store::{Now, Page, Probe, Row, StoreError, Wanted};
 
 /// The widest range that is asked for number by number, and the most numbers in one poll.
-const NARROW: i64 = 128;
+const NARROW: i64 = crate::frontier::NUMBERS_PER_POLL;
 const NUMBERS_MAX: i64 = 4096;
 
 const SERVER: i64 = 0;

@@ -140,16 +140,23 @@ impl Connector {
              SELECT set_config('synchronous_commit', 'on', false) \
                  WHERE current_setting('synchronous_commit') = 'off';"
         );
-        if role != Role::Other {
-            settings.push_str(LOOK_UP_SETTINGS);
+        match role {
+            Role::Feed | Role::Delivered => settings.push_str(PLANNED_ONCE),
+            Role::Due | Role::Settle => settings.push_str(PLANNED_EACH_TIME),
+            Role::Beat | Role::Other => {}
         }
         settings
     }
 }
 
-/// The statements of most roles are indexed look-ups whatever the statistics say. A table that was empty when it was
-/// analysed must not talk the planner into reading all of it.
-pub(super) const LOOK_UP_SETTINGS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
+/// For statements on `outbox_messages`, written so that no statistics can make them anything but look-ups in its one
+/// index: planned once. A table that was empty when it was analysed must not talk the planner into reading all of it.
+pub(super) const PLANNED_ONCE: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
+     SET enable_bitmapscan = off; SET max_parallel_workers_per_gather = 0;";
+
+/// For statements on tables with several indexes. While such a table is empty they all look the same to the planner, and
+/// it is empty until the first destination fails; a plan kept from then reads a whole index for every batch.
+pub(super) const PLANNED_EACH_TIME: &str = "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = off; \
      SET enable_bitmapscan = off; SET max_parallel_workers_per_gather = 0;";
 
 /// Host and database, without credentials.

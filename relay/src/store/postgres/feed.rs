@@ -1,4 +1,4 @@
-//! Reading new messages: the poll, the sweep, the mark, and the look-up of parked keys.
+//! Reading new messages: the poll, the sweep and the mark.
 //!
 //! The poll is one statement of three branches, so that the snapshot, the rows of the holes and the rows above the
 //! cursor belong to the same moment. The LATERAL with its own LIMIT is what keeps it an index look-up per hole, over
@@ -9,9 +9,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use tokio_postgres::Row as SqlRow;
 
 use super::connection::{Connection, Sql};
-use super::value::{Micros, Octets, RawText, mask, xid};
+use super::value::{Micros, Octets, mask, xid};
 use crate::frontier::Snapshot;
-use crate::message::{Key, Message, PartitionSet, Seq};
+use crate::message::{Message, PartitionSet, Seq};
 use crate::store::{Now, Page, Row, StoreError, Wanted, decode};
 
 /// What comes back of a message: of one in another's partition only the first two columns are filled.
@@ -92,16 +92,6 @@ pub(super) const FEED_SWEEP: Sql = Sql {
 };
 
 const MARK_DRAW: Sql = Sql { name: "mark_draw", text: "-- mark_draw\nSELECT pg_current_xact_id()::text" };
-
-pub(super) const KEY_PARKED: Sql = Sql {
-    name: "key_parked",
-    text: "-- key_parked\n\
-           SELECT EXISTS (SELECT FROM outbox_deliveries d WHERE d.destination = k.destination \
-                          AND d.ordering_key = k.ordering_key AND d.in_order) \
-               OR EXISTS (SELECT FROM outbox_dead_letters l WHERE l.destination = k.destination \
-                          AND l.blocks_key AND l.ordering_key = k.ordering_key) \
-           FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(destination, ordering_key, n) ORDER BY k.n",
-};
 
 pub(super) async fn message_read(
     connection: &mut Connection,
@@ -212,13 +202,6 @@ pub(super) async fn message_sweep(
 pub(super) async fn mark_draw(connection: &mut Connection) -> Result<u64, StoreError> {
     let rows = connection.run(&MARK_DRAW, &[]).await?;
     xid(rows[0].get(0))
-}
-
-pub(super) async fn key_parked(connection: &mut Connection, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError> {
-    let destinations: Vec<&str> = keys.iter().map(|(destination, _)| destination.as_str()).collect();
-    let keys: Vec<RawText<'_>> = keys.iter().map(|(_, key)| RawText(key)).collect();
-    let rows = connection.run(&KEY_PARKED, &[&destinations, &keys]).await?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 #[cfg(test)]

@@ -116,11 +116,16 @@ macro_rules! dies_unit {
     };
 }
 
+/// Parameters: seq[] (ascending), id[], routes version.
+///
+/// Rows are named by `= ANY`, and the rest of what is known of each is found by the place of its number in the same
+/// ascending array. A join would leave the choice to the planner, and one that last saw the table empty reads all of it
+/// for every batch.
 pub(super) const MESSAGE_DELIVERED: Sql = Sql {
     name: "message_delivered",
     text: "-- message_delivered\n\
-           WITH gone AS (DELETE FROM outbox_messages m USING unnest($1::bigint[], $2::uuid[]) AS done(seq, id) \
-               WHERE m.seq = done.seq AND m.id = done.id \
+           WITH gone AS (DELETE FROM outbox_messages m \
+               WHERE m.seq = ANY($1::bigint[]) AND m.id = ($2::uuid[])[width_bucket(m.seq, $1::bigint[])] \
                AND EXISTS (SELECT FROM outbox_meta WHERE routes_version = $3::bigint) RETURNING m.seq) \
            SELECT array_agg(gone.seq), pg_current_xact_id()::text FROM gone",
 };
@@ -133,17 +138,17 @@ const SETTLE_LOCK: Sql = Sql {
            WHERE partition_no = ANY($1::smallint[]) ORDER BY partition_no FOR UPDATE",
 };
 
-/// Messages become waiting rows and dead letters, or nothing. Parameters: seq[], id[], partition_no[]; ten arrays of
+/// Messages become waiting rows and dead letters, or nothing. Parameters: seq[] (ascending), id[], partition_no[]; ten arrays of
 /// units that wait; ten of units that die; now.
 ///
 /// In-order rows with a key are inserted blocked; `SETTLE_HEADS` lets the lowest go.
-const SETTLE_MOVE: Sql = Sql {
+pub(super) const SETTLE_MOVE: Sql = Sql {
     name: "settle_move",
     text: concat!(
         "-- settle_move\n",
-        "WITH gone AS (DELETE FROM outbox_messages m ",
-        "USING unnest($1::bigint[], $2::uuid[], $3::smallint[]) AS left_with(seq, id, partition_no) ",
-        "WHERE m.seq = left_with.seq AND m.id = left_with.id AND m.partition_no = left_with.partition_no ",
+        "WITH gone AS (DELETE FROM outbox_messages m WHERE m.seq = ANY($1::bigint[]) ",
+        "AND m.id = ($2::uuid[])[width_bucket(m.seq, $1::bigint[])] ",
+        "AND m.partition_no = ($3::smallint[])[width_bucket(m.seq, $1::bigint[])] ",
         "RETURNING m.id, ",
         message_columns!("m"),
         "), ",
@@ -175,19 +180,20 @@ const SETTLE_MOVE: Sql = Sql {
     ),
 };
 
-/// Waiting rows that were delivered. Parameters: id[], attempts[], partition_no[].
+/// Waiting rows that were delivered. Parameters: id[] (ascending), attempts[],
+/// partition_no[].
 pub(super) const SETTLE_DELIVERED: Sql = Sql {
     name: "settle_delivered",
     text: "-- settle_delivered\n\
-           DELETE FROM outbox_deliveries d \
-           USING unnest($1::bigint[], $2::integer[], $3::smallint[]) AS done(id, attempts, partition_no) \
-           WHERE d.id = done.id AND d.attempts = done.attempts AND d.partition_no = done.partition_no RETURNING d.id",
+           DELETE FROM outbox_deliveries d WHERE d.id = ANY($1::bigint[]) \
+           AND d.attempts = ($2::integer[])[width_bucket(d.id, $1::bigint[])] \
+           AND d.partition_no = ($3::smallint[])[width_bucket(d.id, $1::bigint[])] RETURNING d.id",
 };
 
 /// Waiting rows that wait again. Parameters: attempts_read[], partition_no[]; ten arrays of units; now.
 ///
 /// A unit that says nothing about a verdict was not attempted: the last one stays.
-const SETTLE_WAIT: Sql = Sql {
+pub(super) const SETTLE_WAIT: Sql = Sql {
     name: "settle_wait",
     text: concat!(
         "-- settle_wait\n",
@@ -203,22 +209,22 @@ const SETTLE_WAIT: Sql = Sql {
         "AS u(attempts_read, partition_no, row, destination, state, attempts, pause, in_order, age, last_verdict, ",
         "last_error, history) ",
         "CROSS JOIN (SELECT coalesce($13::timestamptz, now()) AS now) AS clock ",
-        "WHERE d.id = u.row AND d.attempts = u.attempts_read AND d.partition_no = u.partition_no RETURNING d.id"
+        "WHERE d.id = ANY($3::bigint[]) AND d.id = u.row AND d.attempts = u.attempts_read AND d.partition_no = u.partition_no RETURNING d.id"
     ),
 };
 
 /// Waiting rows that become dead letters (of their own destination), or, where they were not routed yet, one row for
-/// each destination. Parameters: id[], attempts_read[], partition_no[], routed[]; ten arrays of units that wait; ten of
+/// each destination. Parameters: id[] (ascending), attempts_read[], partition_no[], routed[]; ten arrays of units that wait; ten of
 /// units that die (destination null: the row's own); now.
-const SETTLE_LEAVE: Sql = Sql {
+pub(super) const SETTLE_LEAVE: Sql = Sql {
     name: "settle_leave",
     text: concat!(
         "-- settle_leave\n",
         "WITH gone AS (DELETE FROM outbox_deliveries d ",
-        "USING unnest($1::bigint[], $2::integer[], $3::smallint[], $4::boolean[]) ",
-        "AS left_with(id, attempts, partition_no, routed) ",
-        "WHERE d.id = left_with.id AND d.attempts = left_with.attempts AND d.partition_no = left_with.partition_no ",
-        "AND (d.destination = '' OR NOT left_with.routed) ",
+        "WHERE d.id = ANY($1::bigint[]) ",
+        "AND d.attempts = ($2::integer[])[width_bucket(d.id, $1::bigint[])] ",
+        "AND d.partition_no = ($3::smallint[])[width_bucket(d.id, $1::bigint[])] ",
+        "AND (d.destination = '' OR NOT ($4::boolean[])[width_bucket(d.id, $1::bigint[])]) ",
         "RETURNING d.id, d.message_id, ",
         message_columns!("d"),
         ", d.destination, d.in_order, d.life, d.due_at, ",
@@ -259,17 +265,18 @@ pub(super) const SETTLE_HEADS: Sql = Sql {
     text: "-- settle_heads\n\
            UPDATE outbox_deliveries d SET blocked = NOT d.blocked, \
                state = CASE WHEN d.blocked AND d.state = 'blocked' THEN 'retry' ELSE d.state END \
-           FROM (SELECT DISTINCT t.destination, t.ordering_key FROM unnest($1::text[], $2::text[]) \
-                 AS t(destination, ordering_key)) AS touched \
-           CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM outbox_dead_letters l \
-               WHERE l.destination = touched.destination AND l.blocks_key \
-               AND l.ordering_key = touched.ordering_key) AS stopped) AS letters \
-           CROSS JOIN LATERAL (SELECT lowest.id, lowest.blocked, \
-                   row_number() OVER (ORDER BY lowest.seq, lowest.id) = 1 AND NOT letters.stopped AS is_head \
-               FROM (SELECT r.id, r.seq, r.blocked FROM outbox_deliveries r \
-                     WHERE r.destination = touched.destination AND r.ordering_key = touched.ordering_key \
-                     AND r.in_order ORDER BY r.seq, r.id LIMIT $3::bigint) AS lowest) AS ranked \
-           WHERE d.id = ranked.id AND ranked.blocked = ranked.is_head",
+           WHERE d.id = ANY(ARRAY(SELECT ranked.id \
+               FROM (SELECT DISTINCT t.destination, t.ordering_key FROM unnest($1::text[], $2::text[]) \
+                     AS t(destination, ordering_key)) AS touched \
+               CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM outbox_dead_letters l \
+                   WHERE l.destination = touched.destination AND l.blocks_key \
+                   AND l.ordering_key = touched.ordering_key OFFSET 0) AS stopped) AS letters \
+               CROSS JOIN LATERAL (SELECT lowest.id, lowest.blocked, \
+                       row_number() OVER (ORDER BY lowest.seq, lowest.id) = 1 AND NOT letters.stopped AS is_head \
+                   FROM (SELECT r.id, r.seq, r.blocked FROM outbox_deliveries r \
+                         WHERE r.destination = touched.destination AND r.ordering_key = touched.ordering_key \
+                         AND r.in_order ORDER BY r.seq LIMIT $3::bigint) AS lowest) AS ranked \
+               WHERE ranked.blocked = ranked.is_head))",
 };
 
 pub(super) async fn message_delivered(
@@ -277,6 +284,8 @@ pub(super) async fn message_delivered(
     messages: &[(Seq, MessageId)],
     routes_version: i64,
 ) -> Result<Delivered, StoreError> {
+    let mut messages = messages.to_vec();
+    messages.sort_unstable();
     let seqs: Vec<Seq> = messages.iter().map(|(seq, _)| *seq).collect();
     let ids: Vec<Uuid> = messages.iter().map(|(_, id)| *id).collect();
     let rows = connection.run(&MESSAGE_DELIVERED, &[&seqs, &ids, &routes_version]).await?;
@@ -311,8 +320,13 @@ pub(super) async fn settle(
         None => None,
     };
     let owned = owned(relay, &locked, &batch.epochs);
-    let moves = Moves::new(batch.moves.iter().filter(|step| owned.contains(&step.partition_no)));
-    let waiting = Outcomes::new(batch.waiting.iter().filter(|step| owned.contains(&step.partition_no)));
+    let mut moves: Vec<&MessageMove> = batch.moves.iter().filter(|step| owned.contains(&step.partition_no)).collect();
+    moves.sort_by_key(|step| step.seq);
+    let moves = Moves::new(&moves);
+    let mut waiting: Vec<&WaitingOutcome> =
+        batch.waiting.iter().filter(|step| owned.contains(&step.partition_no)).collect();
+    waiting.sort_by_key(|step| step.id);
+    let waiting = Outcomes::new(&waiting);
     let touched = Touched::new(&moves, &waiting);
 
     let (moved, delivered, waits, left, _, ()) = tokio::try_join!(
@@ -475,7 +489,7 @@ struct Moves {
 }
 
 impl Moves {
-    fn new<'a>(moves: impl Iterator<Item = &'a MessageMove>) -> Moves {
+    fn new(moves: &[&MessageMove]) -> Moves {
         let mut columns = Moves::default();
         for step in moves {
             columns.seq.push(step.seq);
@@ -539,7 +553,7 @@ struct Outcomes {
 }
 
 impl Outcomes {
-    fn new<'a>(outcomes: impl Iterator<Item = &'a WaitingOutcome>) -> Outcomes {
+    fn new(outcomes: &[&WaitingOutcome]) -> Outcomes {
         let mut columns = Outcomes::default();
         for outcome in outcomes {
             match &outcome.change {

@@ -1,4 +1,4 @@
-//! Waiting rows that may be attempted.
+//! Waiting rows that may be attempted, and the keys they park.
 
 use std::collections::HashSet;
 
@@ -6,8 +6,8 @@ use tokio_postgres::Row as SqlRow;
 
 use super::connection::{Connection, Sql};
 use super::feed::payload;
-use super::value::{Micros, Octets, mask};
-use crate::message::{Message, PartitionSet, WaitingDelivery};
+use super::value::{Micros, Octets, RawText, mask};
+use crate::message::{Key, Message, PartitionSet, WaitingDelivery};
 use crate::store::{Due, LaneDemand, LaneWaiting, Now, StoreError, decode};
 
 macro_rules! due_columns {
@@ -19,11 +19,14 @@ macro_rules! due_columns {
 }
 
 /// What waits for each lane. Parameters: destinations[], owned mask, now.
+///
+/// `OFFSET 0` keeps each question a look-up: without it the planner may read every row once and hash it.
 pub(super) const LANE_WAITING: Sql = Sql {
     name: "lane_waiting",
     text: "-- lane_waiting\n\
-           SELECT EXISTS (SELECT FROM outbox_deliveries d WHERE d.destination = lane.destination) \
-               OR EXISTS (SELECT FROM outbox_dead_letters l WHERE l.destination = lane.destination AND l.blocks_key), \
+           SELECT EXISTS (SELECT FROM outbox_deliveries d WHERE d.destination = lane.destination OFFSET 0) \
+               OR EXISTS (SELECT FROM outbox_dead_letters l WHERE l.destination = lane.destination AND l.blocks_key \
+                          OFFSET 0), \
                next.due_at, coalesce($3::timestamptz, now()) \
            FROM unnest($1::text[]) WITH ORDINALITY AS lane(destination, n) \
            LEFT JOIN LATERAL (SELECT d.due_at FROM outbox_deliveries d \
@@ -33,6 +36,8 @@ pub(super) const LANE_WAITING: Sql = Sql {
 };
 
 /// The rows themselves. Parameters: destinations[], limits[], owned mask, now.
+///
+/// Within a lane nothing but `due_at` orders, which the index does; one word more and all due rows would be sorted.
 pub(super) const DELIVERY_DUE: Sql = Sql {
     name: "delivery_due",
     text: concat!(
@@ -43,7 +48,7 @@ pub(super) const DELIVERY_DUE: Sql = Sql {
         due_columns!(),
         " FROM outbox_deliveries d ",
         "WHERE d.destination = lane.destination AND NOT d.blocked AND d.due_at <= coalesce($4::timestamptz, now()) ",
-        "AND ($3::bigint >> d.partition_no) & 1 = 1 ORDER BY d.due_at, d.seq, d.id LIMIT lane.wanted) AS due ",
+        "AND ($3::bigint >> d.partition_no) & 1 = 1 ORDER BY d.due_at LIMIT lane.wanted) AS due ",
         "ORDER BY lane.n, due.due_at, due.seq, due.id"
     ),
 };
@@ -57,8 +62,19 @@ const DELIVERY_UNROUTED: Sql = Sql {
         due_columns!(),
         ", coalesce($3::timestamptz, now()) FROM outbox_deliveries d ",
         "WHERE d.destination = '' AND NOT d.blocked AND d.state = 'unrouted' ",
-        "AND ($2::bigint >> d.partition_no) & 1 = 1 ORDER BY d.due_at, d.seq, d.id LIMIT $1::bigint"
+        "AND ($2::bigint >> d.partition_no) & 1 = 1 ORDER BY d.due_at LIMIT $1::bigint"
     ),
+};
+
+/// `OFFSET 0` keeps each question a look-up: without it the planner may read every row once and hash it.
+pub(super) const KEY_PARKED: Sql = Sql {
+    name: "key_parked",
+    text: "-- key_parked\n\
+           SELECT EXISTS (SELECT FROM outbox_deliveries d WHERE d.destination = k.destination \
+                          AND d.ordering_key = k.ordering_key AND d.in_order OFFSET 0) \
+               OR EXISTS (SELECT FROM outbox_dead_letters l WHERE l.destination = k.destination \
+                          AND l.blocks_key AND l.ordering_key = k.ordering_key OFFSET 0) \
+           FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(destination, ordering_key, n) ORDER BY k.n",
 };
 
 pub(super) async fn delivery_due(
@@ -103,6 +119,13 @@ pub(super) async fn delivery_due(
         }
     });
     Ok(Due { rows, lanes: lanes.collect() })
+}
+
+pub(super) async fn key_parked(connection: &mut Connection, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError> {
+    let destinations: Vec<&str> = keys.iter().map(|(destination, _)| destination.as_str()).collect();
+    let keys: Vec<RawText<'_>> = keys.iter().map(|(_, key)| RawText(key)).collect();
+    let rows = connection.run(&KEY_PARKED, &[&destinations, &keys]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 fn waiting_delivery(row: &SqlRow) -> WaitingDelivery {

@@ -285,3 +285,27 @@ fn waiting_delivery(columns: MessageColumns, waiting: WaitingColumns, now: i64) 
 pub(super) fn duration(ms: i64) -> Duration {
     Duration::from_millis(ms.max(0) as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::statement::{Sql, plan};
+    use super::*;
+
+    #[test]
+    fn polls_search_by_number_and_lanes_by_index() {
+        for (text, search) in [
+            (MessageTail::TEXT, "SEARCH outbox_messages USING INTEGER PRIMARY KEY (rowid>?)"),
+            (MessageHole::TEXT, "SEARCH outbox_messages USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+            (MessageSweep::TEXT, "SEARCH outbox_messages USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+            (DeliveryDue::TEXT, "delivery_by_due (destination=? AND blocked=? AND due_at<?)"),
+            (DeliveryUnrouted::TEXT, "delivery_by_due (destination=? AND blocked=?)"),
+            (NextDue::TEXT, "delivery_by_due (destination=? AND blocked=?)"),
+            (KeyParked::TEXT, "delivery_by_key (destination=? AND ordering_key=?)"),
+            (KeyParked::TEXT, "dead_letter_by_key (destination=? AND blocks_key=? AND ordering_key=?)"),
+        ] {
+            let plan = plan(text);
+            assert!(plan.contains(search), "{text}\n{plan}");
+            assert!(!plan.contains("SCAN outbox_messages") && !plan.contains("SCAN outbox_deliveries"), "{plan}");
+        }
+    }
+}

@@ -404,3 +404,34 @@ impl Work<'_> {
 
 /// How many of a key's lowest rows are looked at in any case, should more than one be unblocked by somebody's mistake.
 const REPAIR_DEPTH: u32 = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::super::statement::{Sql, plan};
+    use super::*;
+
+    /// Look-ups by number and by index, whatever the tables hold: a settle keeps the application from writing.
+    #[test]
+    fn no_statement_of_a_settle_reads_a_whole_table() {
+        for text in [
+            MessageDelete::TEXT,
+            MessageExists::TEXT,
+            MessageWaits::TEXT,
+            MessageDies::TEXT,
+            DeliveryFind::TEXT,
+            DeliveryWaits::TEXT,
+            DeliveryRouted::TEXT,
+            DeliveryDies::TEXT,
+            DeliveryDelete::TEXT,
+            KeyBlock::TEXT,
+            KeyUnblock::TEXT,
+        ] {
+            let plan = plan(text);
+            assert!(!plan.contains("SCAN"), "{text}\n{plan}");
+        }
+        let plan = plan(KeyHead::TEXT);
+        assert!(plan.contains("delivery_by_key (destination=? AND ordering_key=?)"), "{plan}");
+        assert!(plan.contains("dead_letter_by_key (destination=? AND blocks_key=? AND ordering_key=?)"), "{plan}");
+        assert!(!plan.contains("TEMP B-TREE"), "{plan}");
+    }
+}

@@ -6,11 +6,14 @@
 
 use std::marker::PhantomData;
 
+use diesel::connection::LoadConnection;
 use diesel::deserialize::FromSqlRow;
+use diesel::expression::QueryMetadata;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::result::Error;
 use diesel::sql_types::{BigInt, Binary, Nullable, Text};
 use diesel::sqlite::Sqlite;
-use diesel::{OptionalExtension, QueryResult, RunQueryDsl, SqliteConnection};
+use diesel::{QueryResult, RunQueryDsl, SqliteConnection};
 use uuid::Uuid;
 
 /// A statement's text and the types of its columns. The type is its name in diesel's cache.
@@ -135,29 +138,44 @@ pub(super) fn execute<S: Sql>(conn: &mut SqliteConnection, binds: &[Bind<'_>]) -
 /// Runs a statement and reads all its rows.
 pub(super) fn load<S: Sql, T>(conn: &mut SqliteConnection, binds: &[Bind<'_>]) -> QueryResult<Vec<T>>
 where
-    T: FromSqlRow<S::Row, Sqlite> + 'static,
-    Sqlite: diesel::sql_types::TypeMetadata + diesel::expression::QueryMetadata<S::Row>,
-    S::Row: diesel::query_dsl::CompatibleType<T, Sqlite, SqlType = S::Row>,
+    T: FromSqlRow<S::Row, Sqlite>,
+    Sqlite: QueryMetadata<S::Row>,
 {
-    Statement::<S> { binds, sql: PhantomData }.load(conn)
+    let rows = LoadConnection::load(conn, Statement::<S> { binds, sql: PhantomData })?;
+    rows.map(|row| T::build_from_row(&row?).map_err(Error::DeserializationError)).collect()
 }
 
 /// Runs a statement that returns exactly one row.
 pub(super) fn load_one<S: Sql, T>(conn: &mut SqliteConnection, binds: &[Bind<'_>]) -> QueryResult<T>
 where
-    T: FromSqlRow<S::Row, Sqlite> + 'static,
-    Sqlite: diesel::expression::QueryMetadata<S::Row>,
-    S::Row: diesel::query_dsl::CompatibleType<T, Sqlite, SqlType = S::Row>,
+    T: FromSqlRow<S::Row, Sqlite>,
+    Sqlite: QueryMetadata<S::Row>,
 {
-    Statement::<S> { binds, sql: PhantomData }.get_result(conn)
+    load_optional::<S, T>(conn, binds)?.ok_or(Error::NotFound)
 }
 
 /// Runs a statement that returns one row or none.
 pub(super) fn load_optional<S: Sql, T>(conn: &mut SqliteConnection, binds: &[Bind<'_>]) -> QueryResult<Option<T>>
 where
-    T: FromSqlRow<S::Row, Sqlite> + 'static,
-    Sqlite: diesel::expression::QueryMetadata<S::Row>,
-    S::Row: diesel::query_dsl::CompatibleType<T, Sqlite, SqlType = S::Row>,
+    T: FromSqlRow<S::Row, Sqlite>,
+    Sqlite: QueryMetadata<S::Row>,
 {
-    load_one::<S, T>(conn, binds).optional()
+    Ok(load::<S, T>(conn, binds)?.pop())
+}
+
+/// How SQLite would run a statement on empty tables, one step to a line.
+#[cfg(test)]
+pub(super) fn plan(text: &str) -> String {
+    use diesel::Connection;
+    use diesel::connection::SimpleConnection;
+
+    #[derive(diesel::QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+    let mut conn = SqliteConnection::establish(":memory:").unwrap();
+    conn.batch_execute(include_str!("../../../../migrations/sqlite/2026-11-22-000000_outbox/up.sql")).unwrap();
+    let steps: Vec<Step> = diesel::sql_query(format!("EXPLAIN QUERY PLAN {text}")).load(&mut conn).unwrap();
+    steps.into_iter().map(|step| step.detail).collect::<Vec<_>>().join("\n")
 }
