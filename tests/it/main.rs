@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod checker;
+mod cli;
 mod database;
+mod dead_letters;
 mod http;
 mod process;
 mod producers;
