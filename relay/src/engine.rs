@@ -58,7 +58,7 @@ pub(crate) struct Pace {
 #[derive(Clone)]
 pub(crate) struct Served {
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Speaks to it.
     pub sink: Arc<dyn Sink>,
     /// How many at a time, and whether in order.
@@ -193,7 +193,7 @@ impl Engine {
                 closed_reason: None,
             })
             .collect();
-        let lane_by_name = lanes.iter().enumerate().map(|(i, l)| (l.served.name.clone(), i)).collect();
+        let lane_by_name = lanes.iter().enumerate().map(|(i, l)| (l.served.name.to_string(), i)).collect();
         let mut engine = Engine {
             frontier: Frontier::new(store.evidence()),
             store,
@@ -261,8 +261,13 @@ impl Engine {
         self.start_routing(now);
     }
 
-    /// Waits for the next answer, judged attempt, change or deadline, and acts upon all that came together.
+    /// Acts upon every answer and judged attempt that is there; waits for the next one when there is none.
+    ///
+    /// What came together is taken in one round: fewer, larger settles.
     async fn wait(&mut self, now: Instant) {
+        if self.take_ready() {
+            return;
+        }
         let until = self.next_wake(now);
         tokio::select! {
             biased;
@@ -272,13 +277,20 @@ impl Engine {
             _ = self.ask.changed() => {}
             () = tokio::time::sleep_until(until.into()) => {}
         }
-        // Whatever else is there already is taken in the same round: fewer, larger settles.
+        self.take_ready();
+    }
+
+    fn take_ready(&mut self) -> bool {
+        let mut any = false;
         while let Some(joined) = self.attempts.try_join_next_with_id() {
             self.judged(joined);
+            any = true;
         }
         while let Ok(answer) = self.inbox.try_recv() {
             self.take(answer);
+            any = true;
         }
+        any
     }
 
     fn take(&mut self, answer: Answer) {
@@ -529,7 +541,7 @@ impl Engine {
 
     fn is_paused(&self, lane: usize) -> bool {
         let name = &self.lanes[lane].served.name;
-        self.routing.destinations.iter().any(|seen| seen.spec.name == *name && seen.paused)
+        self.routing.destinations.iter().any(|seen| *seen.spec.name == **name && seen.paused)
     }
 }
 

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::engine::{Ask, End, Engine, Pace, Served};
@@ -257,7 +258,14 @@ impl Relay {
             self.listener.clone(),
             self.ticks.clone(),
         );
-        let end = engine.run().await;
+        // On a worker of its own, not on the thread that waits for it; it ends with this future.
+        let mut engine_task = JoinSet::new();
+        engine_task.spawn(engine.run());
+        let end = match engine_task.join_next().await {
+            Some(Ok(end)) => end,
+            Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Some(Err(_)) | None => End::Stopped,
+        };
         let _ = stop.send(true);
         // A renewal under way must not bring back what is given up next.
         let _ = membership.await;
@@ -397,7 +405,7 @@ impl RelayBuilder {
                 ordering: settings.ordering.as_str().to_owned(),
             };
             let served = Served {
-                name: settings.name,
+                name: settings.name.into(),
                 sink,
                 limits: LaneLimits { concurrency, queue_max: self.pace.in_hands, keyed },
                 policy: Policy {

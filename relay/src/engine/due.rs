@@ -130,7 +130,7 @@ impl Engine {
                 // Rows in hands come back too, and first.
                 let limit = if room == 0 { 0 } else { room + self.due.held_in(lane) };
                 let limit = u32::try_from(limit).unwrap_or(u32::MAX).min(ROWS_MAX);
-                (Some(lane), LaneDemand { destination: state.served.name.clone(), limit })
+                (Some(lane), LaneDemand { destination: state.served.name.to_string(), limit })
             })
             .collect();
         demands.push((None, LaneDemand { destination: String::new(), limit: UNROUTED_LIMIT }));

@@ -305,7 +305,7 @@ impl Engine {
     }
 
     fn spawn_look_up(&self, keys: Vec<(usize, Key)>, pause: Duration) {
-        let named = keys.iter().map(|(lane, key)| (self.lanes[*lane].served.name.clone(), key.clone())).collect();
+        let named = keys.iter().map(|(lane, key)| (self.lanes[*lane].served.name.to_string(), key.clone())).collect();
         self.spawn_feed(move |store| async move {
             tokio::time::sleep(pause).await;
             let named: Vec<(String, Key)> = named;
