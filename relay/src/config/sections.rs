@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use outbox::limits::HeaderOwner;
+
 use super::read::{Given, Origin, Section};
 use super::size;
 use super::{
@@ -244,8 +246,10 @@ fn headers(into: &mut Destination, section: Section<'_, '_>) {
         let here = format!("`{written}` in [{}]", section.name());
         if !name.bytes().all(is_token) || name.is_empty() {
             section.problem(&written, format!("{here} is not the name of a header"), None);
-        } else if is_ours(&name) {
+        } else if HeaderOwner::of(&name) == HeaderOwner::Relay {
             section.problem(&written, format!("{here} is a header the relay sets itself"), None);
+        } else if HeaderOwner::of(&name) == HeaderOwner::Message {
+            section.problem(&written, format!("{here} is a header that comes with each message"), None);
         } else if !value.expose().bytes().all(sendable) {
             let message = format!("the value of {here} holds characters that cannot be sent in a header");
             section.problem(&written, message, None);
@@ -304,26 +308,6 @@ fn is_name(name: &str) -> bool {
 /// RFC 9110 `token`, in lower case.
 fn is_token(b: u8) -> bool {
     b.is_ascii_lowercase() || b.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&b)
-}
-
-/// Headers the relay, its HTTP client or the connection decides about.
-fn is_ours(name: &str) -> bool {
-    const NAMES: &[&str] = &[
-        "connection",
-        "content-length",
-        "content-type",
-        "expect",
-        "host",
-        "idempotency-key",
-        "te",
-        "trailer",
-        "traceparent",
-        "tracestate",
-        "transfer-encoding",
-        "upgrade",
-        "user-agent",
-    ];
-    NAMES.contains(&name) || ["ce-", "outbox-", "webhook-", "proxy-"].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Headers whose value nobody should find in a file under version control.

@@ -242,6 +242,10 @@ fn wrong_files_are_answered_with_the_place_and_the_remedy() {
             "relay.toml:4:13: `webhook-id` in [destinations.billing.headers] is a header the relay sets itself",
         ),
         (
+            with("headers = { Traceparent = \"1\" }"),
+            "relay.toml:4:13: `Traceparent` in [destinations.billing.headers] is a header that comes with each message",
+        ),
+        (
             with("headers = { \"x y\" = \"1\" }"),
             "relay.toml:4:13: `x y` in [destinations.billing.headers] is not the name of a header",
         ),
