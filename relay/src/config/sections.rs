@@ -34,6 +34,10 @@ pub(super) fn read(config: &mut Config, root: Section<'_, '_>, sources: &Sources
     health(&mut config.health, root.section("health"));
     defaults(&mut config.defaults, root.section("defaults"));
     let destinations = root.section("destinations");
+    if destinations.keys().is_empty() {
+        let help = "add a section [destinations.NAME] with `url` and `topics`";
+        destinations.problem("", "no destination is configured".to_owned(), Some(help));
+    }
     for name in destinations.keys() {
         if !is_name(&name) {
             destinations.problem(
@@ -55,7 +59,11 @@ pub(super) fn read(config: &mut Config, root: Section<'_, '_>, sources: &Sources
 }
 
 fn database(into: &mut Database, section: Section<'_, '_>, sources: &Sources) {
-    let written = section.secret("url");
+    // What a flag overrides need not be there: an operator's shell seldom has the variables of the service.
+    let written = match sources.database_url {
+        Some(_) => section.scalar("url").and(None),
+        None => section.secret("url"),
+    };
     if let Some(url) = &sources.database_url {
         into.url = Secret::new(url.clone());
         check_database_url(&section, &into.url);

@@ -51,7 +51,11 @@ fn problems(file: &str, environment: &[(&str, &str)]) -> String {
     if !file.contains("[database]") {
         environment.push(("DATABASE_URL", "sqlite:test.db"));
     }
-    match Config::load(&sources(file, &environment), Scope::Everything) {
+    let mut file = file.to_owned();
+    if !file.contains("destinations") {
+        file.push_str("\n[destinations.needed]\nurl = \"http://a/\"\ntopics = [\"a\"]\n");
+    }
+    match Config::load(&sources(&file, &environment), Scope::Everything) {
         Ok(config) => panic!("accepted: {config:?}"),
         Err(error) => error.to_string(),
     }
@@ -118,7 +122,7 @@ fn every_option_arrives_where_it_belongs() {
 fn without_a_file_the_defaults_and_database_url_serve() {
     let environment = [("DATABASE_URL".to_owned(), "sqlite:shop.db".to_owned())].into();
     let sources = Sources { environment, host: Some("node-7".into()), ..Sources::default() };
-    let config = Config::load(&sources, Scope::Everything).unwrap();
+    let config = Config::load(&sources, Scope::Database).unwrap();
     assert_eq!(config.database.url.expose(), "sqlite:shop.db");
     assert_eq!(config.relay, RelayOptions { name: "node-7".into(), ..RelayOptions::default() });
     assert_eq!(config.health.listen.unwrap().to_string(), "127.0.0.1:9464");
@@ -156,12 +160,29 @@ fn flags_win_over_the_environment_and_the_environment_over_the_file() {
 }
 
 #[test]
+fn what_a_flag_overrides_need_not_be_there() {
+    let mut sources = sources("[database]\nurl = { env = \"ABSENT\" }\n", &[]);
+    assert!(Config::load(&sources, Scope::Database).is_err());
+    sources.database_url = Some("sqlite:flag.db".into());
+    assert_eq!(Config::load(&sources, Scope::Database).unwrap().database.url.expose(), "sqlite:flag.db");
+}
+
+#[test]
+fn a_relay_that_delivers_nowhere_is_a_problem_of_everything_and_not_of_the_database() {
+    let sources = sources("[relay]\nlease = \"5s\"\n", &[("DATABASE_URL", "sqlite:a.db")]);
+    let error = Config::load(&sources, Scope::Everything).unwrap_err().to_string();
+    let help = "help: add a section [destinations.NAME] with `url` and `topics`";
+    assert_eq!(error, format!("relay: no destination is configured\n  {help}"));
+    assert!(Config::load(&sources, Scope::Database).is_ok());
+}
+
+#[test]
 fn a_secret_comes_from_a_file_beside_the_configuration() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("url"), "sqlite:secret.db\n").unwrap();
     let text = "[database]\nurl = { file = \"url\" }\n".to_owned();
     let sources = Sources { file: Some((folder.path().join("relay.toml"), text)), ..Sources::default() };
-    let config = Config::load(&sources, Scope::Everything).unwrap();
+    let config = Config::load(&sources, Scope::Database).unwrap();
     assert_eq!(config.database.url.expose(), "sqlite:secret.db");
 }
 
