@@ -10,6 +10,7 @@ mod dead_letters;
 mod http;
 mod process;
 mod producers;
+mod readme;
 mod sqlite;
 mod store;
 mod tables;
