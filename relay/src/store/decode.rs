@@ -32,8 +32,8 @@ pub(crate) fn headers(text: &str) -> Headers {
         if !HeaderOwner::of(name).is_message() {
             return Headers::Undecodable("a header has a name that is reserved for the relay".into());
         }
-        if value.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
-            return Headers::Undecodable("a header value has a line break or a NUL byte".into());
+        if value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') {
+            return Headers::Undecodable("a header value has a line break or another control character".into());
         }
     }
     Headers::Decoded(decoded)
@@ -105,7 +105,9 @@ mod tests {
             ("{\"Authorization\":\"hunter2\"}", "reserved"),
             ("{\"x-forwarded-for\":\"hunter2\"}", "reserved"),
             ("{\"a\":\"hunter2\\r\\nb: c\"}", "line break"),
-            ("{\"a\":\"hunter2\\u0000\"}", "NUL"),
+            ("{\"a\":\"hunter2\\u0000\"}", "control"),
+            ("{\"a\":\"hunter2\\u007f\"}", "control"),
+            ("{\"a\":\"hunter2\\u001b[2J\"}", "control"),
         ] {
             let reason = reason(text);
             assert!(reason.contains(word), "{text}: {reason}");
