@@ -19,8 +19,10 @@ mod outcome;
 mod relay;
 pub mod retry;
 pub mod route;
+pub mod server;
 pub mod sink;
 pub mod store;
+pub mod telemetry;
 pub mod verdict;
 
 pub use crate::event::Event;

@@ -5,6 +5,7 @@
 
 mod checker;
 mod database;
+mod dead_letters;
 mod http;
 mod process;
 mod producers;

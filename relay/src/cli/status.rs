@@ -20,8 +20,13 @@ pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
         store.status(None).await
     })?;
     let status = status.map_err(|error: StoreError| Failure::from(error))?;
-    global.output().one(&as_text(&status), &as_json(&status))?;
+    show(global, &status)?;
     Ok(Exit::Ok)
+}
+
+/// Writes the figures.
+pub(super) fn show(global: &Global, status: &Status) -> std::io::Result<()> {
+    global.output().one(&as_text(status), &as_json(status))
 }
 
 fn as_text(status: &Status) -> String {
