@@ -7,6 +7,7 @@ mod checker;
 mod database;
 mod dead_letters;
 mod http;
+mod kill;
 mod process;
 mod producers;
 mod sqlite;
