@@ -21,12 +21,12 @@ use crate::config::database_url;
 /// How long a server may take to let us in.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A connection to any of the three databases. Use it with [`with_connection!`].
+/// A connection to any of the three databases. Use it with `with_connection!`.
 pub enum Connection {
     /// PostgreSQL.
-    Postgres(Driven<AsyncConnectionWrapper<AsyncPgConnection>>),
+    Postgres(Box<Driven<AsyncConnectionWrapper<AsyncPgConnection>>>),
     /// MySQL and MariaDB.
-    Mysql(Driven<AsyncConnectionWrapper<AsyncMysqlConnection>>),
+    Mysql(Box<Driven<AsyncConnectionWrapper<AsyncMysqlConnection>>>),
     /// SQLite.
     Sqlite(Box<SqliteConnection>),
 }
@@ -104,8 +104,10 @@ pub(crate) use with_connection;
 pub fn connect(url: &str, missing: Missing) -> Result<Connection, AdminError> {
     let unreachable = |source| AdminError::Unreachable { target: database_url::target(url), source };
     match database_url::database(url).ok_or(AdminError::Unknown)? {
-        Database::Postgres => drive(postgres(url)).map(Connection::Postgres).map_err(unreachable),
-        Database::Mysql => drive(mysql(url)).map(Connection::Mysql).map_err(unreachable),
+        Database::Postgres => {
+            drive(postgres(url)).map(|driven| Connection::Postgres(Box::new(driven))).map_err(unreachable)
+        }
+        Database::Mysql => drive(mysql(url)).map(|driven| Connection::Mysql(Box::new(driven))).map_err(unreachable),
         Database::Sqlite => {
             let path = database_url::sqlite_path(url).ok_or(AdminError::Unknown)?;
             if missing == Missing::Refuse && !Path::new(path).exists() {

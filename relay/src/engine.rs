@@ -194,7 +194,6 @@ impl Engine {
             })
             .collect();
         let lane_by_name = lanes.iter().enumerate().map(|(i, l)| (l.served.name.clone(), i)).collect();
-        let routes = Arc::new(Routes::new(&routing));
         let mut engine = Engine {
             frontier: Frontier::new(store.evidence()),
             store,
@@ -208,8 +207,8 @@ impl Engine {
             epochs: HashMap::new(),
             lanes,
             lane_by_name,
-            routing: Routing::default(),
-            routes,
+            routes: Arc::new(Routes::new(&routing)),
+            routing,
             old_routes: VecDeque::new(),
             hands: Hands::default(),
             feed: feed::Feeding::new(now),
@@ -223,7 +222,8 @@ impl Engine {
             routing_busy: false,
             routing_next: now + ROUTING_PERIOD,
         };
-        engine.adopt_routing(routing, now);
+        engine.tell_unusable();
+        engine.follow_pauses(now);
         engine
     }
 
@@ -458,28 +458,42 @@ impl Engine {
     }
 
     fn adopt_routing(&mut self, routing: Routing, now: Instant) {
-        if routing.version != self.routes.version() || self.routing.destinations.is_empty() {
-            let old = std::mem::replace(&mut self.routes, Arc::new(Routes::new(&routing)));
-            let names = self.routing.destinations.iter().map(|seen| seen.spec.name.clone()).collect();
-            self.old_routes.push_back(OldRoutes { version: old.version(), names, routes: old });
+        let old = std::mem::replace(&mut self.routing, routing);
+        if self.routing.version != self.routes.version() {
+            let routes = std::mem::replace(&mut self.routes, Arc::new(Routes::new(&self.routing)));
+            let names = old.destinations.into_iter().map(|seen| seen.spec.name).collect();
+            self.old_routes.push_back(OldRoutes { version: routes.version(), names, routes });
             if self.old_routes.len() > OLD_ROUTES_MAX {
                 self.old_routes.pop_front();
             }
-            for (destination, error) in self.routes.unusable() {
-                warn!(destination, %error, "a registered pattern cannot be read and matches nothing here");
-            }
+            self.tell_unusable();
             self.due.routes_changed(now);
         }
-        for seen in &routing.destinations {
-            let Some(&lane) = self.lane_by_name.get(&seen.spec.name) else { continue };
-            if let Some(held_for) = seen.held_for {
-                let until = now + held_for;
-                let state = &mut self.lanes[lane];
-                state.held_until = Some(state.held_until.map_or(until, |held| held.max(until)));
-            }
-            self.open_or_close(lane, seen.paused, now);
+        self.follow_pauses(now);
+    }
+
+    fn tell_unusable(&self) {
+        for (destination, error) in self.routes.unusable() {
+            warn!(destination, %error, "a registered pattern cannot be read and matches nothing here");
         }
-        self.routing = routing;
+    }
+
+    /// Opens and closes lanes as the table says.
+    fn follow_pauses(&mut self, now: Instant) {
+        let seen: Vec<(usize, bool, Option<Duration>)> = self
+            .routing
+            .destinations
+            .iter()
+            .filter_map(|seen| Some((*self.lane_by_name.get(&seen.spec.name)?, seen.paused, seen.held_for)))
+            .collect();
+        for (lane, paused, held_for) in seen {
+            if let Some(held_for) = held_for {
+                let until = now + held_for;
+                let held = &mut self.lanes[lane].held_until;
+                *held = Some(held.map_or(until, |held| held.max(until)));
+            }
+            self.open_or_close(lane, paused, now);
+        }
     }
 
     /// Opens or closes a lane as pauses and holds say; a lane that closes gives its messages back as waiting rows.

@@ -36,6 +36,7 @@ use crate::event::{Event, Listener};
 use crate::lane::LaneLimits;
 use crate::membership::{MembershipLoop, Ownership};
 use crate::message::RelayId;
+use crate::outage::Outages;
 use crate::outcome::Policy;
 use crate::retry::RetryPolicy;
 use crate::route::Pattern;
@@ -165,8 +166,7 @@ impl Relay {
 
     /// Delivers until `shutdown` completes; then finishes what is under way, settles, and gives its partitions up.
     ///
-    /// A second completion is not waited for: drop the future to end at once. What was not settled is delivered again
-    /// by the next relay.
+    /// Drop the future to end at once; what was not settled is then delivered again by the next relay.
     ///
     /// # Errors
     /// When the database is not fit at the start. Later outages are survived.
@@ -206,12 +206,18 @@ impl Relay {
     }
 
     async fn work(self, asked: watch::Receiver<Ask>) -> Result<(), RelayError> {
-        loop {
-            match self.live(asked.clone()).await? {
-                End::Stopped | End::Drained => return Ok(()),
-                End::Expelled => {}
+        let mut end = self.live(asked.clone()).await?;
+        let mut outages = Outages::default();
+        while end == End::Expelled && !matches!(*asked.borrow(), Ask::Stop | Ask::Abandon) {
+            match self.live(asked.clone()).await {
+                Ok(next) => end = next,
+                Err(RelayError::Store(error)) if !matches!(error, StoreError::Unsuitable { .. }) => {
+                    tokio::time::sleep(outages.failed("relay_register", &error)).await;
+                }
+                Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 
     /// One life under one identity.

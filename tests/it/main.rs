@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod checker;
+mod cli;
 mod database;
 mod dead_letters;
 mod http;

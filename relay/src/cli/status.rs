@@ -68,7 +68,8 @@ fn as_text(status: &Status) -> String {
             .waiting
             .iter()
             .map(|(destination, state, count)| {
-                let due = status.oldest_due.iter().find(|(name, _)| name == destination);
+                // What is blocked waits for its key, not for a time.
+                let due = status.oldest_due.iter().find(|(name, _)| name == destination && state != "blocked");
                 let due = due.map_or_else(String::new, |(_, age)| ago(*age));
                 vec![named(destination), state.clone(), count.to_string(), due]
             })

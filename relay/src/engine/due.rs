@@ -3,7 +3,7 @@
 //! One look for all lanes. A row stays in hands until a look that began after its settle committed, for the same reason
 //! as a message does.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::feed::doom;
@@ -25,6 +25,8 @@ pub(super) struct DueState {
     unrouted_next: Instant,
     /// The routes changed: every unrouted row is worth a look.
     unrouted_all: bool,
+    /// The unrouted rows this pass has looked at.
+    unrouted_seen: HashSet<i64>,
     safety_next: Instant,
     pass_from: u64,
     pass_empty: bool,
@@ -55,6 +57,7 @@ impl DueState {
             leaving: VecDeque::new(),
             unrouted_next: now,
             unrouted_all: true,
+            unrouted_seen: HashSet::new(),
             safety_next: now,
             pass_from: 0,
             pass_empty: false,
@@ -91,6 +94,7 @@ impl DueState {
 
     pub(super) fn routes_changed(&mut self, now: Instant) {
         self.unrouted_all = true;
+        self.unrouted_seen.clear();
         self.unrouted_next = now;
     }
 
@@ -147,7 +151,7 @@ impl Engine {
     }
 
     pub(super) fn due_wake(&self, now: Instant) -> Instant {
-        if self.due.busy {
+        if self.due.busy || self.due.deferred.is_some() {
             return now + TICK;
         }
         let lanes = self.lanes.iter().filter(|l| l.lane.room_for_rows() > 0).filter_map(|l| l.next_due);
@@ -175,10 +179,11 @@ impl Engine {
         let returned = due.rows.len();
         let mut taken = 0;
         let mut not_yet = vec![false; self.lanes.len()];
-        let mut unrouted = 0;
+        let (mut unrouted_new, mut unrouted_held) = (0, 0);
         for row in due.rows {
             if row.destination.is_empty() {
-                unrouted += 1;
+                unrouted_held += usize::from(self.due.held.contains_key(&row.id));
+                unrouted_new += usize::from(self.due.unrouted_all && self.due.unrouted_seen.insert(row.id));
             }
             if self.due.held.contains_key(&row.id) || !self.owned.contains(row.message.partition_no) {
                 continue;
@@ -196,10 +201,12 @@ impl Engine {
             }
         }
         if self.due.unrouted_all {
-            if unrouted >= UNROUTED_LIMIT {
-                self.due.unrouted_next = now;
+            // Looked at, they stand behind the others: the pass is over when only known ones come.
+            if unrouted_new > 0 || unrouted_held > 0 {
+                self.due.unrouted_next = now + NOT_YET_PAUSE;
             } else {
                 self.due.unrouted_all = false;
+                self.due.unrouted_seen = HashSet::new();
             }
         }
         for ((lane, demand), waiting) in answer.demands.iter().zip(&due.lanes) {
@@ -295,7 +302,7 @@ impl Engine {
                 let state = if self.lane_of(destination).is_some() { State::Overflow } else { State::Unserved };
                 RoutedUnit {
                     destination: self.routing.destinations[destination].spec.name.clone(),
-                    remains: waits(state, row.in_order, DueIn::Pause(Duration::ZERO)),
+                    remains: waits(state, row.in_order && self.keeps_order(destination), DueIn::Pause(Duration::ZERO)),
                 }
             })
             .collect();

@@ -335,7 +335,8 @@ impl Engine {
             }
             info!(message.id = %message.id, destination = %name, "a destination that came meanwhile gets the message too");
             let label = if self.lane_of(destination).is_some() { State::Overflow } else { State::Unserved };
-            let remains = waits(label, true, DueIn::Pause(Duration::ZERO));
+            let in_order = self.keeps_order(destination);
+            let remains = waits(label, in_order, DueIn::Pause(Duration::ZERO));
             moved.units.push(UnitMove { destination: name.clone(), remains });
             if let (Some(lane), Some(key)) = (self.lane_of(destination), &message.ordering_key) {
                 self.lanes[lane].lane.writing_key(key);

@@ -1,8 +1,8 @@
 //! `/livez` and `/readyz`: for whoever starts, stops and replaces relays.
 //!
 //! Alive means that every loop turns. It does not ask the database: restarting a relay repairs no database. Ready means
-//! that this relay could take work now: the database answers, its schema fits, and nobody has asked the relay to stop. A
-//! failing destination is neither.
+//! that this relay could take work now: every loop has begun, the database answers, its schema fits, and nobody has asked
+//! the relay to stop. A failing destination is neither.
 //!
 //! The answers hold no data and no secrets, so they need no authorisation.
 
@@ -39,6 +39,7 @@ pub struct Health {
 struct Watched {
     name: &'static str,
     ticks: Arc<AtomicU64>,
+    first: u64,
     seen: u64,
     turned_at: Instant,
 }
@@ -57,8 +58,8 @@ impl Health {
 
     /// Watches a loop by a number that rises whenever it turns.
     pub fn watch(&self, name: &'static str, ticks: Arc<AtomicU64>) {
-        let seen = ticks.load(Ordering::Relaxed);
-        lock(&self.loops).push(Watched { name, ticks, seen, turned_at: Instant::now() });
+        let first = ticks.load(Ordering::Relaxed);
+        lock(&self.loops).push(Watched { name, ticks, first, seen: first, turned_at: Instant::now() });
     }
 
     /// From now on the relay is not ready.
@@ -93,6 +94,10 @@ impl Health {
     pub async fn ready(&self) -> Result<(), String> {
         if let Some(reason) = lock(&self.draining).clone() {
             return Err(reason);
+        }
+        self.look();
+        if let Some(name) = lock(&self.loops).iter().find(|watched| watched.seen == watched.first).map(|w| w.name) {
+            return Err(format!("starting: {name} has not turned yet"));
         }
         let Some(store) = &self.store else { return Ok(()) };
         // Whoever asks meanwhile waits here, so the database is asked once however often we are.
@@ -193,6 +198,16 @@ mod tests {
             health.look();
         }
         assert_eq!(health.alive(), Err("delivery has not turned for 11 s".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn a_relay_is_not_ready_before_its_loops_have_begun() {
+        let health = Health::new(Duration::from_secs(10), None);
+        let ticks = Arc::new(AtomicU64::new(0));
+        health.watch("delivery", ticks.clone());
+        assert_eq!(health.ready().await, Err("starting: delivery has not turned yet".to_owned()));
+        ticks.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(health.ready().await, Ok(()));
     }
 
     #[tokio::test]
