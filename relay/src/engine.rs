@@ -403,7 +403,15 @@ impl Engine {
 
     /// Drops everything of these partitions and writes nothing about it.
     fn evict(&mut self, lost: PartitionSet) {
+        let next_read = self.feed.next_read();
         for seq in self.hands.in_partitions(lost) {
+            let message = self.hands.message(seq);
+            if let Some(key) = message.and_then(|message| message.ordering_key.clone()) {
+                // A row it was to become is not written by us; its key must not wait for that.
+                for state in &mut self.lanes {
+                    state.lane.written(&key, Some(seq), next_read);
+                }
+            }
             self.hands.drop_held(seq);
         }
         self.due.evict(lost);
