@@ -7,11 +7,12 @@
 //! - At most one message of a key is out at a time.
 //! - A key whose head failed is *parked*: everything that follows becomes a row, nothing of it waits in memory.
 //! - A row never passes an older message of its key that is about to become a row: the table names the head among its rows
-//!   only, and a message waits in memory until each of its destinations has an outcome.
+//!   only, and a message waits in memory until each of its destinations has an outcome. A look at the rows knows of it
+//!   when it began after the commit.
 //! - A key stays parked until the rows that were written for it are known to every look-up of waiting keys: the look-up
 //!   has to begin after the commit. From then on the table answers instead of the gate.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::message::Key;
 
@@ -21,6 +22,8 @@ pub(crate) struct KeyGate<W> {
     keys: HashMap<Key, KeyState<W>>,
     /// Keys that stop being parked once a look-up with this number, or a later one, has answered.
     leaving: VecDeque<(u64, Key)>,
+    /// Messages that have become rows, once a look at the rows with this number, or a later one, has answered.
+    becoming: VecDeque<(u64, Key, i64)>,
     in_line: usize,
 }
 
@@ -32,8 +35,8 @@ struct KeyState<W> {
     line: VecDeque<(i64, W)>,
     /// Rows of this key that are being written.
     unsettled: u32,
-    /// Those of them the table does not have yet, by number.
-    new: BTreeSet<i64>,
+    /// Messages that become rows, by number: the first look that knows the row, once it is written.
+    new: BTreeMap<i64, Option<u64>>,
     /// How many entries in `leaving` name this key.
     leaving: u32,
     /// A dead letter blocks the key and the table does not know yet, or a row is being written.
@@ -42,7 +45,7 @@ struct KeyState<W> {
 
 impl<W> Default for KeyState<W> {
     fn default() -> Self {
-        KeyState { out: false, line: VecDeque::new(), unsettled: 0, new: BTreeSet::new(), leaving: 0, parked: false }
+        KeyState { out: false, line: VecDeque::new(), unsettled: 0, new: BTreeMap::new(), leaving: 0, parked: false }
     }
 }
 
@@ -59,7 +62,7 @@ pub(crate) enum Admission<W> {
 
 impl<W> Default for KeyGate<W> {
     fn default() -> Self {
-        KeyGate { keys: HashMap::new(), leaving: VecDeque::new(), in_line: 0 }
+        KeyGate { keys: HashMap::new(), leaving: VecDeque::new(), becoming: VecDeque::new(), in_line: 0 }
     }
 }
 
@@ -81,11 +84,11 @@ impl<W> KeyGate<W> {
         Admission::InLine
     }
 
-    /// A waiting row asks to pass. The table says it is the head of its key's rows, so only a message that is out stops
-    /// it, or an older one whose row is not written yet.
-    pub(crate) fn admit_row(&mut self, key: &Key, seq: i64) -> bool {
+    /// A waiting row asks to pass. Look number `look` said that it is the head of its key's rows, so only a message that
+    /// is out stops it, or an older one whose row that look did not know.
+    pub(crate) fn admit_row(&mut self, key: &Key, seq: i64, look: u64) -> bool {
         let state = self.keys.entry(key.clone()).or_default();
-        if state.new.first().is_some_and(|older| *older < seq) {
+        if state.new.range(..seq).any(|(_, known)| known.is_none_or(|first| look < first)) {
             return false;
         }
         !std::mem::replace(&mut state.out, true)
@@ -124,16 +127,19 @@ impl<W> KeyGate<W> {
     pub(crate) fn writing(&mut self, key: &Key, new: Option<i64>) {
         let state = self.keys.entry(key.clone()).or_default();
         state.parked = true;
-        if new.is_none_or(|seq| state.new.insert(seq)) {
+        if new.is_none_or(|seq| state.new.insert(seq, None) != Some(None)) {
             state.unsettled += 1;
         }
     }
 
-    /// That row was written, or refused, or never will be. Look-ups numbered `next_read` and later know it.
-    pub(crate) fn written(&mut self, key: &Key, new: Option<i64>, next_read: u64) {
+    /// That row was written, or refused, or never will be. Look-ups numbered `next_read` and later know it, and so do
+    /// looks at the rows numbered `next_look` and later.
+    pub(crate) fn written(&mut self, key: &Key, new: Option<i64>, next_read: u64, next_look: u64) {
         let Some(state) = self.keys.get_mut(key) else { return };
-        if new.is_some_and(|seq| !state.new.remove(&seq)) {
-            return;
+        if let Some(seq) = new {
+            let Some(known @ None) = state.new.get_mut(&seq) else { return };
+            *known = Some(next_look);
+            self.becoming.push_back((next_look, key.clone(), seq));
         }
         state.unsettled = state.unsettled.saturating_sub(1);
         if state.unsettled == 0 {
@@ -156,6 +162,19 @@ impl<W> KeyGate<W> {
         }
     }
 
+    /// Look number `look` at the rows has answered and its answer was acted upon.
+    pub(crate) fn look_done(&mut self, look: u64) {
+        while self.becoming.front().is_some_and(|(at, ..)| *at <= look) {
+            let Some((at, key, seq)) = self.becoming.pop_front() else { return };
+            if let Some(state) = self.keys.get_mut(&key)
+                && state.new.get(&seq) == Some(&Some(at))
+            {
+                state.new.remove(&seq);
+            }
+            self.forget_if_idle(&key);
+        }
+    }
+
     /// Takes out everything that waits in memory, in order within each key; what is out stays out.
     pub(crate) fn drain_lines(&mut self) -> Vec<W> {
         self.in_line = 0;
@@ -173,6 +192,7 @@ impl<W> KeyGate<W> {
             && !state.parked
             && state.line.is_empty()
             && state.leaving == 0
+            && state.new.is_empty()
         {
             self.keys.remove(key);
         }
@@ -212,9 +232,9 @@ mod tests {
         gate.writing(&k, None);
         gate.writing(&k, None);
         assert_eq!(gate.admit(&k, 3, 3), Admission::Parked(3));
-        gate.written(&k, None, 7);
+        gate.written(&k, None, 7, 1);
         assert_eq!(gate.admit(&k, 3, 3), Admission::Parked(3), "one row is not written yet");
-        gate.written(&k, None, 7);
+        gate.written(&k, None, 7, 1);
         gate.read_done(6);
         assert_eq!(gate.admit(&k, 3, 3), Admission::Parked(3), "look-up 6 began before the commit");
         gate.read_done(7);
@@ -226,11 +246,11 @@ mod tests {
         let mut gate = KeyGate::default();
         let k = key("k");
         gate.writing(&k, None);
-        gate.written(&k, None, 2);
+        gate.written(&k, None, 2, 1);
         gate.writing(&k, None);
         gate.read_done(5);
         assert_eq!(gate.admit(&k, 9, ()), Admission::Parked(()));
-        gate.written(&k, None, 6);
+        gate.written(&k, None, 6, 1);
         gate.read_done(6);
         assert_eq!(gate.admit(&k, 9, ()), Admission::Go(()));
     }
@@ -239,10 +259,10 @@ mod tests {
     fn a_row_waits_for_the_message_that_is_out() {
         let mut gate: KeyGate<()> = KeyGate::default();
         let k = key("k");
-        assert!(gate.admit_row(&k, 1));
-        assert!(!gate.admit_row(&k, 1));
+        assert!(gate.admit_row(&k, 1, 0));
+        assert!(!gate.admit_row(&k, 1, 0));
         assert_eq!(gate.passed(&k), None);
-        assert!(gate.admit_row(&k, 1));
+        assert!(gate.admit_row(&k, 1, 0));
     }
 
     #[test]
@@ -252,13 +272,18 @@ mod tests {
         // 5 is still on its way to another destination, so its row comes later than the one of 6.
         gate.writing(&k, Some(5));
         gate.writing(&k, Some(6));
-        gate.written(&k, Some(6), 1);
-        assert!(!gate.admit_row(&k, 6), "5 would be overtaken");
+        gate.written(&k, Some(6), 1, 1);
+        assert!(!gate.admit_row(&k, 6, 1), "5 would be overtaken");
         gate.writing(&k, Some(7));
-        assert!(gate.admit_row(&k, 4), "nothing older is on its way; a stream of younger ones must not stop the head");
+        assert!(
+            gate.admit_row(&k, 4, 1),
+            "nothing older is on its way; a stream of younger ones must not stop the head"
+        );
         gate.passed(&k);
-        gate.written(&k, Some(5), 2);
-        assert!(gate.admit_row(&k, 6), "from now on the table knows who is first");
+        gate.written(&k, Some(5), 2, 3);
+        assert!(!gate.admit_row(&k, 6, 2), "look 2 began before 5 was written and takes 6 for the head");
+        gate.look_done(2);
+        assert!(gate.admit_row(&k, 6, 3), "look 3 knows who is first");
     }
 
     #[test]
@@ -266,12 +291,12 @@ mod tests {
         let mut gate: KeyGate<()> = KeyGate::default();
         let k = key("k");
         gate.writing(&k, Some(5));
-        gate.written(&k, Some(5), 1);
+        gate.written(&k, Some(5), 1, 1);
         // Its partition was lost while it was being written: the answer comes all the same.
-        gate.written(&k, Some(5), 1);
+        gate.written(&k, Some(5), 1, 1);
         gate.read_done(1);
-        assert!(!gate.is_parked(&k));
-        assert!(gate.admit_row(&k, 6));
+        gate.look_done(1);
+        assert!(gate.keys.is_empty());
     }
 
     #[test]
@@ -281,10 +306,11 @@ mod tests {
             let k = key(&n.to_string());
             let _ = gate.admit(&k, n, ());
             gate.passed(&k);
-            gate.writing(&k, None);
-            gate.written(&k, None, 1);
+            gate.writing(&k, Some(n));
+            gate.written(&k, Some(n), 1, 1);
         }
         gate.read_done(1);
+        gate.look_done(1);
         assert!(gate.keys.is_empty());
     }
 }

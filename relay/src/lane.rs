@@ -105,10 +105,10 @@ impl Lane {
         None
     }
 
-    /// A waiting row that is due arrives. False: not now, its key is out; it will be read again.
-    pub(crate) fn offer_row(&mut self, work: Work) -> bool {
+    /// A waiting row that look number `look` found due arrives. False: not now, its key is out; it will be read again.
+    pub(crate) fn offer_row(&mut self, work: Work, look: u64) -> bool {
         if let Some(key) = self.key_of(&work)
-            && !self.gate.admit_row(&key, work.message.seq)
+            && !self.gate.admit_row(&key, work.message.seq, look)
         {
             return false;
         }
@@ -160,17 +160,22 @@ impl Lane {
         }
     }
 
-    /// That row was written or refused, or never will be; look-ups numbered `next_read` and later know it. `new` is the
-    /// number of a message that had no row before.
-    pub(crate) fn written(&mut self, key: &Key, new: Option<Seq>, next_read: u64) {
+    /// That row was written or refused, or never will be; look-ups numbered `next_read` and looks numbered `next_look`, and
+    /// later ones, know it. `new` is the number of a message that had no row before.
+    pub(crate) fn written(&mut self, key: &Key, new: Option<Seq>, next_read: u64, next_look: u64) {
         if self.limits.keyed {
-            self.gate.written(key, new, next_read);
+            self.gate.written(key, new, next_read, next_look);
         }
     }
 
     /// Look-up number `read` was acted upon.
     pub(crate) fn read_done(&mut self, read: u64) {
         self.gate.read_done(read);
+    }
+
+    /// Look number `look` at the waiting rows was acted upon.
+    pub(crate) fn look_done(&mut self, look: u64) {
+        self.gate.look_done(look);
     }
 
     /// True when a message of this key would have to become a row.

@@ -412,11 +412,12 @@ impl Engine {
         if matches!(remains, Remains::Waits(_)) || parks {
             self.occupy(destination, now);
         }
+        let next_look = self.due.next_number();
         let state = &mut self.lanes[lane];
         if let Some((key, new)) = key
             && parks
         {
-            state.lane.written(key, new, next_read);
+            state.lane.written(key, new, next_read, next_look);
         }
         state.next_due = [state.next_due, due].into_iter().flatten().min();
     }
