@@ -415,7 +415,15 @@ impl Engine {
 
     /// Drops everything of these partitions and writes nothing about it.
     fn evict(&mut self, lost: PartitionSet) {
+        let (next_read, next_look) = (self.feed.next_read(), self.due.next_number());
         for seq in self.hands.in_partitions(lost) {
+            let message = self.hands.message(seq);
+            if let Some(key) = message.and_then(|message| message.ordering_key.clone()) {
+                // A row it was to become is not written by us; its key must not wait for that.
+                for state in &mut self.lanes {
+                    state.lane.written(&key, Some(seq), next_read, next_look);
+                }
+            }
             self.hands.drop_held(seq);
         }
         self.due.evict(lost);
@@ -430,7 +438,8 @@ impl Engine {
                     // Its key cannot be parked: then it would have been a row already.
                     let _ = state.lane.offer(work);
                 } else if let crate::lane::Origin::Waiting(id) = work.origin {
-                    if !state.lane.offer_row(work) {
+                    // Which look brought it is forgotten; refused, it is read again.
+                    if !state.lane.offer_row(work, 0) {
                         self.due.forget(id);
                     }
                 }

@@ -8,6 +8,7 @@ mod cli;
 mod database;
 mod dead_letters;
 mod http;
+mod kill;
 mod process;
 mod producers;
 mod sqlite;
