@@ -14,6 +14,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use diesel::Connection;
@@ -145,14 +146,17 @@ impl Storm {
     }
 
     /// The whole run.
-    fn rage(self: &Arc<Storm>, configuration: &str) {
+    fn rage(&self, configuration: &str) {
+        std::thread::scope(|scope| {
+            // A failure ends the producers too: they are waited for, and the database goes with them.
+            let _calm = Calm(&self.calm);
+            let producers = (0..PRODUCERS).map(|number| scope.spawn(move || self.produce(number))).collect();
+            self.rage_under_load(configuration, producers);
+        });
+    }
+
+    fn rage_under_load(&self, configuration: &str, producers: Vec<ScopedJoinHandle<'_, u64>>) {
         let mut dice = SmallRng::seed_from_u64(self.seed.wrapping_add(1));
-        let producers: Vec<_> = (0..PRODUCERS)
-            .map(|number| {
-                let storm = self.clone();
-                std::thread::spawn(move || storm.produce(number))
-            })
-            .collect();
         let (mut kills, mut repeats_max, mut resumed) = (0, 0, Vec::new());
         while kills < KILLS {
             let mut relay = self.start(configuration);
@@ -395,6 +399,15 @@ impl Storm {
             }
             Err(error) => panic!("a producer failed: {error}"),
         }
+    }
+}
+
+/// Ends the producers when it is dropped.
+struct Calm<'a>(&'a AtomicBool);
+
+impl Drop for Calm<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
