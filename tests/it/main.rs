@@ -5,6 +5,7 @@
 
 mod checker;
 mod database;
+mod delivery;
 mod http;
 mod process;
 mod producers;
