@@ -11,6 +11,23 @@
 //!   another dead letter blocks that key.
 //! - Every change leaves one audit row per letter, by the database's clock.
 //!
+//! ```
+//! # use diesel::prelude::*;
+//! use outbox::dead_letters::{self, By, Filter};
+//!
+//! # let mut conn = SqliteConnection::establish(":memory:")?;
+//! # outbox::migrations::run(&mut conn)?;
+//! let lately = Filter { destination: Some("billing".to_owned()), ..Filter::default() };
+//! for letter in dead_letters::list(&mut conn, &lately, 50)? {
+//!     println!("{}: {} after {} attempts", letter.id, letter.reason, letter.attempts);
+//! }
+//! let ids = dead_letters::ids(&mut conn, &lately, 200)?;
+//! let by = By { actor: "ada".to_owned(), reason: Some("billing is back".to_owned()) };
+//! let outcome = dead_letters::redrive(&mut conn, &ids, &by)?;
+//! println!("{} are sent again", outcome.done.len());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Absent: editing. A message never changes; what has to be different is a new message.
 
 use std::fmt;
@@ -330,8 +347,9 @@ where
         let mut insert =
             Statement::new("-- audit_insert\nINSERT INTO outbox_audit (actor, action, target, reason) VALUES ");
         for (n, letter) in some.iter().enumerate() {
-            let target =
-                format!("dead letter {}, message {}, destination {}", letter.id, letter.message_id, letter.destination);
+            // Written as people see the id elsewhere, whatever the database makes of it.
+            let message = Uuid::parse_str(&letter.message_id).map_err(unreadable)?;
+            let target = format!("dead letter {}, message {}, destination {}", letter.id, message, letter.destination);
             insert = insert.sql(if n == 0 { "(" } else { ", (" }).text(&by.actor).sql(", ").text(action);
             insert = insert.sql(", ").text(&target).sql(", ");
             insert = match &by.reason {

@@ -7,22 +7,26 @@
 //! Must not be called on a thread that runs a tokio runtime; use `spawn_blocking` there.
 
 use std::path::Path;
+use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
-use diesel::{Connection as _, ConnectionError, SqliteConnection};
+use diesel::{Connection as _, SqliteConnection};
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
-use diesel_async::{AsyncMysqlConnection, AsyncPgConnection};
+use diesel_async::{AsyncConnection as _, AsyncMysqlConnection, AsyncPgConnection};
 use outbox::Database;
 use tokio::runtime::Runtime;
 
 use crate::config::database_url;
 
-/// A connection to any of the three databases. Use it with [`with_connection!`].
+/// How long a server may take to let us in.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A connection to any of the three databases. Use it with `with_connection!`.
 pub enum Connection {
     /// PostgreSQL.
-    Postgres(Driven<AsyncConnectionWrapper<AsyncPgConnection>>),
+    Postgres(Box<Driven<AsyncConnectionWrapper<AsyncPgConnection>>>),
     /// MySQL and MariaDB.
-    Mysql(Driven<AsyncConnectionWrapper<AsyncMysqlConnection>>),
+    Mysql(Box<Driven<AsyncConnectionWrapper<AsyncMysqlConnection>>>),
     /// SQLite.
     Sqlite(Box<SqliteConnection>),
 }
@@ -53,7 +57,7 @@ pub enum AdminError {
         target: String,
         /// What the driver said.
         #[source]
-        source: ConnectionError,
+        source: Cause,
     },
     /// The url names no database we know.
     #[error(
@@ -68,9 +72,6 @@ pub enum AdminError {
         /// The file.
         path: String,
     },
-    /// The runtime for the connection could not be started.
-    #[error("the runtime for a connection cannot start")]
-    Runtime(#[source] std::io::Error),
 }
 
 /// Runs the same code with whichever connection is inside.
@@ -103,32 +104,53 @@ pub(crate) use with_connection;
 pub fn connect(url: &str, missing: Missing) -> Result<Connection, AdminError> {
     let unreachable = |source| AdminError::Unreachable { target: database_url::target(url), source };
     match database_url::database(url).ok_or(AdminError::Unknown)? {
-        Database::Postgres => Ok(Connection::Postgres(drive(url)?.map_err(unreachable)?)),
-        Database::Mysql => Ok(Connection::Mysql(drive(url)?.map_err(unreachable)?)),
+        Database::Postgres => {
+            drive(postgres(url)).map(|driven| Connection::Postgres(Box::new(driven))).map_err(unreachable)
+        }
+        Database::Mysql => drive(mysql(url)).map(|driven| Connection::Mysql(Box::new(driven))).map_err(unreachable),
         Database::Sqlite => {
             let path = database_url::sqlite_path(url).ok_or(AdminError::Unknown)?;
             if missing == Missing::Refuse && !Path::new(path).exists() {
                 return Err(AdminError::NoFile { path: path.to_owned() });
             }
-            let mut conn = SqliteConnection::establish(path).map_err(unreachable)?;
-            // Another process may be writing: wait for it. What we write must survive a power cut.
-            conn.batch_execute("PRAGMA busy_timeout = 30000; PRAGMA synchronous = FULL")
-                .map_err(|error| unreachable(ConnectionError::CouldntSetupConfiguration(error)))?;
-            Ok(Connection::Sqlite(Box::new(conn)))
+            sqlite(path).map(|conn| Connection::Sqlite(Box::new(conn))).map_err(unreachable)
         }
     }
 }
 
-/// Connects on a runtime of its own. The inner error is the connection's.
-fn drive<C: diesel::Connection>(url: &str) -> Result<Result<Driven<C>, ConnectionError>, AdminError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .map_err(AdminError::Runtime)?;
-    // The wrapper picks up the runtime it is made in; its own would have no timers, which drivers need for time limits.
+/// Connects on a runtime of its own, in which the connection then lives.
+///
+/// The wrapper picks up the runtime it is made in; its own would have no timers, which drivers need for time limits.
+fn drive<C, F>(connect: F) -> Result<Driven<AsyncConnectionWrapper<C>>, Cause>
+where
+    C: diesel_async::AsyncConnection,
+    F: Future<Output = Result<C, Cause>>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let conn = runtime.block_on(async { tokio::time::timeout(PATIENCE, connect).await })??;
     let entered = runtime.enter();
-    let conn = C::establish(url);
+    let conn = AsyncConnectionWrapper::from(conn);
     drop(entered);
-    Ok(conn.map(|conn| Driven { conn, _runtime: runtime }))
+    Ok(Driven { conn, _runtime: runtime })
 }
+
+/// diesel's own way of connecting keeps only the first words of an error, so that "connection refused" is lost.
+async fn postgres(url: &str) -> Result<AsyncPgConnection, Cause> {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+    Ok(AsyncPgConnection::try_from_client_and_connection(client, connection).await?)
+}
+
+async fn mysql(url: &str) -> Result<AsyncMysqlConnection, Cause> {
+    // The driver knows its database by one name only.
+    let url = url.strip_prefix("mariadb:").map_or_else(|| url.to_owned(), |rest| format!("mysql:{rest}"));
+    Ok(AsyncMysqlConnection::establish(&url).await?)
+}
+
+fn sqlite(path: &str) -> Result<SqliteConnection, Cause> {
+    let mut conn = SqliteConnection::establish(path)?;
+    // Another process may be writing: wait for it. What we write must survive a power cut.
+    conn.batch_execute("PRAGMA busy_timeout = 30000; PRAGMA synchronous = FULL")?;
+    Ok(conn)
+}
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;

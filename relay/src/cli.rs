@@ -130,7 +130,7 @@ fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Migrate { command } => migrate::run(&global, &command),
         Command::Check(check) => check::run(&global, &check),
         Command::Status => status::run(&global),
-        Command::Dead { command } => dead::run(&global, command),
+        Command::Dead { command } => dead::dispatch(&global, command),
         Command::Bench { command: Bench::Drain(drain) } => bench::drain(&global.output(), &drain),
     }
 }

@@ -58,7 +58,7 @@ pub(crate) struct Pace {
 #[derive(Clone)]
 pub(crate) struct Served {
     /// Its name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Speaks to it.
     pub sink: Arc<dyn Sink>,
     /// How many at a time, and whether in order.
@@ -193,8 +193,7 @@ impl Engine {
                 closed_reason: None,
             })
             .collect();
-        let lane_by_name = lanes.iter().enumerate().map(|(i, l)| (l.served.name.clone(), i)).collect();
-        let routes = Arc::new(Routes::new(&routing));
+        let lane_by_name = lanes.iter().enumerate().map(|(i, l)| (l.served.name.to_string(), i)).collect();
         let mut engine = Engine {
             frontier: Frontier::new(store.evidence()),
             store,
@@ -208,8 +207,8 @@ impl Engine {
             epochs: HashMap::new(),
             lanes,
             lane_by_name,
-            routing: Routing::default(),
-            routes,
+            routes: Arc::new(Routes::new(&routing)),
+            routing,
             old_routes: VecDeque::new(),
             hands: Hands::default(),
             feed: feed::Feeding::new(now),
@@ -223,7 +222,8 @@ impl Engine {
             routing_busy: false,
             routing_next: now + ROUTING_PERIOD,
         };
-        engine.adopt_routing(routing, now);
+        engine.tell_unusable();
+        engine.follow_pauses(now);
         engine
     }
 
@@ -261,8 +261,13 @@ impl Engine {
         self.start_routing(now);
     }
 
-    /// Waits for the next answer, judged attempt, change or deadline, and acts upon all that came together.
+    /// Acts upon every answer and judged attempt that is there; waits for the next one when there is none.
+    ///
+    /// What came together is taken in one round: fewer, larger settles.
     async fn wait(&mut self, now: Instant) {
+        if self.take_ready() {
+            return;
+        }
         let until = self.next_wake(now);
         tokio::select! {
             biased;
@@ -272,13 +277,20 @@ impl Engine {
             _ = self.ask.changed() => {}
             () = tokio::time::sleep_until(until.into()) => {}
         }
-        // Whatever else is there already is taken in the same round: fewer, larger settles.
+        self.take_ready();
+    }
+
+    fn take_ready(&mut self) -> bool {
+        let mut any = false;
         while let Some(joined) = self.attempts.try_join_next_with_id() {
             self.judged(joined);
+            any = true;
         }
         while let Ok(answer) = self.inbox.try_recv() {
             self.take(answer);
+            any = true;
         }
+        any
     }
 
     fn take(&mut self, answer: Answer) {
@@ -403,7 +415,15 @@ impl Engine {
 
     /// Drops everything of these partitions and writes nothing about it.
     fn evict(&mut self, lost: PartitionSet) {
+        let (next_read, next_look) = (self.feed.next_read(), self.due.next_number());
         for seq in self.hands.in_partitions(lost) {
+            let message = self.hands.message(seq);
+            if let Some(key) = message.and_then(|message| message.ordering_key.clone()) {
+                // A row it was to become is not written by us; its key must not wait for that.
+                for state in &mut self.lanes {
+                    state.lane.written(&key, Some(seq), next_read, next_look);
+                }
+            }
             self.hands.drop_held(seq);
         }
         self.due.evict(lost);
@@ -418,7 +438,8 @@ impl Engine {
                     // Its key cannot be parked: then it would have been a row already.
                     let _ = state.lane.offer(work);
                 } else if let crate::lane::Origin::Waiting(id) = work.origin {
-                    if !state.lane.offer_row(work) {
+                    // Which look brought it is forgotten; refused, it is read again.
+                    if !state.lane.offer_row(work, 0) {
                         self.due.forget(id);
                     }
                 }
@@ -458,28 +479,42 @@ impl Engine {
     }
 
     fn adopt_routing(&mut self, routing: Routing, now: Instant) {
-        if routing.version != self.routes.version() || self.routing.destinations.is_empty() {
-            let old = std::mem::replace(&mut self.routes, Arc::new(Routes::new(&routing)));
-            let names = self.routing.destinations.iter().map(|seen| seen.spec.name.clone()).collect();
-            self.old_routes.push_back(OldRoutes { version: old.version(), names, routes: old });
+        let old = std::mem::replace(&mut self.routing, routing);
+        if self.routing.version != self.routes.version() {
+            let routes = std::mem::replace(&mut self.routes, Arc::new(Routes::new(&self.routing)));
+            let names = old.destinations.into_iter().map(|seen| seen.spec.name).collect();
+            self.old_routes.push_back(OldRoutes { version: routes.version(), names, routes });
             if self.old_routes.len() > OLD_ROUTES_MAX {
                 self.old_routes.pop_front();
             }
-            for (destination, error) in self.routes.unusable() {
-                warn!(destination, %error, "a registered pattern cannot be read and matches nothing here");
-            }
+            self.tell_unusable();
             self.due.routes_changed(now);
         }
-        for seen in &routing.destinations {
-            let Some(&lane) = self.lane_by_name.get(&seen.spec.name) else { continue };
-            if let Some(held_for) = seen.held_for {
-                let until = now + held_for;
-                let state = &mut self.lanes[lane];
-                state.held_until = Some(state.held_until.map_or(until, |held| held.max(until)));
-            }
-            self.open_or_close(lane, seen.paused, now);
+        self.follow_pauses(now);
+    }
+
+    fn tell_unusable(&self) {
+        for (destination, error) in self.routes.unusable() {
+            warn!(destination, %error, "a registered pattern cannot be read and matches nothing here");
         }
-        self.routing = routing;
+    }
+
+    /// Opens and closes lanes as the table says.
+    fn follow_pauses(&mut self, now: Instant) {
+        let seen: Vec<(usize, bool, Option<Duration>)> = self
+            .routing
+            .destinations
+            .iter()
+            .filter_map(|seen| Some((*self.lane_by_name.get(&seen.spec.name)?, seen.paused, seen.held_for)))
+            .collect();
+        for (lane, paused, held_for) in seen {
+            if let Some(held_for) = held_for {
+                let until = now + held_for;
+                let held = &mut self.lanes[lane].held_until;
+                *held = Some(held.map_or(until, |held| held.max(until)));
+            }
+            self.open_or_close(lane, paused, now);
+        }
     }
 
     /// Opens or closes a lane as pauses and holds say; a lane that closes gives its messages back as waiting rows.
@@ -515,7 +550,7 @@ impl Engine {
 
     fn is_paused(&self, lane: usize) -> bool {
         let name = &self.lanes[lane].served.name;
-        self.routing.destinations.iter().any(|seen| seen.spec.name == *name && seen.paused)
+        self.routing.destinations.iter().any(|seen| *seen.spec.name == **name && seen.paused)
     }
 }
 

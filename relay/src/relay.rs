@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::engine::{Ask, End, Engine, Pace, Served};
@@ -36,6 +37,7 @@ use crate::event::{Event, Listener};
 use crate::lane::LaneLimits;
 use crate::membership::{MembershipLoop, Ownership};
 use crate::message::RelayId;
+use crate::outage::Outages;
 use crate::outcome::Policy;
 use crate::retry::RetryPolicy;
 use crate::route::Pattern;
@@ -165,8 +167,7 @@ impl Relay {
 
     /// Delivers until `shutdown` completes; then finishes what is under way, settles, and gives its partitions up.
     ///
-    /// A second completion is not waited for: drop the future to end at once. What was not settled is delivered again
-    /// by the next relay.
+    /// Drop the future to end at once; what was not settled is then delivered again by the next relay.
     ///
     /// # Errors
     /// When the database is not fit at the start. Later outages are survived.
@@ -206,12 +207,18 @@ impl Relay {
     }
 
     async fn work(self, asked: watch::Receiver<Ask>) -> Result<(), RelayError> {
-        loop {
-            match self.live(asked.clone()).await? {
-                End::Stopped | End::Drained => return Ok(()),
-                End::Expelled => {}
+        let mut end = self.live(asked.clone()).await?;
+        let mut outages = Outages::default();
+        while end == End::Expelled && !matches!(*asked.borrow(), Ask::Stop | Ask::Abandon) {
+            match self.live(asked.clone()).await {
+                Ok(next) => end = next,
+                Err(RelayError::Store(error)) if !matches!(error, StoreError::Unsuitable { .. }) => {
+                    tokio::time::sleep(outages.failed("relay_register", &error)).await;
+                }
+                Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 
     /// One life under one identity.
@@ -251,7 +258,14 @@ impl Relay {
             self.listener.clone(),
             self.ticks.clone(),
         );
-        let end = engine.run().await;
+        // On a worker of its own, not on the thread that waits for it; it ends with this future.
+        let mut engine_task = JoinSet::new();
+        engine_task.spawn(engine.run());
+        let end = match engine_task.join_next().await {
+            Some(Ok(end)) => end,
+            Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Some(Err(_)) | None => End::Stopped,
+        };
         let _ = stop.send(true);
         // A renewal under way must not bring back what is given up next.
         let _ = membership.await;
@@ -391,7 +405,7 @@ impl RelayBuilder {
                 ordering: settings.ordering.as_str().to_owned(),
             };
             let served = Served {
-                name: settings.name,
+                name: settings.name.into(),
                 sink,
                 limits: LaneLimits { concurrency, queue_max: self.pace.in_hands, keyed },
                 policy: Policy {

@@ -3,6 +3,7 @@
 //! A sink makes one attempt and judges it. It knows the message and the wire; it knows nothing of rows, partitions or
 //! what happens next, never tries twice, and never fails: whatever goes wrong is a verdict.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,7 +31,7 @@ pub trait Sink: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub struct Attempt {
     /// The destination's name.
-    pub destination: String,
+    pub destination: Arc<str>,
     /// Which attempt this is, from 1.
     pub number: u32,
     /// How long it may take.

@@ -41,7 +41,7 @@ fn waiting_for_a_line_fails_at_once_when_the_process_ends() {
 fn dropped_process_is_killed() {
     let process = Process::start(shell("echo up; exec sleep 1000"));
     process.wait_for_line("up", LIMIT);
-    let alive = |id: u32| Command::new("kill").args(["-0", &id.to_string()]).output().unwrap().status.success();
+    let alive = |id: u32| shell(&format!("kill -0 {id}")).output().unwrap().status.success();
     let id = process.id();
     assert!(alive(id));
     drop(process);

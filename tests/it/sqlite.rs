@@ -60,7 +60,7 @@ async fn files_that_are_no_outbox_are_refused_with_help() {
     let database = TestDatabase::create(Kind::Sqlite);
     database.exec("CREATE TABLE orders (id INTEGER PRIMARY KEY)");
     let (what, help) = problem(store(&database).await.verify().await);
-    assert!(what.contains("no outbox tables") && help.contains("relay migrate up"), "{what} {help}");
+    assert!(what.contains("tables are missing") && help.contains("relay migrate up"), "{what} {help}");
 
     let database = TestDatabase::with_schema(Kind::Sqlite);
     database.exec("UPDATE outbox_meta SET schema_version = 2");
@@ -105,7 +105,7 @@ async fn a_file_put_in_its_place_is_another_incarnation() {
     let after = poll_from(&*store, 0).await;
     assert_ne!(after.incarnation, before.incarnation);
     assert_eq!(after.from_tail.len(), 3);
-    // Closing the old file would have deleted the log of the new one.
+    // The log beside the file belongs to the new one: closing the old one has not touched it.
     assert!(beside(database.path(), "-wal").exists());
     assert_eq!(store.destination_read(None).await.unwrap().version, 7);
     // The writing connection follows too.

@@ -13,6 +13,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use diesel::connection::SimpleConnection;
 use diesel::deserialize::QueryableByName;
@@ -107,7 +108,10 @@ impl TestDatabase {
                 let name = format!("outbox_test_{:016x}", rand::random::<u64>());
                 let created = match kind {
                     Kind::Postgres => on_postgres(&server, &format!("CREATE DATABASE {name}")),
-                    _ => on_mariadb(&server, &format!("CREATE DATABASE {name}")),
+                    _ => {
+                        CLIENT_READS_TEXT.call_once(|| check_mariadb_client(&server));
+                        on_mariadb(&server, &format!("CREATE DATABASE {name}"))
+                    }
                 };
                 created.unwrap_or_else(|error| panic!("cannot create a database on {kind} at `{server}`: {error}"));
                 TestDatabase { kind, url: with_database(&server, &name), place: Place::Server { name } }
@@ -264,6 +268,21 @@ fn on_postgres(server: &str, sql: &str) -> Result<(), Box<dyn std::error::Error>
 
 fn on_mariadb(server: &str, sql: &str) -> Result<(), Box<dyn std::error::Error>> {
     Ok(MysqlConnection::establish(server)?.batch_execute(sql)?)
+}
+
+static CLIENT_READS_TEXT: Once = Once::new();
+
+/// Some releases of MariaDB's C client (Debian's 10.11.18 among them) return the first longer text of a result as
+/// empty; see CONC-821 there and #5091 of diesel. Said once and plainly here, rather than by odd failures elsewhere.
+fn check_mariadb_client(server: &str) {
+    let Ok(mut conn) = MysqlConnection::establish(server) else { return };
+    let rows: QueryResult<Vec<Line>> = sql_query("SELECT repeat('x', 100) AS value").load(&mut conn);
+    let value = rows.ok().and_then(|mut rows| rows.pop()).and_then(|row| row.value);
+    assert!(
+        value.is_some_and(|value| value.len() == 100),
+        "this machine's libmariadb loses text (its bug CONC-821), so nothing read through it can be trusted.\n  help: \
+         upgrade it; on Debian 12: `apt-get update && apt-get install libmariadb3` gives 10.11.19 or later"
+    );
 }
 
 /// DROP DATABASE waits for every transaction that touched one of its tables, so those who are left must go first.

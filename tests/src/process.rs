@@ -1,12 +1,12 @@
 //! Real processes: started, listened to, signalled and never left behind.
 //!
-//! [`Process`] works with any program; [`relay`] is the command of this project's daemon. Everything is synchronous,
+//! [`Process`] works with any program; [`relay()`] is the command of this project's daemon. Everything is synchronous,
 //! reads both outputs on threads of their own, and waits with a limit: when that is reached the test fails with all
 //! that was said so far. Dropping a process kills it.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -46,12 +46,13 @@ where
 
 /// An address on this machine that nobody listens on at the moment.
 ///
-/// Below the ports a system gives to outgoing connections: one of those may be taken by a neighbour's connection before
-/// the caller comes to listen, which happened.
+/// Below the ports a system gives to outgoing connections, so that no neighbour's connection takes it before the caller
+/// comes to listen. Found by calling rather than by listening: a process started meanwhile by another test holds every
+/// open listener until it has become its program, and the port would be busy for that long.
 pub fn free_address() -> SocketAddr {
     loop {
-        let address = SocketAddr::from(([127, 0, 0, 1], rand::random_range(10_000..20_000)));
-        if TcpListener::bind(address).is_ok() {
+        let address = SocketAddr::from(([127, 0, 0, 1], rand::random_range(10_000..16_000)));
+        if TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() {
             return address;
         }
     }
@@ -77,12 +78,12 @@ pub enum Signal {
 impl Signal {
     fn name(self) -> &'static str {
         match self {
-            Signal::Term => "-TERM",
-            Signal::Int => "-INT",
-            Signal::Hup => "-HUP",
-            Signal::Stop => "-STOP",
-            Signal::Cont => "-CONT",
-            Signal::Kill => "-KILL",
+            Signal::Term => "TERM",
+            Signal::Int => "INT",
+            Signal::Hup => "HUP",
+            Signal::Stop => "STOP",
+            Signal::Cont => "CONT",
+            Signal::Kill => "KILL",
         }
     }
 }
@@ -215,8 +216,9 @@ impl Process {
 
     /// Sends a signal. The process is our child and not waited for yet, so the number is still its own.
     pub fn signal(&self, signal: Signal) {
-        let sent = Command::new("kill").arg(signal.name()).arg(self.id().to_string()).status();
-        let sent = sent.expect("every system we test on has a `kill`");
+        // The shell's own `kill`: as a program it is missing on small systems.
+        let sent = Command::new("sh").args(["-c", &format!("kill -{} {}", signal.name(), self.id())]).status();
+        let sent = sent.expect("every system we test on has a shell");
         assert!(sent.success(), "`{}` could not be sent {signal:?}; it said:\n{}", self.name, self.output());
     }
 

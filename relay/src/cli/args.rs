@@ -36,7 +36,7 @@ pub(super) struct Arguments {
 #[command(next_help_heading = "Global options")]
 pub(super) struct Global {
     /// The configuration; without it `relay.toml` in this folder, if there is one
-    #[arg(short = 'c', long, global = true, value_name = "FILE", env = "RELAY_CONFIG")]
+    #[arg(short = 'c', long, global = true, value_name = "FILE", env = "RELAY_CONFIG", hide_env_values = true)]
     pub(super) config: Option<PathBuf>,
     /// The database: postgres://…, mysql://… or sqlite:PATH
     #[arg(long, global = true, value_name = "URL")]

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::args::{Dead, DeadFilter, DeadSelection, Global};
 use super::output::{Format, say, shortened, table, visible};
-use super::{Exit, Failure, ask, settings};
+use super::{Exit, Failure, ask, block_on, run, settings};
 use crate::admin::{self, Connection, Missing, with_connection};
 use crate::config::Scope;
 use crate::duration;
@@ -18,7 +18,7 @@ const SHOWN: u32 = 50;
 const AT_ONCE: usize = 200;
 
 /// Runs one of the `dead` commands.
-pub(super) fn run(global: &Global, command: Dead) -> Result<Exit, Failure> {
+pub(super) fn dispatch(global: &Global, command: Dead) -> Result<Exit, Failure> {
     match command {
         Dead::List(filter) => list(global, &filter),
         Dead::Show { id } => show(global, id),
@@ -223,15 +223,9 @@ fn told(global: &Global, change: &Change, outcome: &Outcome, stopped: Option<Fai
 
 fn connect(global: &Global) -> Result<Connection, Failure> {
     let config = settings::load(global, Scope::Database)?;
-    let mut conn = admin::connect(config.database.url.expose(), Missing::Refuse)?;
-    let has_schema = with_connection!(&mut conn, conn => outbox::migrations::status(conn))?
-        .iter()
-        .any(outbox::migrations::MigrationStatus::is_applied);
-    if has_schema {
-        return Ok(conn);
-    }
-    let target = crate::config::database_url::target(config.database.url.expose());
-    Err(Failure::new(Exit::Database, format!("relay: there is no outbox in {target}\n  help: run `relay migrate up`")))
+    // The relay's own look at the schema: what it would not work on is not changed by hand either.
+    block_on(async { run::open_store(&config).await?.verify().await })??;
+    Ok(admin::connect(config.database.url.expose(), Missing::Refuse)?)
 }
 
 fn understood(filter: &DeadFilter) -> Result<Filter, Failure> {

@@ -1,80 +1,141 @@
 //! `relay run`: the daemon.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{info, warn};
 
 use super::args::{Global, Run};
 use super::output::say;
-use super::{Exit, Failure, settings};
+use super::{Exit, Failure, settings, status};
 use crate::admin::{self, Missing, with_connection};
-use crate::config::{Config, Migrate, Scope};
+use crate::config::{Config, Destination, Migrate, Scope};
 use crate::relay::{Relay, RelayError, shutdown_signal};
+use crate::server::health::{self, Health};
 use crate::sink::http::Http;
 use crate::store::open::{StoreOptions, open};
 use crate::store::{Store, StoreError};
+use crate::telemetry;
+
+/// A loop that has not turned for so many leases is stuck.
+const STALL_LEASES: u32 = 3;
 
 /// Runs until told to stop, or until nothing is left to do.
 pub(super) fn run(global: &Global, run: &Run) -> Result<Exit, Failure> {
     let config = settings::load(global, Scope::Everything)?;
+    if config.destinations.is_empty() {
+        let help = "add a section [destinations.NAME] with `url` and `topics`";
+        return Err(Failure::new(Exit::Config, format!("relay: no destination is configured\n  help: {help}")));
+    }
+    telemetry::start();
     if config.database.migrate == Migrate::Auto {
-        let mut conn = admin::connect(config.database.url.expose(), Missing::Create)?;
-        with_connection!(&mut conn, conn => outbox::migrations::run(conn))?;
+        migrate(&config)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, format!("relay: the runtime cannot start: {error}")))?;
-    let exit = runtime.block_on(deliver(&config, run.drain));
-    // Attempts that outlived the grace are not waited for a second time.
-    runtime.shutdown_background();
-    exit
+    let ended = runtime.block_on(async {
+        let relay = relay(&config).await?;
+        if run.drain { drain(global, relay).await } else { serve(&config, relay).await }
+    });
+    // What an aborted attempt left on the blocking threads must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
 }
 
-async fn deliver(config: &Config, drain: bool) -> Result<Exit, Failure> {
-    let relay = build(config).await?;
-    if drain {
-        let drained = tokio::select! {
-            drained = relay.drain() => drained?,
-            () = shutdown_signal() => {
-                say("relay: stopped before the drain was done");
-                return Ok(Exit::Partly);
-            }
-        };
-        let status = &drained.status;
-        let waiting: i64 = status.waiting.iter().map(|(_, _, count)| count).sum();
-        let dead: i64 = status.dead.iter().map(|(_, _, count)| count).sum();
-        say(&format!("drained; left behind: {} pending, {waiting} waiting, {dead} dead letters", status.pending));
-        return Ok(if drained.is_clean() { Exit::Ok } else { Exit::Found });
-    }
-    relay.run_until(shutdown_signal()).await?;
-    Ok(Exit::Ok)
-}
-
-async fn build(config: &Config) -> Result<Relay, RelayError> {
-    let options = &config.relay;
-    let store = open_store(config).await?;
-    let mut builder = Relay::builder_from_store(store)
-        .name(&options.name)
-        .source(&options.source)
-        .lease(options.lease)
-        .poll(options.poll_busy, options.poll_idle)
-        .in_hands(options.in_hands, usize::try_from(options.in_hands_bytes).unwrap_or(usize::MAX))
-        .shutdown_grace(options.shutdown_grace)
+/// Sets the relay up as the configuration says.
+async fn relay(config: &Config) -> Result<Relay, Failure> {
+    let relay = &config.relay;
+    let mut builder = Relay::builder(config.database.url.expose())
+        .name(&relay.name)
+        .source(&relay.source)
+        .lease(relay.lease)
+        .transaction_age_max(config.database.transaction_age_max)
+        .poll(relay.poll_busy, relay.poll_idle)
+        .in_hands(relay.in_hands, usize::try_from(relay.in_hands_bytes).unwrap_or(usize::MAX))
+        .shutdown_grace(relay.shutdown_grace)
         .timeout(config.defaults.timeout)
         .retry(config.defaults.retry.clone());
     for (name, destination) in &config.destinations {
-        let mut http = Http::new(name, &destination.url)
-            .topics(&destination.topics)
-            .timeout(destination.timeout)
-            .concurrency(destination.concurrency)
-            .retry(destination.retry.clone())
-            .ordering(destination.ordering)
-            .after_dead_letter(destination.after_dead_letter);
-        for (header, value) in &destination.headers {
-            http = http.header(header, value.expose());
-        }
-        builder = builder.destination(http);
+        builder = builder.destination(http(name, destination));
     }
-    builder.build().await
+    Ok(builder.build().await?)
+}
+
+fn http(name: &str, destination: &Destination) -> Http {
+    let http = Http::new(name, &destination.url)
+        .topics(&destination.topics)
+        .concurrency(destination.concurrency)
+        .timeout(destination.timeout)
+        .ordering(destination.ordering)
+        .after_dead_letter(destination.after_dead_letter)
+        .retry(destination.retry.clone());
+    destination.headers.iter().fold(http, |http, (name, value)| http.header(name, value.expose()))
+}
+
+/// Delivers until a signal, answering health questions meanwhile.
+async fn serve(config: &Config, relay: Relay) -> Result<Exit, Failure> {
+    let health = Arc::new(Health::new(config.relay.lease * STALL_LEASES, Some(relay.store())));
+    health.watch("delivery", relay.ticks());
+    let answering = match config.health.listen {
+        Some(address) => {
+            let listener =
+                health::bind(address).await.map_err(|error| Failure::new(Exit::Failed, format!("relay: {error}")))?;
+            info!(%address, "health endpoint listens");
+            Some(tokio::spawn(health::serve(listener, health.clone())))
+        }
+        None => None,
+    };
+    let stop = async {
+        shutdown_signal().await;
+        health.not_ready("stopping");
+        tokio::spawn(async {
+            shutdown_signal().await;
+            warn!("asked twice to stop: ending at once; what was not settled is delivered again");
+            std::process::exit(Exit::Failed as i32);
+        });
+    };
+    let ended = relay.run_until(stop).await;
+    if let Some(answering) = answering {
+        answering.abort();
+    }
+    ended?;
+    Ok(Exit::Ok)
+}
+
+/// Delivers what is due, and shows what is left.
+async fn drain(global: &Global, relay: Relay) -> Result<Exit, Failure> {
+    let drained = tokio::select! {
+        drained = relay.drain() => drained?,
+        () = shutdown_signal() => {
+            return Err(Failure::new(Exit::Partly, "relay: stopped before the drain was done"));
+        }
+    };
+    status::show(global, &drained.status)?;
+    if drained.is_clean() {
+        return Ok(Exit::Ok);
+    }
+    say("relay: something is left behind");
+    Ok(Exit::Found)
+}
+
+fn migrate(config: &Config) -> Result<(), Failure> {
+    let mut conn = admin::connect(config.database.url.expose(), Missing::Create)?;
+    for name in with_connection!(&mut conn, conn => outbox::migrations::run(conn))? {
+        info!(%name, "migration applied");
+    }
+    Ok(())
+}
+
+impl From<RelayError> for Failure {
+    fn from(error: RelayError) -> Failure {
+        let exit = match error {
+            RelayError::Store(_) => Exit::Database,
+            _ => Exit::Config,
+        };
+        Failure::from_error(exit, &error)
+    }
 }
 
 /// Opens the database as the relay does.
@@ -82,16 +143,7 @@ pub(super) async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreE
     let options = StoreOptions {
         lease: config.relay.lease,
         transaction_age_max: config.database.transaction_age_max,
-        application_name: format!("relay {}", config.relay.name),
+        application_name: "outbox-relay command".to_owned(),
     };
     open(config.database.url.expose(), &options).await
-}
-
-impl From<RelayError> for Failure {
-    fn from(error: RelayError) -> Failure {
-        match error {
-            RelayError::Store(error) => Failure::from(error),
-            other => Failure::new(Exit::Config, format!("relay: {other}")),
-        }
-    }
 }

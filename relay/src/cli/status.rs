@@ -20,8 +20,13 @@ pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
         store.status(None).await
     })?;
     let status = status.map_err(|error: StoreError| Failure::from(error))?;
-    global.output().one(&as_text(&status), &as_json(&status))?;
+    show(global, &status)?;
     Ok(Exit::Ok)
+}
+
+/// Writes the figures.
+pub(super) fn show(global: &Global, status: &Status) -> std::io::Result<()> {
+    global.output().one(&as_text(status), &as_json(status))
 }
 
 fn as_text(status: &Status) -> String {
@@ -63,7 +68,8 @@ fn as_text(status: &Status) -> String {
             .waiting
             .iter()
             .map(|(destination, state, count)| {
-                let due = status.oldest_due.iter().find(|(name, _)| name == destination);
+                // What is blocked waits for its key, not for a time.
+                let due = status.oldest_due.iter().find(|(name, _)| name == destination && state != "blocked");
                 let due = due.map_or_else(String::new, |(_, age)| ago(*age));
                 vec![named(destination), state.clone(), count.to_string(), due]
             })

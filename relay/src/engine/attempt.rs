@@ -149,7 +149,7 @@ impl Engine {
             listener(&event(DeliveryRef {
                 message_id: work.message.id,
                 topic: work.message.topic.clone(),
-                destination: self.lanes[lane].served.name.clone(),
+                destination: self.lanes[lane].served.name.to_string(),
             }));
         }
     }
@@ -176,7 +176,7 @@ impl Engine {
         error!(destination = %name, "the receiver answered that it is gone; the destination is paused");
         self.open_or_close(lane, true, Instant::now());
         for seen in &mut self.routing.destinations {
-            seen.paused |= seen.spec.name == name;
+            seen.paused |= *seen.spec.name == *name;
         }
         let store = self.store.clone();
         tokio::spawn(async move {

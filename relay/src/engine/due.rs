@@ -3,7 +3,7 @@
 //! One look for all lanes. A row stays in hands until a look that began after its settle committed, for the same reason
 //! as a message does.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::feed::doom;
@@ -25,6 +25,8 @@ pub(super) struct DueState {
     unrouted_next: Instant,
     /// The routes changed: every unrouted row is worth a look.
     unrouted_all: bool,
+    /// The unrouted rows this pass has looked at.
+    unrouted_seen: HashSet<i64>,
     safety_next: Instant,
     pass_from: u64,
     pass_empty: bool,
@@ -55,6 +57,7 @@ impl DueState {
             leaving: VecDeque::new(),
             unrouted_next: now,
             unrouted_all: true,
+            unrouted_seen: HashSet::new(),
             safety_next: now,
             pass_from: 0,
             pass_empty: false,
@@ -91,6 +94,7 @@ impl DueState {
 
     pub(super) fn routes_changed(&mut self, now: Instant) {
         self.unrouted_all = true;
+        self.unrouted_seen.clear();
         self.unrouted_next = now;
     }
 
@@ -126,7 +130,7 @@ impl Engine {
                 // Rows in hands come back too, and first.
                 let limit = if room == 0 { 0 } else { room + self.due.held_in(lane) };
                 let limit = u32::try_from(limit).unwrap_or(u32::MAX).min(ROWS_MAX);
-                (Some(lane), LaneDemand { destination: state.served.name.clone(), limit })
+                (Some(lane), LaneDemand { destination: state.served.name.to_string(), limit })
             })
             .collect();
         demands.push((None, LaneDemand { destination: String::new(), limit: UNROUTED_LIMIT }));
@@ -147,7 +151,7 @@ impl Engine {
     }
 
     pub(super) fn due_wake(&self, now: Instant) -> Instant {
-        if self.due.busy {
+        if self.due.busy || self.due.deferred.is_some() {
             return now + TICK;
         }
         let lanes = self.lanes.iter().filter(|l| l.lane.room_for_rows() > 0).filter_map(|l| l.next_due);
@@ -175,10 +179,11 @@ impl Engine {
         let returned = due.rows.len();
         let mut taken = 0;
         let mut not_yet = vec![false; self.lanes.len()];
-        let mut unrouted = 0;
+        let (mut unrouted_new, mut unrouted_held) = (0, 0);
         for row in due.rows {
             if row.destination.is_empty() {
-                unrouted += 1;
+                unrouted_held += usize::from(self.due.held.contains_key(&row.id));
+                unrouted_new += usize::from(self.due.unrouted_all && self.due.unrouted_seen.insert(row.id));
             }
             if self.due.held.contains_key(&row.id) || !self.owned.contains(row.message.partition_no) {
                 continue;
@@ -189,17 +194,19 @@ impl Engine {
                 continue;
             }
             let Some(&lane) = self.lane_by_name.get(&row.destination) else { continue };
-            if self.take_row(lane, row, now) {
+            if self.take_row(lane, row, answer.number, now) {
                 taken += 1;
             } else {
                 not_yet[lane] = true;
             }
         }
         if self.due.unrouted_all {
-            if unrouted >= UNROUTED_LIMIT {
-                self.due.unrouted_next = now;
+            // Looked at, they stand behind the others: the pass is over when only known ones come.
+            if unrouted_new > 0 || unrouted_held > 0 {
+                self.due.unrouted_next = now + NOT_YET_PAUSE;
             } else {
                 self.due.unrouted_all = false;
+                self.due.unrouted_seen = HashSet::new();
             }
         }
         for ((lane, demand), waiting) in answer.demands.iter().zip(&due.lanes) {
@@ -214,6 +221,9 @@ impl Engine {
             if self.due.held.get(&id).is_some_and(|row| row.settled) {
                 self.due.held.remove(&id);
             }
+        }
+        for state in &mut self.lanes {
+            state.lane.look_done(answer.number);
         }
         let nothing_held_back = returned == 0 || (taken == 0 && !not_yet.contains(&true) && !self.due.has_rows());
         if answer.number >= self.due.pass_from && taken == 0 && nothing_held_back {
@@ -256,7 +266,7 @@ impl Engine {
     }
 
     /// Gives a due row to its lane. False: not now.
-    fn take_row(&mut self, lane: usize, row: WaitingDelivery, now: Instant) -> bool {
+    fn take_row(&mut self, lane: usize, row: WaitingDelivery, look: u64, now: Instant) -> bool {
         let message = std::sync::Arc::new(row.message);
         let state = &mut self.lanes[lane];
         if state.lane.is_closed() || state.lane.room_for_rows() == 0 {
@@ -279,7 +289,7 @@ impl Engine {
             message,
         };
         let partition_no = work.message.partition_no;
-        if !state.lane.offer_row(work) {
+        if !state.lane.offer_row(work, look) {
             return false;
         }
         self.due.held.insert(row.id, HeldRow { partition_no, lane: Some(lane), settled: false });
@@ -295,7 +305,7 @@ impl Engine {
                 let state = if self.lane_of(destination).is_some() { State::Overflow } else { State::Unserved };
                 RoutedUnit {
                     destination: self.routing.destinations[destination].spec.name.clone(),
-                    remains: waits(state, row.in_order, DueIn::Pause(Duration::ZERO)),
+                    remains: waits(state, row.in_order && self.keeps_order(destination), DueIn::Pause(Duration::ZERO)),
                 }
             })
             .collect();

@@ -14,6 +14,7 @@ use crate::frontier::{Evidence, Reading, Stamp};
 use crate::lane::{Origin, Work};
 use crate::message::{Headers, Key, Message, Seq};
 use crate::outcome::waits;
+use crate::sink::Ordering;
 use crate::store::{DueIn, Page, Probe, Reason, Remains, Row, State, StoreError, Wanted};
 
 /// The feed's own state.
@@ -304,7 +305,7 @@ impl Engine {
     }
 
     fn spawn_look_up(&self, keys: Vec<(usize, Key)>, pause: Duration) {
-        let named = keys.iter().map(|(lane, key)| (self.lanes[*lane].served.name.clone(), key.clone())).collect();
+        let named = keys.iter().map(|(lane, key)| (self.lanes[*lane].served.name.to_string(), key.clone())).collect();
         self.spawn_feed(move |store| async move {
             tokio::time::sleep(pause).await;
             let named: Vec<(String, Key)> = named;
@@ -358,14 +359,16 @@ impl Engine {
     fn hand_to(&mut self, message: &Arc<Message>, destination: usize, parked: &HashSet<(usize, Key)>) {
         let Some(lane) = self.lane_of(destination) else {
             let name = self.routing.destinations[destination].spec.name.clone();
-            self.conclude_fresh(message, &name, Some(waits(State::Unserved, true, DueIn::Pause(Duration::ZERO))));
+            let remains = waits(State::Unserved, self.keeps_order(destination), DueIn::Pause(Duration::ZERO));
+            self.conclude_fresh(message, &name, Some(remains));
             return;
         };
+        let in_order = self.lanes[lane].served.limits.keyed;
         let work = Work {
             message: message.clone(),
             origin: Origin::Fresh,
             attempts: 0,
-            in_order: true,
+            in_order,
             first_attempt_at: None,
             history: Vec::new(),
             doomed: doom(message),
@@ -380,7 +383,7 @@ impl Engine {
             state.lane.offer(work).map(|work| (work, State::Blocked))
         };
         if let Some((work, label)) = refused {
-            self.must_wait(lane, &work, waits(label, true, DueIn::Pause(Duration::ZERO)));
+            self.must_wait(lane, &work, waits(label, in_order, DueIn::Pause(Duration::ZERO)));
         }
     }
 
@@ -419,6 +422,11 @@ impl Engine {
             Some(name) => self.routes.named(name).into_iter().collect(),
             None => self.routes.route(&message.topic),
         }
+    }
+
+    /// True when the destination wants a key's messages in order.
+    pub(super) fn keeps_order(&self, destination: usize) -> bool {
+        self.routing.destinations[destination].spec.ordering != Ordering::None.as_str()
     }
 
     pub(super) fn lane_of(&self, destination: usize) -> Option<usize> {

@@ -335,10 +335,11 @@ impl Engine {
             }
             info!(message.id = %message.id, destination = %name, "a destination that came meanwhile gets the message too");
             let label = if self.lane_of(destination).is_some() { State::Overflow } else { State::Unserved };
-            let remains = waits(label, true, DueIn::Pause(Duration::ZERO));
+            let in_order = self.keeps_order(destination);
+            let remains = waits(label, in_order, DueIn::Pause(Duration::ZERO));
             moved.units.push(UnitMove { destination: name.clone(), remains });
             if let (Some(lane), Some(key)) = (self.lane_of(destination), &message.ordering_key) {
-                self.lanes[lane].lane.writing_key(key);
+                self.lanes[lane].lane.writing_key(key, moved.seq);
             }
         }
     }
@@ -354,7 +355,8 @@ impl Engine {
             match item {
                 Rest::Move { moved, .. } => {
                     for unit in &moved.units {
-                        self.row_written(&unit.destination, moved.ordering_key.as_ref(), &unit.remains, next_read, now);
+                        let key = moved.ordering_key.as_ref().map(|key| (key, Some(moved.seq)));
+                        self.row_written(&unit.destination, key, &unit.remains, next_read, now);
                     }
                     if refused.contains(&moved.seq) {
                         // Not ours any more, or settled before: if it is still there, the next poll finds it.
@@ -367,7 +369,7 @@ impl Engine {
                 }
                 Rest::Row(outcome) => {
                     self.due.settled(outcome.id);
-                    let key = outcome.ordering_key.as_ref();
+                    let key = outcome.ordering_key.as_ref().map(|key| (key, None));
                     match &outcome.change {
                         WaitingChange::Delivered => self.look_soon(&outcome.destination, now),
                         WaitingChange::Waits(waits) => {
@@ -391,11 +393,12 @@ impl Engine {
         }
     }
 
-    /// A row now stands in a table: the lane's keys and looks have to know.
+    /// A row now stands in a table: the lane's keys and looks have to know. The key comes with the number of a message
+    /// that had no row before.
     fn row_written(
         &mut self,
         destination: &str,
-        key: Option<&crate::message::Key>,
+        key: Option<(&crate::message::Key, Option<Seq>)>,
         remains: &Remains,
         next_read: u64,
         now: Instant,
@@ -409,11 +412,12 @@ impl Engine {
         if matches!(remains, Remains::Waits(_)) || parks {
             self.occupy(destination, now);
         }
+        let next_look = self.due.next_number();
         let state = &mut self.lanes[lane];
-        if let Some(key) = key
+        if let Some((key, new)) = key
             && parks
         {
-            state.lane.written(key, next_read);
+            state.lane.written(key, new, next_read, next_look);
         }
         state.next_due = [state.next_due, due].into_iter().flatten().min();
     }

@@ -323,6 +323,25 @@ async fn what_is_not_owned_is_refused_row_by_row(database: TestDatabase) {
 }
 for_each_database!(what_is_not_owned_is_refused_row_by_row);
 
+/// Giving up raises no epoch, so the epoch alone would let these through.
+async fn what_was_given_up_is_refused_under_the_same_epoch(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    outbox.park("a", "mail").await;
+    let message = outbox.keyed("b").await;
+    let due = outbox.due("mail").await;
+    outbox.store.partition_release(outbox.relay, PartitionSet::ALL).await.unwrap();
+    let before = outbox.everything();
+    let moves = vec![moved(&message, vec![unit("mail", waits(State::Retry))])];
+    let settled = outbox.settle(moves.clone(), vec![outcome(&due[0], WaitingChange::Delivered)]).await;
+    assert_eq!((settled.refused_messages, settled.refused_waiting), (vec![message.seq], vec![due[0].id]));
+    let second = register(&*outbox.store, "second").await;
+    let batch = Settlement { epochs: outbox.epochs.clone(), moves, waiting: vec![] };
+    let settled = outbox.store.settle(second, &batch, None).await.unwrap();
+    assert_eq!(settled.refused_messages, [message.seq], "nor is it anybody else's");
+    assert_eq!(outbox.everything(), before);
+}
+for_each_database!(what_was_given_up_is_refused_under_the_same_epoch);
+
 async fn a_message_that_is_gone_is_refused_and_its_neighbour_passes(database: TestDatabase) {
     let outbox = Outbox::new(database).await;
     let (one, other) = (outbox.keyed("a").await, outbox.keyed("b").await);

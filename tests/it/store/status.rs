@@ -80,7 +80,7 @@ async fn a_database_without_or_with_another_schema_is_refused(database: TestData
     }
     let store = store_on(empty.url()).await;
     let said = refusal(store.verify().await);
-    assert!(said.contains("missing") && said.contains("`relay migrate up`"), "{said}");
+    assert!(said.contains("outbox") && said.contains("`relay migrate up`"), "{said}");
     empty.apply_schema();
     store.verify().await.unwrap();
 }

@@ -21,7 +21,7 @@ pub struct Context {
 #[derive(Debug)]
 struct About {
     message: Message,
-    destination: String,
+    destination: Arc<str>,
     attempt: u32,
     deadline: Instant,
 }

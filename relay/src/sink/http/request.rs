@@ -63,7 +63,7 @@ pub(super) fn headers(
     }
 
     set(&mut headers, "outbox-attempt", attempt.number.to_string());
-    set(&mut headers, "outbox-destination", &attempt.destination);
+    set(&mut headers, "outbox-destination", attempt.destination.as_bytes());
     set(&mut headers, "outbox-sequence", message.seq.to_string());
     set(&mut headers, "outbox-message-version", message.version.to_string());
     Ok(headers)

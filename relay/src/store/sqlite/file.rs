@@ -116,7 +116,9 @@ impl DatabaseFile {
             )));
         }
         if load_one::<HasSchema, i64>(conn, &[])? == 0 {
-            return Ok(Err(self.unsuitable("has no outbox tables".into(), "`relay migrate up` creates them")));
+            return Ok(Err(
+                self.unsuitable("is no outbox yet: its tables are missing".into(), "run `relay migrate up`")
+            ));
         }
         let found: i64 = load_one::<SchemaVersion, _>(conn, &[])?;
         if found != SCHEMA_VERSION {

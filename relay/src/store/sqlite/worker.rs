@@ -51,10 +51,9 @@ impl Worker {
                 for job in receiver {
                     // A panic drops the job's answer channel, which tells the one who asked.
                     if catch_unwind(AssertUnwindSafe(|| job(&mut session))).is_err() {
-                        session.close();
+                        session.open = None;
                     }
                 }
-                session.close();
             })
             .map_err(|error| file.unreachable(error))?;
         Ok(Worker { jobs })
@@ -85,34 +84,22 @@ impl Session {
     ) -> Result<T, StoreError> {
         let result = work(self.ready()?).map_err(|error| super::classify(operation, error));
         if matches!(&result, Err(error) if !matches!(error, StoreError::TryAgain { .. })) {
-            self.close();
+            self.open = None;
         }
         result
     }
 
     /// The connection to the file that is there now.
     fn ready(&mut self) -> Result<&mut Open, StoreError> {
-        let identity = self.file.identity().inspect_err(|_| self.close())?;
+        let identity = self.file.identity().inspect_err(|_| self.open = None)?;
         // Asked before opening: a file replaced in between is noticed at the next question.
         if self.open.as_ref().is_none_or(|open| open.identity != identity) {
-            self.close();
+            self.open = None;
             let conn = self.file.open()?;
             self.incarnation += 1;
             // The lower half is left for what the connection itself notices.
             self.open = Some(Open { conn, incarnation: self.incarnation << 32, highest: 0, identity });
         }
         Ok(self.open.as_mut().expect("it was opened above"))
-    }
-
-    /// Closes the connection, unless another file stands where its own was.
-    ///
-    /// SQLite's last act on a file is to delete the `-wal` beside it, by name. That name would by then belong to the
-    /// new file, and so would the commits in it. So the old connection is left to the end of the process.
-    fn close(&mut self) {
-        if let Some(open) = self.open.take()
-            && self.file.identity().ok() != Some(open.identity)
-        {
-            std::mem::forget(open);
-        }
     }
 }

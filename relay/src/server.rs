@@ -1,0 +1,3 @@
+//! What the relay answers over HTTP.
+
+pub mod health;
