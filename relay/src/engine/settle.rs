@@ -382,6 +382,8 @@ impl Engine {
                             self.look_soon(&outcome.destination, now);
                         }
                         WaitingChange::Routed(units) => {
+                            // Whatever waited for a route behind it is free now, and its own `due_at` may be far.
+                            self.due.routes_changed(now);
                             for unit in units {
                                 self.occupy(&unit.destination, now);
                                 self.look_soon(&unit.destination, now);
