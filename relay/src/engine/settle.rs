@@ -141,6 +141,11 @@ impl Settling {
         self.len() == 0
     }
 
+    /// True while something that was delivered cannot be settled before the routes are read again.
+    pub(super) fn needs_routes(&self) -> bool {
+        !self.recheck.is_empty()
+    }
+
     pub(super) fn is_writing(&self) -> bool {
         !self.delivered.writing.is_empty() || !self.rest.writing.is_empty()
     }
