@@ -76,18 +76,18 @@ fn operator() -> By {
 }
 
 /// The dead letters' ids, oldest first.
-pub(crate) fn dead_ids(database: &TestDatabase) -> Vec<i64> {
+fn dead_ids(database: &TestDatabase) -> Vec<i64> {
     let filter = dead_letters::Filter::default();
     let mut ids = with_connection!(database, |conn| dead_letters::ids(conn, &filter, 1000)).unwrap();
     ids.sort_unstable();
     ids
 }
 
-/// The only dead letter.
-pub(crate) fn dead_letter(database: &TestDatabase) -> dead_letters::Detail {
+/// The dead letters, oldest first.
+pub(crate) fn dead_letters(database: &TestDatabase) -> Vec<dead_letters::Detail> {
     let ids = dead_ids(database);
-    assert_eq!(ids.len(), 1, "{}", Left::of(database));
-    with_connection!(database, |conn| dead_letters::get(conn, ids[0])).unwrap().unwrap()
+    let get = |id| with_connection!(database, |conn| dead_letters::get(conn, id)).unwrap().unwrap();
+    ids.into_iter().map(get).collect()
 }
 
 /// Sends every dead letter again.
@@ -113,9 +113,11 @@ pub(crate) fn now(kind: Kind) -> &'static str {
     }
 }
 
-/// The lines a SELECT of one text column returns.
+/// The lines a SELECT of one text column returns, sorted.
 pub(crate) fn lines(database: &TestDatabase, select: &str) -> Vec<String> {
-    database.query_text(select).into_iter().map(Option::unwrap).collect()
+    let mut lines: Vec<String> = database.query_text(select).into_iter().map(Option::unwrap).collect();
+    lines.sort();
+    lines
 }
 
 // ---- what is left ----
@@ -313,6 +315,7 @@ impl Log {
             accepted: false,
         };
         arrivals.push(arrival.clone());
+        self.0.changed.notify_waiters();
         (arrivals.len() - 1, arrival)
     }
 
