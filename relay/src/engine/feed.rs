@@ -343,11 +343,10 @@ impl Engine {
                 warn!(topic = %message.topic, destination, "no destination takes this topic; its messages wait");
             }
             self.hands.take(&message, 1, version);
-            self.conclude_fresh(
-                &message,
-                &destination,
-                Some(waits(State::Unrouted, true, DueIn::Pause(UNROUTED_PAUSE))),
-            );
+            // A named destination that nobody has registered is asked for by nobody; whoever comes to serve it finds the
+            // row due.
+            let pause = if destination.is_empty() { UNROUTED_PAUSE } else { Duration::ZERO };
+            self.conclude_fresh(&message, &destination, Some(waits(State::Unrouted, true, DueIn::Pause(pause))));
             return;
         }
         self.hands.take(&message, destinations.len(), version);
