@@ -343,6 +343,9 @@ impl Engine {
                 break;
             }
             self.start_settles(now);
+            if self.settling.needs_routes() {
+                self.start_routing(now);
+            }
             let until = self.settle_wake(now).min(deadline).min(now + TICK).max(now);
             tokio::select! {
                 biased;

@@ -8,6 +8,7 @@ mod checker;
 mod cli;
 mod database;
 mod dead_letters;
+mod delivery;
 mod http;
 mod kill;
 mod process;

@@ -141,6 +141,11 @@ impl Settling {
         self.len() == 0
     }
 
+    /// True while something that was delivered cannot be settled before the routes are read again.
+    pub(super) fn needs_routes(&self) -> bool {
+        !self.recheck.is_empty()
+    }
+
     pub(super) fn is_writing(&self) -> bool {
         !self.delivered.writing.is_empty() || !self.rest.writing.is_empty()
     }
@@ -382,6 +387,8 @@ impl Engine {
                             self.look_soon(&outcome.destination, now);
                         }
                         WaitingChange::Routed(units) => {
+                            // Whatever waited for a route behind it is free now, and its own `due_at` may be far.
+                            self.due.routes_changed(now);
                             for unit in units {
                                 self.occupy(&unit.destination, now);
                                 self.look_soon(&unit.destination, now);
