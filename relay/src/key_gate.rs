@@ -6,10 +6,13 @@
 //! Invariants
 //! - At most one message of a key is out at a time.
 //! - A key whose head failed is *parked*: everything that follows becomes a row, nothing of it waits in memory.
+//! - A row never passes an older message of its key that is about to become a row: the table names the head among its rows
+//!   only, and a message waits in memory until each of its destinations has an outcome. A look at the rows knows of it
+//!   when it began after the commit.
 //! - A key stays parked until the rows that were written for it are known to every look-up of waiting keys: the look-up
 //!   has to begin after the commit. From then on the table answers instead of the gate.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::message::Key;
 
@@ -19,6 +22,8 @@ pub(crate) struct KeyGate<W> {
     keys: HashMap<Key, KeyState<W>>,
     /// Keys that stop being parked once a look-up with this number, or a later one, has answered.
     leaving: VecDeque<(u64, Key)>,
+    /// Messages that have become rows, once a look at the rows with this number, or a later one, has answered.
+    becoming: VecDeque<(u64, Key, i64)>,
     in_line: usize,
 }
 
@@ -30,6 +35,8 @@ struct KeyState<W> {
     line: VecDeque<(i64, W)>,
     /// Rows of this key that are being written.
     unsettled: u32,
+    /// Messages that become rows, by number: the first look that knows the row, once it is written.
+    new: BTreeMap<i64, Option<u64>>,
     /// How many entries in `leaving` name this key.
     leaving: u32,
     /// A dead letter blocks the key and the table does not know yet, or a row is being written.
@@ -38,7 +45,7 @@ struct KeyState<W> {
 
 impl<W> Default for KeyState<W> {
     fn default() -> Self {
-        KeyState { out: false, line: VecDeque::new(), unsettled: 0, leaving: 0, parked: false }
+        KeyState { out: false, line: VecDeque::new(), unsettled: 0, new: BTreeMap::new(), leaving: 0, parked: false }
     }
 }
 
@@ -55,7 +62,7 @@ pub(crate) enum Admission<W> {
 
 impl<W> Default for KeyGate<W> {
     fn default() -> Self {
-        KeyGate { keys: HashMap::new(), leaving: VecDeque::new(), in_line: 0 }
+        KeyGate { keys: HashMap::new(), leaving: VecDeque::new(), becoming: VecDeque::new(), in_line: 0 }
     }
 }
 
@@ -77,9 +84,13 @@ impl<W> KeyGate<W> {
         Admission::InLine
     }
 
-    /// A waiting row asks to pass: the table says it is its key's head, so only a message that is out stops it.
-    pub(crate) fn admit_row(&mut self, key: &Key) -> bool {
+    /// A waiting row asks to pass. Look number `look` said that it is the head of its key's rows, so only a message that
+    /// is out stops it, or an older one whose row that look did not know.
+    pub(crate) fn admit_row(&mut self, key: &Key, seq: i64, look: u64) -> bool {
         let state = self.keys.entry(key.clone()).or_default();
+        if state.new.range(..seq).any(|(_, known)| known.is_none_or(|first| look < first)) {
+            return false;
+        }
         !std::mem::replace(&mut state.out, true)
     }
 
@@ -111,16 +122,25 @@ impl<W> KeyGate<W> {
         self.keys.get(key).is_some_and(|state| state.parked)
     }
 
-    /// A row of the key (a waiting one or a dead letter that blocks it) is about to be written.
-    pub(crate) fn writing(&mut self, key: &Key) {
+    /// A row of the key (a waiting one or a dead letter that blocks it) is about to be written. `new` is the number of a
+    /// message that has no row yet.
+    pub(crate) fn writing(&mut self, key: &Key, new: Option<i64>) {
         let state = self.keys.entry(key.clone()).or_default();
         state.parked = true;
-        state.unsettled += 1;
+        if new.is_none_or(|seq| state.new.insert(seq, None) != Some(None)) {
+            state.unsettled += 1;
+        }
     }
 
-    /// That row was written, or refused. Look-ups numbered `next_read` and later know it.
-    pub(crate) fn written(&mut self, key: &Key, next_read: u64) {
+    /// That row was written, or refused, or never will be. Look-ups numbered `next_read` and later know it, and so do
+    /// looks at the rows numbered `next_look` and later.
+    pub(crate) fn written(&mut self, key: &Key, new: Option<i64>, next_read: u64, next_look: u64) {
         let Some(state) = self.keys.get_mut(key) else { return };
+        if let Some(seq) = new {
+            let Some(known @ None) = state.new.get_mut(&seq) else { return };
+            *known = Some(next_look);
+            self.becoming.push_back((next_look, key.clone(), seq));
+        }
         state.unsettled = state.unsettled.saturating_sub(1);
         if state.unsettled == 0 {
             state.leaving += 1;
@@ -137,6 +157,19 @@ impl<W> KeyGate<W> {
                 if state.leaving == 0 && state.unsettled == 0 {
                     state.parked = false;
                 }
+            }
+            self.forget_if_idle(&key);
+        }
+    }
+
+    /// Look number `look` at the rows has answered and its answer was acted upon.
+    pub(crate) fn look_done(&mut self, look: u64) {
+        while self.becoming.front().is_some_and(|(at, ..)| *at <= look) {
+            let Some((at, key, seq)) = self.becoming.pop_front() else { return };
+            if let Some(state) = self.keys.get_mut(&key)
+                && state.new.get(&seq) == Some(&Some(at))
+            {
+                state.new.remove(&seq);
             }
             self.forget_if_idle(&key);
         }
@@ -159,6 +192,7 @@ impl<W> KeyGate<W> {
             && !state.parked
             && state.line.is_empty()
             && state.leaving == 0
+            && state.new.is_empty()
         {
             self.keys.remove(key);
         }
@@ -195,12 +229,12 @@ mod tests {
         assert_eq!(gate.admit(&k, 1, 1), Admission::Go(1));
         assert_eq!(gate.admit(&k, 2, 2), Admission::InLine);
         assert_eq!(gate.park(&k), [2]);
-        gate.writing(&k);
-        gate.writing(&k);
+        gate.writing(&k, None);
+        gate.writing(&k, None);
         assert_eq!(gate.admit(&k, 3, 3), Admission::Parked(3));
-        gate.written(&k, 7);
+        gate.written(&k, None, 7, 1);
         assert_eq!(gate.admit(&k, 3, 3), Admission::Parked(3), "one row is not written yet");
-        gate.written(&k, 7);
+        gate.written(&k, None, 7, 1);
         gate.read_done(6);
         assert_eq!(gate.admit(&k, 3, 3), Admission::Parked(3), "look-up 6 began before the commit");
         gate.read_done(7);
@@ -211,12 +245,12 @@ mod tests {
     fn a_key_parked_again_meanwhile_stays_parked() {
         let mut gate = KeyGate::default();
         let k = key("k");
-        gate.writing(&k);
-        gate.written(&k, 2);
-        gate.writing(&k);
+        gate.writing(&k, None);
+        gate.written(&k, None, 2, 1);
+        gate.writing(&k, None);
         gate.read_done(5);
         assert_eq!(gate.admit(&k, 9, ()), Admission::Parked(()));
-        gate.written(&k, 6);
+        gate.written(&k, None, 6, 1);
         gate.read_done(6);
         assert_eq!(gate.admit(&k, 9, ()), Admission::Go(()));
     }
@@ -225,10 +259,44 @@ mod tests {
     fn a_row_waits_for_the_message_that_is_out() {
         let mut gate: KeyGate<()> = KeyGate::default();
         let k = key("k");
-        assert!(gate.admit_row(&k));
-        assert!(!gate.admit_row(&k));
+        assert!(gate.admit_row(&k, 1, 0));
+        assert!(!gate.admit_row(&k, 1, 0));
         assert_eq!(gate.passed(&k), None);
-        assert!(gate.admit_row(&k));
+        assert!(gate.admit_row(&k, 1, 0));
+    }
+
+    #[test]
+    fn a_row_waits_for_an_older_message_whose_row_is_not_written_yet() {
+        let mut gate: KeyGate<()> = KeyGate::default();
+        let k = key("k");
+        // 5 is still on its way to another destination, so its row comes later than the one of 6.
+        gate.writing(&k, Some(5));
+        gate.writing(&k, Some(6));
+        gate.written(&k, Some(6), 1, 1);
+        assert!(!gate.admit_row(&k, 6, 1), "5 would be overtaken");
+        gate.writing(&k, Some(7));
+        assert!(
+            gate.admit_row(&k, 4, 1),
+            "nothing older is on its way; a stream of younger ones must not stop the head"
+        );
+        gate.passed(&k);
+        gate.written(&k, Some(5), 2, 3);
+        assert!(!gate.admit_row(&k, 6, 2), "look 2 began before 5 was written and takes 6 for the head");
+        gate.look_done(2);
+        assert!(gate.admit_row(&k, 6, 3), "look 3 knows who is first");
+    }
+
+    #[test]
+    fn a_row_that_is_never_written_stops_nobody() {
+        let mut gate: KeyGate<()> = KeyGate::default();
+        let k = key("k");
+        gate.writing(&k, Some(5));
+        gate.written(&k, Some(5), 1, 1);
+        // Its partition was lost while it was being written: the answer comes all the same.
+        gate.written(&k, Some(5), 1, 1);
+        gate.read_done(1);
+        gate.look_done(1);
+        assert!(gate.keys.is_empty());
     }
 
     #[test]
@@ -238,10 +306,11 @@ mod tests {
             let k = key(&n.to_string());
             let _ = gate.admit(&k, n, ());
             gate.passed(&k);
-            gate.writing(&k);
-            gate.written(&k, 1);
+            gate.writing(&k, Some(n));
+            gate.written(&k, Some(n), 1, 1);
         }
         gate.read_done(1);
+        gate.look_done(1);
         assert!(gate.keys.is_empty());
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::key_gate::{Admission, KeyGate};
-use crate::message::{HistoryEntry, Key, Message};
+use crate::message::{HistoryEntry, Key, Message, Seq};
 use crate::store::Reason;
 
 /// One delivery on its way: a message for this lane's destination.
@@ -105,10 +105,10 @@ impl Lane {
         None
     }
 
-    /// A waiting row that is due arrives. False: not now, its key is out; it will be read again.
-    pub(crate) fn offer_row(&mut self, work: Work) -> bool {
+    /// A waiting row that look number `look` found due arrives. False: not now, its key is out; it will be read again.
+    pub(crate) fn offer_row(&mut self, work: Work, look: u64) -> bool {
         if let Some(key) = self.key_of(&work)
-            && !self.gate.admit_row(&key)
+            && !self.gate.admit_row(&key, work.message.seq, look)
         {
             return false;
         }
@@ -149,27 +149,33 @@ impl Lane {
     /// A row that parks the key of `work` is about to be written.
     pub(crate) fn writing(&mut self, work: &Work) {
         if let Some(key) = self.key_of(work).filter(|_| work.in_order) {
-            self.gate.writing(&key);
+            self.gate.writing(&key, (work.origin == Origin::Fresh).then_some(work.message.seq));
         }
     }
 
     /// The same for a row that belongs to no delivery in this lane.
-    pub(crate) fn writing_key(&mut self, key: &Key) {
+    pub(crate) fn writing_key(&mut self, key: &Key, seq: Seq) {
         if self.limits.keyed {
-            self.gate.writing(key);
+            self.gate.writing(key, Some(seq));
         }
     }
 
-    /// That row was written or refused; look-ups numbered `next_read` and later know it.
-    pub(crate) fn written(&mut self, key: &Key, next_read: u64) {
+    /// That row was written or refused, or never will be; look-ups numbered `next_read` and looks numbered `next_look`, and
+    /// later ones, know it. `new` is the number of a message that had no row before.
+    pub(crate) fn written(&mut self, key: &Key, new: Option<Seq>, next_read: u64, next_look: u64) {
         if self.limits.keyed {
-            self.gate.written(key, next_read);
+            self.gate.written(key, new, next_read, next_look);
         }
     }
 
     /// Look-up number `read` was acted upon.
     pub(crate) fn read_done(&mut self, read: u64) {
         self.gate.read_done(read);
+    }
+
+    /// Look number `look` at the waiting rows was acted upon.
+    pub(crate) fn look_done(&mut self, look: u64) {
+        self.gate.look_done(look);
     }
 
     /// True when a message of this key would have to become a row.

@@ -428,7 +428,8 @@ pub enum WaitingChange {
     Waits(Waits),
     /// It is given up: the row becomes a dead letter.
     Dies(Dies),
-    /// A row that was not routed yet becomes one row for each of these. `attempts` stay 0, `due_at` stays.
+    /// A row that was not routed yet becomes one row for each of these. `attempts` stay 0; `due_at` stays
+    /// unless a unit is due earlier: what waited for its route need not wait for anything else.
     Routed(Vec<RoutedUnit>),
 }
 

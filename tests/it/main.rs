@@ -1,13 +1,16 @@
 //! Everything that needs a database, a socket or a process.
 
 // Helpers of tests are tests, although the lint knows only functions marked as such.
-#![allow(clippy::unwrap_used)]
+// Figures are printed, for whoever runs a test to see them.
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 mod checker;
 mod cli;
 mod database;
 mod dead_letters;
+mod delivery;
 mod http;
+mod kill;
 mod process;
 mod producers;
 mod readme;

@@ -19,6 +19,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::receiver::Request;
+
 /// Microseconds since the recording began.
 pub type Micros = u64;
 
@@ -311,6 +313,24 @@ impl Recorder {
         let record = Record { t: self.now(), fact };
         serde_json::to_writer(&mut *file, &record).unwrap();
         file.write_all(b"\n").unwrap();
+    }
+
+    /// Writes down that a receiver is about to answer a request; the status is 0 when it cuts the connection instead.
+    ///
+    /// Written before the sender can know, so that no attempt that follows from the answer seems to come before it.
+    pub fn received(&self, destination: &str, request: &Request, answer: u16) {
+        let waited = request.at.elapsed().as_micros() as Micros;
+        let t1 = self.now();
+        self.write(Fact::Recv(Received {
+            destination: destination.to_owned(),
+            id: request.id().to_owned(),
+            key: request.header("ce-partitionkey").map(str::to_owned),
+            attempt: request.header("outbox-attempt").and_then(|number| number.parse().ok()).unwrap_or_default(),
+            body: Body::of(&request.body),
+            t0: t1.saturating_sub(waited),
+            t1,
+            answer,
+        }));
     }
 
     /// Writes down that a transaction is about to begin, and returns who writes the rest of it.

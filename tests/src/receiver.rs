@@ -114,6 +114,19 @@ impl Answer {
         Answer::status(status).header("location", location)
     }
 
+    /// The status a sender will see; 0 when the connection is cut instead.
+    pub fn seen_status(&self) -> u16 {
+        match self {
+            Answer::Send { status, .. } | Answer::Endless(status) | Answer::Dripping(status, _) => *status,
+            Answer::After(_, then) | Answer::ThenClose(then) => then.seen_status(),
+            Answer::Raw(bytes) | Answer::RawThenReset(bytes) => {
+                let status = bytes.get(9..12).and_then(|digits| std::str::from_utf8(digits).ok());
+                status.and_then(|digits| digits.parse().ok()).unwrap_or_default()
+            }
+            Answer::Never | Answer::Close | Answer::Reset => 0,
+        }
+    }
+
     /// The same, later.
     #[must_use]
     pub fn after(self, pause: Duration) -> Answer {
@@ -128,6 +141,7 @@ impl Answer {
 }
 
 type Script = Box<dyn Fn(&Request) -> Answer + Send + Sync>;
+type Listener = Box<dyn Fn(&Request, u16) + Send + Sync>;
 
 /// A receiver on a port of its own; it ends when it is dropped.
 pub struct Receiver {
@@ -138,6 +152,7 @@ pub struct Receiver {
 
 struct Shared {
     script: Script,
+    answering: Listener,
     seen: Mutex<Seen>,
     changed: Notify,
     connections: AtomicU64,
@@ -154,10 +169,20 @@ struct Seen {
 impl Receiver {
     /// Answers each request as the script says.
     pub async fn start(script: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Receiver {
+        Receiver::start_heard(script, |_, _| {}).await
+    }
+
+    /// Answers each request as the script says, and tells `answering` the status just before the sender can know it: what
+    /// follows from an answer is never heard of before the answer.
+    pub async fn start_heard(
+        script: impl Fn(&Request) -> Answer + Send + Sync + 'static,
+        answering: impl Fn(&Request, u16) + Send + Sync + 'static,
+    ) -> Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("the listener is bound");
         let shared = Arc::new(Shared {
             script: Box::new(script),
+            answering: Box::new(answering),
             seen: Mutex::default(),
             changed: Notify::new(),
             connections: AtomicU64::new(0),
@@ -272,6 +297,7 @@ async fn serve(mut stream: TcpStream, connection: u64, shared: &Shared) {
             tokio::time::sleep(pause).await;
             answer = *then;
         }
+        (shared.answering)(&request, answer.seen_status());
         // A sender that has gone is no matter of ours.
         if !write(&mut stream, answer, shared).await.unwrap_or(false) {
             return;

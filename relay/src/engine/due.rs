@@ -194,7 +194,7 @@ impl Engine {
                 continue;
             }
             let Some(&lane) = self.lane_by_name.get(&row.destination) else { continue };
-            if self.take_row(lane, row, now) {
+            if self.take_row(lane, row, answer.number, now) {
                 taken += 1;
             } else {
                 not_yet[lane] = true;
@@ -221,6 +221,9 @@ impl Engine {
             if self.due.held.get(&id).is_some_and(|row| row.settled) {
                 self.due.held.remove(&id);
             }
+        }
+        for state in &mut self.lanes {
+            state.lane.look_done(answer.number);
         }
         let nothing_held_back = returned == 0 || (taken == 0 && !not_yet.contains(&true) && !self.due.has_rows());
         if answer.number >= self.due.pass_from && taken == 0 && nothing_held_back {
@@ -263,7 +266,7 @@ impl Engine {
     }
 
     /// Gives a due row to its lane. False: not now.
-    fn take_row(&mut self, lane: usize, row: WaitingDelivery, now: Instant) -> bool {
+    fn take_row(&mut self, lane: usize, row: WaitingDelivery, look: u64, now: Instant) -> bool {
         let message = std::sync::Arc::new(row.message);
         let state = &mut self.lanes[lane];
         if state.lane.is_closed() || state.lane.room_for_rows() == 0 {
@@ -286,7 +289,7 @@ impl Engine {
             message,
         };
         let partition_no = work.message.partition_no;
-        if !state.lane.offer_row(work) {
+        if !state.lane.offer_row(work, look) {
             return false;
         }
         self.due.held.insert(row.id, HeldRow { partition_no, lane: Some(lane), settled: false });

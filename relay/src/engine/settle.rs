@@ -141,6 +141,11 @@ impl Settling {
         self.len() == 0
     }
 
+    /// True while something that was delivered cannot be settled before the routes are read again.
+    pub(super) fn needs_routes(&self) -> bool {
+        !self.recheck.is_empty()
+    }
+
     pub(super) fn is_writing(&self) -> bool {
         !self.delivered.writing.is_empty() || !self.rest.writing.is_empty()
     }
@@ -339,7 +344,7 @@ impl Engine {
             let remains = waits(label, in_order, DueIn::Pause(Duration::ZERO));
             moved.units.push(UnitMove { destination: name.clone(), remains });
             if let (Some(lane), Some(key)) = (self.lane_of(destination), &message.ordering_key) {
-                self.lanes[lane].lane.writing_key(key);
+                self.lanes[lane].lane.writing_key(key, moved.seq);
             }
         }
     }
@@ -355,7 +360,8 @@ impl Engine {
             match item {
                 Rest::Move { moved, .. } => {
                     for unit in &moved.units {
-                        self.row_written(&unit.destination, moved.ordering_key.as_ref(), &unit.remains, next_read, now);
+                        let key = moved.ordering_key.as_ref().map(|key| (key, Some(moved.seq)));
+                        self.row_written(&unit.destination, key, &unit.remains, next_read, now);
                     }
                     if refused.contains(&moved.seq) {
                         // Not ours any more, or settled before: if it is still there, the next poll finds it.
@@ -368,7 +374,7 @@ impl Engine {
                 }
                 Rest::Row(outcome) => {
                     self.due.settled(outcome.id);
-                    let key = outcome.ordering_key.as_ref();
+                    let key = outcome.ordering_key.as_ref().map(|key| (key, None));
                     match &outcome.change {
                         WaitingChange::Delivered => self.look_soon(&outcome.destination, now),
                         WaitingChange::Waits(waits) => {
@@ -381,6 +387,8 @@ impl Engine {
                             self.look_soon(&outcome.destination, now);
                         }
                         WaitingChange::Routed(units) => {
+                            // Whatever waited for a route behind it is free now, and its own `due_at` may be far.
+                            self.due.routes_changed(now);
                             for unit in units {
                                 self.occupy(&unit.destination, now);
                                 self.look_soon(&unit.destination, now);
@@ -392,11 +400,12 @@ impl Engine {
         }
     }
 
-    /// A row now stands in a table: the lane's keys and looks have to know.
+    /// A row now stands in a table: the lane's keys and looks have to know. The key comes with the number of a message
+    /// that had no row before.
     fn row_written(
         &mut self,
         destination: &str,
-        key: Option<&crate::message::Key>,
+        key: Option<(&crate::message::Key, Option<Seq>)>,
         remains: &Remains,
         next_read: u64,
         now: Instant,
@@ -410,11 +419,12 @@ impl Engine {
         if matches!(remains, Remains::Waits(_)) || parks {
             self.occupy(destination, now);
         }
+        let next_look = self.due.next_number();
         let state = &mut self.lanes[lane];
-        if let Some(key) = key
+        if let Some((key, new)) = key
             && parks
         {
-            state.lane.written(key, next_read);
+            state.lane.written(key, new, next_read, next_look);
         }
         state.next_due = [state.next_due, due].into_iter().flatten().min();
     }

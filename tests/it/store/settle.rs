@@ -194,7 +194,7 @@ async fn a_row_without_route_becomes_one_row_for_each_destination(database: Test
     };
     let units = vec![
         routed("mail", waits(State::Retry).into()),
-        routed("billing", Waits { in_order: false, ..waits(State::Unserved) }.into()),
+        routed("billing", Waits { in_order: false, due: DueIn::Pause(secs(0)), ..waits(State::Unserved) }.into()),
         routed("gone", dies(Reason::Removed).into()),
     ];
     outbox.settle_all(vec![], vec![outcome(&due[0], WaitingChange::Routed(units))]).await;
@@ -205,7 +205,7 @@ async fn a_row_without_route_becomes_one_row_for_each_destination(database: Test
         .collect();
     assert_eq!(
         seen,
-        [("billing", "unserved", false, false, 0, after_noon(30)), ("mail", "retry", true, false, 0, after_noon(30)),]
+        [("billing", "unserved", false, false, 0, noon()), ("mail", "retry", true, false, 0, after_noon(30)),]
     );
     assert_eq!(outbox.dead(), [format!("{}|gone|removed|1|passes|0|reject|400", message.seq)]);
     assert_eq!(outbox.due("mail").await[0].message.id, message.id);

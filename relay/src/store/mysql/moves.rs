@@ -31,10 +31,11 @@ pub(super) const FROM_MESSAGE: Source = Source {
     life: "0",
     redriven_from: "NULL",
     first_attempt_at: "NULL",
-    due_at: "NULL",
+    due_at: "'9999-12-31'",
 };
 
-/// Waiting rows, found by their id. One that was not routed yet was never attempted and keeps its `due_at`.
+/// Waiting rows, found by their id. One that was not routed yet was never attempted, and what becomes of it is due
+/// no later than it was.
 pub(super) const FROM_DELIVERY: Source = Source {
     table: "outbox_deliveries",
     join: "s.id = t.n",
@@ -71,7 +72,7 @@ pub(super) fn insert_waiting(list: &str, source: &Source, now: &str) -> String {
              attempts, due_at, first_attempt_at, redriven_from, last_verdict, last_error, history) \
          SELECT {message_id}, {same}, {destination}, t.state, t.in_order AND s.ordering_key IS NOT NULL, \
              t.state = 'suspect', t.in_order, {life}, {attempts}, \
-             coalesce({due_at}, {now} + INTERVAL t.pause MICROSECOND, s.deliver_at, {now}), \
+             least({due_at}, coalesce({now} + INTERVAL t.pause MICROSECOND, s.deliver_at, {now})), \
              {first_attempt_at}, {redriven_from}, t.verdict, {error}, {history} \
          FROM JSON_TABLE({list}, {LIST} STRAIGHT_JOIN {table} AS s FORCE INDEX (PRIMARY) ON {join} \
          ON DUPLICATE KEY UPDATE life = outbox_deliveries.life"

@@ -92,7 +92,7 @@ statement!(
          history) SELECT message_id, seq, partition_no, ",
         carried!(),
         ", ?, ?, ordering_key IS NOT NULL AND ?, ?, ?, \
-         life, due_at, first_attempt_at, redriven_from, ?, ?, ? FROM outbox_deliveries WHERE id = ? \
+         life, min(due_at, coalesce(?, deliver_at, ?)), first_attempt_at, redriven_from, ?, ?, ? FROM outbox_deliveries WHERE id = ? \
          ON CONFLICT (message_id, destination, life) DO NOTHING"
     )
 );
@@ -338,6 +338,8 @@ impl Work<'_> {
             waits.in_order.into(),
             (waits.state == State::Suspect).into(),
             waits.in_order.into(),
+            self.due_at(waits.due).into(),
+            self.now.into(),
             waits.last_verdict.into(),
             waits.last_error.as_deref().into(),
             history.as_str().into(),

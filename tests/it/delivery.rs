@@ -1,0 +1,15 @@
+//! The promise, from the commit to the receiver: a whole relay inside the test, handlers and sockets at its other end.
+//!
+//! Producers, receivers and tables are looked at from outside; of the relay only what its users have is used. Nothing
+//! sleeps and hopes: every wait is for something that can be seen, within a limit that is a failure.
+
+mod dead;
+mod many;
+mod order;
+mod outage;
+mod pauses;
+mod promise;
+mod retries;
+mod routes;
+mod stage;
+mod stops;
