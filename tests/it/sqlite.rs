@@ -129,6 +129,20 @@ async fn numbers_handed_out_a_second_time_are_another_incarnation() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_still_without_wal_is_taken_while_the_application_writes() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    let mut application = database.sqlite();
+    assert_eq!(database.query_text("SELECT journal_mode FROM pragma_journal_mode"), [Some("delete".to_owned())]);
+    application.batch_execute("BEGIN IMMEDIATE").unwrap();
+    let store = store(&database).await;
+    let mut verify = tokio::spawn(async move { store.verify().await });
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut verify).await;
+    assert!(early.is_err(), "it did not wait: {early:?}");
+    application.batch_execute("COMMIT").unwrap();
+    verify.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_waits_for_the_applications_transaction_and_a_read_does_not() {
     let database = TestDatabase::with_schema(Kind::Sqlite);
     let store = store(&database).await;

@@ -195,9 +195,14 @@ impl Store for Sqlite {
 ///
 /// diesel does not pass SQLite's error code on, only its text, which is a constant of the library built in.
 fn classify(operation: &'static str, error: Error) -> StoreError {
-    let locked = matches!(&error, Error::DatabaseError(_, information) if information.message().contains("is locked"));
+    let locked = is_locked(&error);
     let source = Box::new(error);
     if locked { StoreError::TryAgain { operation, source } } else { StoreError::Refused { operation, source } }
+}
+
+/// True when another connection's lock was in the way.
+fn is_locked(error: &Error) -> bool {
+    matches!(error, Error::DatabaseError(_, information) if information.message().contains("is locked"))
 }
 
 /// The set as a number whose bit n stands for partition n.

@@ -8,7 +8,7 @@
 //! mode, as many examples do, loses its last acknowledged commits in a power cut, and the relay cannot see it.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::sql_types::{BigInt, Text};
@@ -19,6 +19,8 @@ use crate::store::StoreError;
 
 /// How long a statement waits for the application's transaction to end before it is given up with `TryAgain`.
 const BUSY_WAIT: Duration = Duration::from_secs(5);
+/// Between two tries where SQLite does not wait by itself.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 statement!(JournalMode, "PRAGMA journal_mode", Text);
 statement!(SetJournalMode, "PRAGMA journal_mode = WAL", Text);
@@ -85,8 +87,7 @@ impl DatabaseFile {
     fn set_up(&self, conn: &mut SqliteConnection) -> diesel::QueryResult<()> {
         conn.batch_execute(&format!("PRAGMA busy_timeout = {}", BUSY_WAIT.as_millis()))?;
         if load_one::<JournalMode, String>(conn, &[])? != "wal" {
-            // Where the mode cannot be changed SQLite answers with the old one; `verify` has the words for that.
-            load_one::<SetJournalMode, String>(conn, &[])?;
+            set_wal(conn)?;
         }
         conn.batch_execute("PRAGMA synchronous = FULL")?;
         conn.batch_execute("PRAGMA foreign_keys = ON")
@@ -171,6 +172,20 @@ impl DatabaseFile {
 
     fn target(&self) -> String {
         self.path.display().to_string()
+    }
+}
+
+/// Changes the journal mode. Where it cannot be changed SQLite answers with the old one; `verify` has the words for that.
+///
+/// Against an application that is writing SQLite gives up at once, whatever `busy_timeout` says: it has begun to read by
+/// then, and fears a deadlock.
+fn set_wal(conn: &mut SqliteConnection) -> diesel::QueryResult<()> {
+    let deadline = Instant::now() + BUSY_WAIT;
+    loop {
+        match load_one::<SetJournalMode, String>(conn, &[]) {
+            Err(error) if super::is_locked(&error) && Instant::now() < deadline => std::thread::sleep(BUSY_PAUSE),
+            changed => return changed.map(|_| ()),
+        }
     }
 }
 
