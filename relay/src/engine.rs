@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::event::Listener;
 use crate::frontier::Frontier;
@@ -242,6 +242,11 @@ impl Engine {
             self.follow_ownership();
             if self.ownership.borrow().expelled {
                 warn!("this relay was declared dead by another; it starts anew under a new identity");
+                return End::Expelled;
+            }
+            // Nobody renews any more, and a closed channel is always ready: the loop would spin and do nothing.
+            if self.ownership.has_changed().is_err() {
+                error!("the loop that renews the lease is gone; the relay starts anew under a new identity");
                 return End::Expelled;
             }
             self.act(now);
