@@ -437,14 +437,14 @@ impl Engine {
         self.due.evict(lost);
         self.settling.evict(lost);
         self.abort_attempts(lost);
-        for state in &mut self.lanes {
+        let mut refused = Vec::new();
+        for (lane, state) in self.lanes.iter_mut().enumerate() {
             let (gone, kept): (Vec<Work>, Vec<Work>) =
                 state.lane.clear().into_iter().partition(|work| lost.contains(work.message.partition_no));
             debug!(destination = %state.served.name, dropped = gone.len(), "deliveries of lost partitions dropped");
             for work in kept {
                 if work.origin == crate::lane::Origin::Fresh {
-                    // Its key cannot be parked: then it would have been a row already.
-                    let _ = state.lane.offer(work);
+                    refused.extend(state.lane.offer(work).map(|work| (lane, work)));
                 } else if let crate::lane::Origin::Waiting(id) = work.origin {
                     // Which look brought it is forgotten; refused, it is read again.
                     if !state.lane.offer_row(work, 0) {
@@ -452,6 +452,10 @@ impl Engine {
                     }
                 }
             }
+        }
+        // A younger one of its key overflowed and parked it: it has to be a row before that one.
+        for (lane, work) in refused {
+            self.put_aside(lane, vec![work]);
         }
     }
 
