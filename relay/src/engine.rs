@@ -32,7 +32,7 @@ use crate::outage::Outages;
 use crate::outcome::Policy;
 use crate::route::Routes;
 use crate::sink::{Judgement, Sink};
-use crate::store::{Routing, Store, StoreError};
+use crate::store::{DestinationSeen, Routing, Store, StoreError};
 
 mod attempt;
 mod due;
@@ -492,7 +492,11 @@ impl Engine {
 
     fn adopt_routing(&mut self, routing: Routing, now: Instant) {
         let old = std::mem::replace(&mut self.routing, routing);
-        if self.routing.version != self.routes.version() {
+        // Somebody may have taken a row out by hand: routes name destinations by their place in the list.
+        let same = |(old, new): (&DestinationSeen, &DestinationSeen)| old.spec == new.spec;
+        let same_list = old.destinations.len() == self.routing.destinations.len()
+            && old.destinations.iter().zip(&self.routing.destinations).all(same);
+        if self.routing.version != self.routes.version() || !same_list {
             let routes = std::mem::replace(&mut self.routes, Arc::new(Routes::new(&self.routing)));
             let names = old.destinations.into_iter().map(|seen| seen.spec.name).collect();
             self.old_routes.push_back(OldRoutes { version: routes.version(), names, routes });
