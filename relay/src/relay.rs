@@ -422,10 +422,11 @@ impl RelayBuilder {
             };
             destinations.push((spec, served));
         }
-        // One slow lane may fill the hands only when it is alone.
-        if destinations.len() > 1 {
+        // One slow lane may fill the hands only when it is alone: if all others are full, there is room for the last.
+        let others = destinations.len().saturating_sub(1);
+        if others > 0 {
             for (_, served) in &mut destinations {
-                served.limits.queue_max = (self.pace.in_hands / 2).max(1);
+                served.limits.queue_max = (self.pace.in_hands / 2 / others).max(1);
             }
         }
         let store = match self.source {
