@@ -423,10 +423,9 @@ impl RelayBuilder {
             destinations.push((spec, served));
         }
         // One slow lane may fill the hands only when it is alone: if all others are full, there is room for the last.
-        let others = destinations.len().saturating_sub(1);
-        if others > 0 {
+        if let Some(share) = (self.pace.in_hands / 2).checked_div(destinations.len().saturating_sub(1)) {
             for (_, served) in &mut destinations {
-                served.limits.queue_max = (self.pace.in_hands / 2 / others).max(1);
+                served.limits.queue_max = share.max(1);
             }
         }
         let store = match self.source {
