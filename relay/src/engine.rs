@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::event::Listener;
 use crate::frontier::Frontier;
@@ -32,7 +32,7 @@ use crate::outage::Outages;
 use crate::outcome::Policy;
 use crate::route::Routes;
 use crate::sink::{Judgement, Sink};
-use crate::store::{Routing, Store, StoreError};
+use crate::store::{DestinationSeen, Routing, Store, StoreError};
 
 mod attempt;
 mod due;
@@ -242,6 +242,11 @@ impl Engine {
             self.follow_ownership();
             if self.ownership.borrow().expelled {
                 warn!("this relay was declared dead by another; it starts anew under a new identity");
+                return End::Expelled;
+            }
+            // Nobody renews any more, and a closed channel is always ready: the loop would spin and do nothing.
+            if self.ownership.has_changed().is_err() {
+                error!("the loop that renews the lease is gone; the relay starts anew under a new identity");
                 return End::Expelled;
             }
             self.act(now);
@@ -487,7 +492,11 @@ impl Engine {
 
     fn adopt_routing(&mut self, routing: Routing, now: Instant) {
         let old = std::mem::replace(&mut self.routing, routing);
-        if self.routing.version != self.routes.version() {
+        // Somebody may have taken a row out by hand: routes name destinations by their place in the list.
+        let same = |(old, new): (&DestinationSeen, &DestinationSeen)| old.spec == new.spec;
+        let same_list = old.destinations.len() == self.routing.destinations.len()
+            && old.destinations.iter().zip(&self.routing.destinations).all(same);
+        if self.routing.version != self.routes.version() || !same_list {
             let routes = std::mem::replace(&mut self.routes, Arc::new(Routes::new(&self.routing)));
             let names = old.destinations.into_iter().map(|seen| seen.spec.name).collect();
             self.old_routes.push_back(OldRoutes { version: routes.version(), names, routes });

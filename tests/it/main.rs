@@ -9,6 +9,7 @@ mod cli;
 mod database;
 mod dead_letters;
 mod delivery;
+mod faults;
 mod http;
 mod kill;
 mod process;

@@ -28,6 +28,8 @@ pub(super) struct Feeding {
     sweep_after: Seq,
     sweep_next: Instant,
     mark_busy: bool,
+    /// Not before this, after a failure.
+    mark_next: Instant,
     pass_from: u64,
     pass_empty: bool,
     caught_up: bool,
@@ -56,6 +58,7 @@ impl Feeding {
             sweep_after: 0,
             sweep_next: now + SWEEP_PERIOD,
             mark_busy: false,
+            mark_next: now,
             pass_from: 0,
             pass_empty: false,
             caught_up: false,
@@ -98,7 +101,11 @@ impl Feeding {
 impl Engine {
     /// Starts the next feed operation when one is due and there is room for what it may bring.
     pub(super) fn start_feed(&mut self, now: Instant) {
-        if self.frontier.needs_mark() && !self.feed.mark_busy && !self.settling.is_writing() {
+        if self.frontier.needs_mark()
+            && !self.feed.mark_busy
+            && now >= self.feed.mark_next
+            && !self.settling.is_writing()
+        {
             self.feed.mark_busy = true;
             let stamp = self.frontier.stamp();
             self.spawn_feed(move |store| async move { FeedAnswer::Marked { stamp, result: store.mark_draw().await } });
@@ -172,8 +179,14 @@ impl Engine {
         match answer {
             FeedAnswer::Marked { stamp, result } => {
                 self.feed.mark_busy = false;
-                if let Some(Some(xid)) = self.feed_result("mark_draw", result, now) {
-                    self.frontier.mark(stamp, xid);
+                match result {
+                    Ok(xid) => {
+                        self.outages.recovered("mark_draw");
+                        if let Some(xid) = xid {
+                            self.frontier.mark(stamp, xid);
+                        }
+                    }
+                    Err(error) => self.feed.mark_next = now + self.outages.failed("mark_draw", &error),
                 }
             }
             FeedAnswer::Probed { ranges, result } => {

@@ -87,6 +87,11 @@ impl<T: Clone> Tray<T> {
         self.writing.is_empty() && !self.items.is_empty() && self.retry_at.is_none_or(|at| at <= now)
     }
 
+    /// When what could not be written is to be tried again.
+    fn next_try(&self) -> Option<Instant> {
+        self.retry_at.filter(|_| self.writing.is_empty() && !self.items.is_empty())
+    }
+
     fn bring_back(&mut self, now: Instant) {
         while self.aside.front().is_some_and(|(at, _)| *at <= now) {
             if let Some((_, item)) = self.aside.pop_front() {
@@ -238,16 +243,9 @@ impl Engine {
 
     pub(super) fn settle_wake(&self, now: Instant) -> Instant {
         let mut at = now + TICK;
-        let trays = [
-            (self.settling.delivered.retry_at, self.settling.delivered.items.is_empty()),
-            (self.settling.rest.retry_at, self.settling.rest.items.is_empty()),
-        ];
-        for (retry_at, empty) in trays {
-            if let Some(retry_at) = retry_at
-                && !empty
-            {
-                at = at.min(retry_at);
-            }
+        // While a batch is being written its answer wakes the loop; the hour it was to be tried again is past.
+        for retry_at in [self.settling.delivered.next_try(), self.settling.rest.next_try()].into_iter().flatten() {
+            at = at.min(retry_at);
         }
         at
     }
