@@ -44,8 +44,8 @@ use crate::route::Pattern;
 use crate::sink::handler::{Context, Handler, HandlerError, Reply};
 use crate::sink::http::{Http, HttpError};
 use crate::sink::{Ordering, Settings, Sink};
-use crate::store::open::{StoreOptions, open};
 use crate::store::{DestinationSpec, RelayRow, Status, Store, StoreError};
+use crate::store::{StoreOptions, open::open};
 
 /// A relay that is set up and has not started.
 pub struct Relay {

@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use outbox_tests::database::{Kind, TestDatabase};
-use relay::frontier::Evidence;
 use relay::message::{Key, Message, MessageId, PartitionSet, RelayId, Seq};
+use relay::poll::Evidence;
 use relay::retry::RetryPolicy;
 use relay::sink::{Attempt, Judgement, Settings, Sink};
-use relay::store::open::{StoreOptions, open};
 use relay::store::{
     Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
     Status, Store, StoreError, Wanted,
 };
+use relay::store::{StoreOptions, open::open};
 use relay::{Destination, Relay, RelayBuilder, RelayError};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;

@@ -13,8 +13,8 @@ use crate::config::{Config, Destination, Migrate, Scope};
 use crate::relay::{Relay, RelayError, shutdown_signal};
 use crate::server::health::{self, Health};
 use crate::sink::http::Http;
-use crate::store::open::{StoreOptions, open};
 use crate::store::{Store, StoreError};
+use crate::store::{StoreOptions, open::open};
 use crate::telemetry;
 
 /// A loop that has not turned for so many leases is stuck.

@@ -15,9 +15,9 @@ use super::{
     Config, Database, Defaults, Destination, Health, Migrate, Mode, RelayOptions, Secret, Sources, database_url,
 };
 use crate::duration;
-use crate::outcome::AfterDeadLetter;
 use crate::retry::RetryPolicy;
 use crate::route::Pattern;
+use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
 
 const SECOND: Duration = Duration::from_secs(1);

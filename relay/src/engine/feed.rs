@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::{Answer, Engine};
-use crate::frontier::{Evidence, Reading, Stamp};
+use crate::frontier::{Reading, Stamp};
 use crate::lane::{Origin, Work};
 use crate::message::{Headers, Key, Message, Seq};
 use crate::outcome::waits;
+use crate::poll::Evidence;
 use crate::sink::Ordering;
 use crate::store::{DueIn, Page, Probe, Reason, Remains, Row, State, StoreError, Wanted};
 
