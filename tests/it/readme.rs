@@ -85,7 +85,11 @@ fn its_links_lead_somewhere() {
 #[test]
 fn the_quickstart_tells_its_story_and_ends() {
     assert!(commands("cargo").contains(&vec!["cargo", "run", "-p", "quickstart"]));
-    let ended = Process::run(Command::new(program_path("quickstart")), Duration::from_secs(30));
+    // It leaves its database and its mails for the reader to look at.
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(program_path("quickstart"));
+    command.env("TMPDIR", folder.path());
+    let ended = Process::run(command, Duration::from_secs(30));
     assert!(ended.status.success(), "{ended:?}");
     let mut rest = ended.stdout.as_str();
     for told in [
