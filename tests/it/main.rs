@@ -14,6 +14,7 @@ mod http;
 mod kill;
 mod process;
 mod producers;
+mod readme;
 mod sqlite;
 mod store;
 mod tables;
