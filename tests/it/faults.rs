@@ -342,3 +342,93 @@ async fn partitions_whose_repair_takes_too_long_together_are_taken_bit_by_bit() 
     let taken = sink.taken.lock().unwrap().len();
     assert_eq!(taken, 300, "nothing came twice");
 }
+
+/// Refuses everything.
+struct Refuser;
+
+#[async_trait]
+impl Sink for Refuser {
+    async fn attempt(&self, _: &Message, _: &Attempt) -> Judgement {
+        Judgement::failed(relay::verdict::Verdict::Reject { gone: false }, "no", "the test says so")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_was_there_at_the_commit_gets_what_another_one_refused() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    let store = store(&database, |_| pass()).await;
+    let refuser = Destination::new(Settings::new("a", ["a.*"]), Arc::new(Refuser));
+    let running = Running::start(relay(store.clone()).destination(refuser)).await;
+    let dead = "SELECT count(*) FROM outbox_dead_letters";
+    enqueue(&database, "a.x", ["first".to_owned()]);
+    let end = Instant::now() + LIMIT;
+    while database.query_i64(dead) < 1 {
+        assert!(Instant::now() < end, "the first is refused");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Another relay registers one; this one has not heard of it when the next message is refused.
+    for n in 0..5 {
+        let spec = DestinationSpec { name: format!("b{n}"), patterns: vec!["a.*".into()], ordering: "key".into() };
+        store.destination_register(&[spec]).await.unwrap();
+        enqueue(&database, "a.x", [n.to_string()]);
+        while database.query_i64(dead) < n + 2 {
+            assert!(Instant::now() < end, "message {n} is refused");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let kept = database.query_i64(&format!(
+            "SELECT count(*) FROM outbox_deliveries WHERE payload = '{n}' AND destination = 'b{n}'"
+        ));
+        assert_eq!(kept, 1, "the new destination never gets message {n}");
+    }
+    running.stop().await;
+}
+
+/// Is gone, and counts who finds out.
+#[derive(Default)]
+struct Gone(AtomicUsize);
+
+#[async_trait]
+impl Sink for Gone {
+    async fn attempt(&self, _: &Message, _: &Attempt) -> Judgement {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Judgement::failed(relay::verdict::Verdict::Reject { gone: true }, "410", "gone")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_is_slow_to_be_recorded_holds_all_the_same() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    let (tries, reads) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (tried, read) = (tries.clone(), reads.clone());
+    let store = store(&database, move |call| match call {
+        "destination_pause" if tried.fetch_add(1, Ordering::SeqCst) == 0 => fail(),
+        "destination_read" => {
+            read.fetch_add(1, Ordering::SeqCst);
+            pass()
+        }
+        _ => pass(),
+    })
+    .await;
+    let gone = Arc::new(Gone::default());
+    let destination = Destination::new(Settings::new("a", ["a.*"]), gone.clone());
+    let running = Running::start(relay(store).destination(destination)).await;
+    let until = async |wanted: &str, condition: &dyn Fn() -> bool| {
+        let end = Instant::now() + LIMIT;
+        while !condition() {
+            assert!(Instant::now() < end, "{wanted}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    enqueue(&database, "a.x", ["1".to_owned()]);
+    until("the pause is tried", &|| tries.load(Ordering::SeqCst) == 1).await;
+    // The table has been asked since, and knew nothing.
+    let before = reads.load(Ordering::SeqCst);
+    until("the destinations are read", &|| reads.load(Ordering::SeqCst) >= before + 2).await;
+    enqueue(&database, "a.x", ["2".to_owned()]);
+    let paused = "SELECT count(*) FROM outbox_destinations WHERE paused_at IS NOT NULL";
+    until("the pause is recorded", &|| database.query_i64(paused) == 1).await;
+    let waiting = "SELECT count(*) FROM outbox_deliveries WHERE state = 'overflow'";
+    until("the second waits", &|| database.query_i64(waiting) == 1).await;
+    assert_eq!(gone.0.load(Ordering::SeqCst), 1, "the second was not attempted");
+    running.stop().await;
+}

@@ -340,10 +340,10 @@ impl Engine {
     }
 
     fn hand_out_one(&mut self, message: Arc<Message>, parked: &HashSet<(usize, Key)>) {
-        let version = self.routes.version();
+        let (version, routes_read) = (self.routes.version(), self.settling.routing_read());
         if message.scheduled {
             let destination = message.only_destination.clone().unwrap_or_default();
-            self.hands.take(&message, 1, version);
+            self.hands.take(&message, 1, version, routes_read);
             self.conclude_fresh(&message, &destination, Some(waits(State::Scheduled, false, DueIn::DeliverAt)));
             return;
         }
@@ -355,14 +355,14 @@ impl Engine {
             {
                 warn!(topic = %message.topic, destination, "no destination takes this topic; its messages wait");
             }
-            self.hands.take(&message, 1, version);
+            self.hands.take(&message, 1, version, routes_read);
             // A named destination that nobody has registered is asked for by nobody; whoever comes to serve it finds the
             // row due.
             let pause = if destination.is_empty() { UNROUTED_PAUSE } else { Duration::ZERO };
             self.conclude_fresh(&message, &destination, Some(waits(State::Unrouted, true, DueIn::Pause(pause))));
             return;
         }
-        self.hands.take(&message, destinations.len(), version);
+        self.hands.take(&message, destinations.len(), version, routes_read);
         for &destination in destinations.iter() {
             self.hand_to(&message, destination, parked);
         }
