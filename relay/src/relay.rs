@@ -236,6 +236,10 @@ impl Relay {
         self.store.relay_register(&row).await?;
         let routing = self.store.destination_read(None).await?;
         info!(relay = %self.name, relay.id = %id, destinations = specs.len(), "relay started");
+        for seen in routing.destinations.iter().filter(|seen| !row.serves.contains(&seen.spec.name)) {
+            let destination = &seen.spec.name;
+            warn!(destination, "a registered destination is not served here; what is for it waits");
+        }
 
         let (publish, ownership) = watch::channel(Ownership::default());
         let (stop, stopped) = watch::channel(false);

@@ -296,6 +296,9 @@ impl Engine {
             self.hands.seen_again(message.seq);
             return None;
         }
+        let mut message = message;
+        // Some producers write an empty text where they mean none.
+        message.only_destination = message.only_destination.take().filter(|name| !name.is_empty());
         Some(Arc::from(message))
     }
 
@@ -353,7 +356,11 @@ impl Engine {
             if self.feed.unrouted_told.len() < UNROUTED_TOLD_MAX
                 && self.feed.unrouted_told.insert(message.topic.clone())
             {
-                warn!(topic = %message.topic, destination, "no destination takes this topic; its messages wait");
+                if destination.is_empty() {
+                    warn!(topic = %message.topic, "no destination takes this topic; its messages wait");
+                } else {
+                    warn!(topic = %message.topic, destination, "nobody has registered this destination; what is for it waits");
+                }
             }
             self.hands.take(&message, 1, version, routes_read);
             // A named destination that nobody has registered is asked for by nobody; whoever comes to serve it finds the
