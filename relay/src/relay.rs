@@ -207,18 +207,23 @@ impl Relay {
     }
 
     async fn work(self, asked: watch::Receiver<Ask>) -> Result<(), RelayError> {
-        let mut end = self.live(asked.clone()).await?;
         let mut outages = Outages::default();
-        while end == End::Expelled && !matches!(*asked.borrow(), Ask::Stop | Ask::Abandon) {
+        let mut has_lived = false;
+        loop {
             match self.live(asked.clone()).await {
-                Ok(next) => end = next,
-                Err(RelayError::Store(error)) if !matches!(error, StoreError::Unsuitable { .. }) => {
+                Ok(End::Expelled) => has_lived = true,
+                Ok(End::Stopped | End::Drained) => return Ok(()),
+                // The database was fit when the relay was built: an outage since then is survived like any other. What
+                // it refuses from the first is for a person to mend.
+                Err(RelayError::Store(error)) if error.is_passing() || has_lived && !error.is_unsuitable() => {
                     tokio::time::sleep(outages.failed("relay_register", &error)).await;
                 }
                 Err(error) => return Err(error),
             }
+            if matches!(*asked.borrow(), Ask::Stop | Ask::Abandon) {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// One life under one identity.

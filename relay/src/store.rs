@@ -75,15 +75,19 @@ pub trait Store: Send + Sync + 'static {
 
     /// Unblocked rows that are due, oldest `due_at` first, for each lane at most its limit.
     ///
-    /// A lane named `""` asks for rows that are not routed yet: those that are due, and, with `unrouted` (the routes
-    /// changed), all in state `unrouted` whatever their `due_at`.
-    async fn delivery_due(
+    /// A lane named `""` asks for rows that are not routed yet.
+    async fn delivery_due(&self, lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Result<Due, StoreError>;
+
+    /// Rows in state `unrouted` without a destination, whatever their `due_at` and blocked or not: those after
+    /// (seq, id), in that order, at most `limit`. Asked for when the routes changed: a head that still has no route must
+    /// not keep its followers from theirs.
+    async fn delivery_unrouted(
         &self,
-        lanes: &[LaneDemand],
+        after: (Seq, i64),
         owned: PartitionSet,
-        unrouted: bool,
+        limit: u32,
         now: Now,
-    ) -> Result<Due, StoreError>;
+    ) -> Result<Vec<WaitingDelivery>, StoreError>;
 
     // ---- settle ----
 
@@ -555,4 +559,16 @@ pub enum StoreError {
         /// What to do.
         help: String,
     },
+}
+
+impl StoreError {
+    /// True when it may be gone at the next try: the database could not be reached, or asked to try again.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, StoreError::Unreachable { .. } | StoreError::TryAgain { .. })
+    }
+
+    /// True when a person has to act first.
+    pub fn is_unsuitable(&self) -> bool {
+        matches!(self, StoreError::Unsuitable { .. })
+    }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use outbox_tests::database::{Kind, TestDatabase};
-use relay::message::{Key, Message, MessageId, PartitionSet, RelayId, Seq};
+use relay::message::{Key, Message, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use relay::poll::Evidence;
 use relay::retry::RetryPolicy;
 use relay::sink::{Attempt, Judgement, Settings, Sink};
@@ -62,7 +62,8 @@ calls! {
     message_sweep(after: Seq, until: Seq, owned: PartitionSet, limit: u32) -> Vec<Seq>;
     mark_draw() -> Option<u64>;
     key_parked(keys: &[(String, Key)]) -> Vec<bool>;
-    delivery_due(lanes: &[LaneDemand], owned: PartitionSet, unrouted: bool, now: Now) -> Due;
+    delivery_due(lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Due;
+    delivery_unrouted(after: (Seq, i64), owned: PartitionSet, limit: u32, now: Now) -> Vec<WaitingDelivery>;
     message_delivered(messages: &[(Seq, MessageId)], routes_version: i64) -> Delivered;
     settle(relay: RelayId, batch: &Settlement, now: Now) -> Settled;
     relay_register(relay: &RelayRow) -> ();
@@ -272,6 +273,30 @@ async fn a_relay_whose_renewals_broke_off_starts_anew() {
     enqueue(&database, "a.b", ["2".to_owned()]);
     sink.until_taken(2).await;
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_breaks_while_the_relay_starts_does_not_end_it() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    let (built, broken) = (Arc::new(AtomicBool::new(false)), Mutex::new(Vec::new()));
+    let is_built = built.clone();
+    let store = store(&database, move |call| {
+        let mut broken = broken.lock().unwrap();
+        let starts = ["verify", "destination_register", "relay_register", "destination_read"].contains(&call);
+        if is_built.load(Ordering::SeqCst) && starts && !broken.contains(&call) {
+            broken.push(call);
+            return fail();
+        }
+        pass()
+    })
+    .await;
+    let sink = Arc::new(Taker::default());
+    let relay = relay(store).destination(to("a", &sink)).build().await.unwrap();
+    built.store(true, Ordering::SeqCst);
+    enqueue(&database, "a.b", ["1".to_owned()]);
+    let drained = tokio::time::timeout(LIMIT, relay.drain()).await.expect("a drain ends").unwrap();
+    assert!(drained.is_clean());
+    assert_eq!(*sink.taken.lock().unwrap(), ["1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

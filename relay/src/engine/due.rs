@@ -3,13 +3,13 @@
 //! One look for all lanes. A row stays in hands until a look that began after its settle committed, for the same reason
 //! as a message does.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::feed::doom;
 use super::{Answer, Engine, TICK};
 use crate::lane::{Origin, Work};
-use crate::message::{PartitionSet, WaitingDelivery};
+use crate::message::{PartitionSet, Seq, WaitingDelivery};
 use crate::outcome::waits;
 use crate::store::{Due, DueIn, LaneDemand, LaneWaiting, RoutedUnit, State, StoreError, WaitingChange, WaitingOutcome};
 
@@ -23,10 +23,9 @@ pub(super) struct DueState {
     held: HashMap<i64, HeldRow>,
     leaving: VecDeque<(u64, i64)>,
     unrouted_next: Instant,
-    /// The routes changed: every unrouted row is worth a look.
-    unrouted_all: bool,
-    /// The unrouted rows this pass has looked at.
-    unrouted_seen: HashSet<i64>,
+    /// The routes changed: every unrouted row is worth a look, and those up to this one have had it.
+    unrouted_after: Option<(Seq, i64)>,
+    routes_changed_at: Instant,
     safety_next: Instant,
     pass_from: u64,
     pass_empty: bool,
@@ -43,8 +42,12 @@ struct HeldRow {
 /// What a look brought.
 pub(super) struct DueAnswer {
     number: u64,
-    demands: Vec<(Option<usize>, LaneDemand)>,
-    result: Result<Due, StoreError>,
+    found: Found,
+}
+
+enum Found {
+    Due { demands: Vec<(Option<usize>, LaneDemand)>, result: Result<Due, StoreError> },
+    Unrouted(Result<Vec<WaitingDelivery>, StoreError>),
 }
 
 impl DueState {
@@ -56,8 +59,8 @@ impl DueState {
             held: HashMap::new(),
             leaving: VecDeque::new(),
             unrouted_next: now,
-            unrouted_all: true,
-            unrouted_seen: HashSet::new(),
+            unrouted_after: Some(START),
+            routes_changed_at: now,
             safety_next: now,
             pass_from: 0,
             pass_empty: false,
@@ -93,9 +96,17 @@ impl DueState {
     }
 
     pub(super) fn routes_changed(&mut self, now: Instant) {
-        self.unrouted_all = true;
-        self.unrouted_seen.clear();
+        self.unrouted_after = Some(START);
         self.unrouted_next = now;
+        self.routes_changed_at = now;
+    }
+
+    /// A row without destination was written. The routes may have changed between the decision and the write.
+    pub(super) fn unrouted_written(&mut self, now: Instant) {
+        if self.unrouted_after.is_none() && now.saturating_duration_since(self.routes_changed_at) < ROUTES_FRESH {
+            self.unrouted_after = Some(START);
+            self.unrouted_next = now + SAFETY_PERIOD;
+        }
     }
 
     pub(super) fn restart_pass(&mut self) {
@@ -109,7 +120,7 @@ impl DueState {
     }
 
     pub(super) fn pass_is_empty(&self) -> bool {
-        self.pass_empty
+        self.pass_empty && self.unrouted_after.is_none()
     }
 
     fn held_in(&self, lane: usize) -> usize {
@@ -121,6 +132,12 @@ impl Engine {
     /// Looks for due rows when a lane that may take some has any, and now and then in any case.
     pub(super) fn start_due(&mut self, now: Instant) {
         if self.due.busy || self.due.deferred.is_some() || now < self.due.retry_at || now < self.due_wake(now) {
+            return;
+        }
+        if let Some(after) = self.due.unrouted_after
+            && now >= self.due.unrouted_next
+        {
+            self.start_unrouted(after, now);
             return;
         }
         let mut demands: Vec<(Option<usize>, LaneDemand)> = (0..self.lanes.len())
@@ -137,16 +154,29 @@ impl Engine {
         self.due.busy = true;
         self.due.number += 1;
         self.due.safety_next = now + SAFETY_PERIOD;
-        self.due.unrouted_next = now + SAFETY_PERIOD;
         for state in &mut self.lanes {
             state.next_due = None;
         }
         let (store, answers) = (self.store.clone(), self.answers.clone());
-        let (number, owned, unrouted) = (self.due.number, self.owned, self.due.unrouted_all);
+        let (number, owned) = (self.due.number, self.owned);
         tokio::spawn(async move {
             let lanes: Vec<LaneDemand> = demands.iter().map(|(_, demand)| demand.clone()).collect();
-            let result = store.delivery_due(&lanes, owned, unrouted, None).await;
-            let _ = answers.send(Answer::Due(DueAnswer { number, demands, result }));
+            let result = store.delivery_due(&lanes, owned, None).await;
+            let _ = answers.send(Answer::Due(DueAnswer { number, found: Found::Due { demands, result } }));
+        });
+    }
+
+    /// Looks at the next of the rows without destination: the routes changed.
+    fn start_unrouted(&mut self, after: (Seq, i64), now: Instant) {
+        self.due.busy = true;
+        self.due.number += 1;
+        // Ordinary looks take turns with these.
+        self.due.unrouted_next = now + NOT_YET_PAUSE;
+        let (store, answers) = (self.store.clone(), self.answers.clone());
+        let (number, owned) = (self.due.number, self.owned);
+        tokio::spawn(async move {
+            let result = store.delivery_unrouted(after, owned, UNROUTED_LIMIT, None).await;
+            let _ = answers.send(Answer::Due(DueAnswer { number, found: Found::Unrouted(result) }));
         });
     }
 
@@ -155,7 +185,8 @@ impl Engine {
             return now + TICK;
         }
         let lanes = self.lanes.iter().filter(|l| l.lane.room_for_rows() > 0).filter_map(|l| l.next_due);
-        lanes.chain([self.due.safety_next, self.due.unrouted_next]).min().unwrap_or(now + TICK).max(self.due.retry_at)
+        let unrouted = self.due.unrouted_after.map(|_| self.due.unrouted_next);
+        lanes.chain(unrouted).chain([self.due.safety_next]).min().unwrap_or(now + TICK).max(self.due.retry_at)
     }
 
     pub(super) fn due_answered(&mut self, answer: DueAnswer) {
@@ -165,26 +196,67 @@ impl Engine {
             self.due.deferred = Some(answer);
             return;
         }
-        let now = Instant::now();
-        let due = match answer.result {
-            Ok(due) => {
-                self.outages.recovered("delivery_due");
-                due
+        let (now, number) = (Instant::now(), answer.number);
+        match answer.found {
+            Found::Due { demands, result } => {
+                if let Some(due) = self.due_result("delivery_due", result, now) {
+                    self.due_found(number, &demands, due, now);
+                    self.looked(number);
+                }
+            }
+            Found::Unrouted(result) => {
+                if let Some(rows) = self.due_result("delivery_unrouted", result, now) {
+                    self.unrouted_found(rows);
+                    self.looked(number);
+                }
+            }
+        }
+    }
+
+    fn due_result<T>(&mut self, operation: &'static str, result: Result<T, StoreError>, now: Instant) -> Option<T> {
+        match result {
+            Ok(value) => {
+                self.outages.recovered(operation);
+                Some(value)
             }
             Err(error) => {
-                self.due.retry_at = now + self.outages.failed("delivery_due", &error);
-                return;
+                self.due.retry_at = now + self.outages.failed(operation, &error);
+                None
             }
-        };
+        }
+    }
+
+    fn unrouted_found(&mut self, rows: Vec<WaitingDelivery>) {
+        let is_last = rows.len() < UNROUTED_LIMIT as usize;
+        self.due.unrouted_after = rows.last().filter(|_| !is_last).map(|row| (row.message.seq, row.id));
+        for row in rows {
+            let is_ours = self.owned.contains(row.message.partition_no) && !self.due.held.contains_key(&row.id);
+            if is_ours && !self.destinations_of(&row.message).is_empty() {
+                self.route_row(row);
+            }
+        }
+    }
+
+    /// Everything look number `number` said has been acted upon.
+    fn looked(&mut self, number: u64) {
+        while let Some((at, id)) = self.due.leaving.front().copied()
+            && at <= number
+        {
+            self.due.leaving.pop_front();
+            if self.due.held.get(&id).is_some_and(|row| row.settled) {
+                self.due.held.remove(&id);
+            }
+        }
+        for state in &mut self.lanes {
+            state.lane.look_done(number);
+        }
+    }
+
+    fn due_found(&mut self, number: u64, demands: &[(Option<usize>, LaneDemand)], due: Due, now: Instant) {
         let returned = due.rows.len();
         let mut taken = 0;
         let mut not_yet = vec![false; self.lanes.len()];
-        let (mut unrouted_new, mut unrouted_held) = (0, 0);
         for row in due.rows {
-            if row.destination.is_empty() {
-                unrouted_held += usize::from(self.due.held.contains_key(&row.id));
-                unrouted_new += usize::from(self.due.unrouted_all && self.due.unrouted_seen.insert(row.id));
-            }
             if self.due.held.contains_key(&row.id) || !self.owned.contains(row.message.partition_no) {
                 continue;
             }
@@ -194,39 +266,19 @@ impl Engine {
                 continue;
             }
             let Some(&lane) = self.lane_by_name.get(&row.destination) else { continue };
-            if self.take_row(lane, row, answer.number, now) {
+            if self.take_row(lane, row, number, now) {
                 taken += 1;
             } else {
                 not_yet[lane] = true;
             }
         }
-        if self.due.unrouted_all {
-            // Looked at, they stand behind the others: the pass is over when only known ones come.
-            if unrouted_new > 0 || unrouted_held > 0 {
-                self.due.unrouted_next = now + NOT_YET_PAUSE;
-            } else {
-                self.due.unrouted_all = false;
-                self.due.unrouted_seen = HashSet::new();
-            }
-        }
-        for ((lane, demand), waiting) in answer.demands.iter().zip(&due.lanes) {
+        for ((lane, demand), waiting) in demands.iter().zip(&due.lanes) {
             if let Some(lane) = lane {
-                self.note_waiting(*lane, demand, *waiting, not_yet[*lane], answer.number, now);
+                self.note_waiting(*lane, demand, *waiting, not_yet[*lane], number, now);
             }
-        }
-        while let Some((at, id)) = self.due.leaving.front().copied()
-            && at <= answer.number
-        {
-            self.due.leaving.pop_front();
-            if self.due.held.get(&id).is_some_and(|row| row.settled) {
-                self.due.held.remove(&id);
-            }
-        }
-        for state in &mut self.lanes {
-            state.lane.look_done(answer.number);
         }
         let nothing_held_back = returned == 0 || (taken == 0 && !not_yet.contains(&true) && !self.due.has_rows());
-        if answer.number >= self.due.pass_from && taken == 0 && nothing_held_back {
+        if number >= self.due.pass_from && taken == 0 && nothing_held_back {
             self.due.pass_empty = true;
         }
     }
@@ -346,6 +398,10 @@ impl Engine {
 const ROWS_MAX: u32 = 1_000;
 /// Rows without destination in one look.
 const UNROUTED_LIMIT: u32 = 200;
+/// For so long after a change of the routes, rows written without destination are looked at once more.
+const ROUTES_FRESH: Duration = Duration::from_secs(60);
+/// Before the first row.
+const START: (Seq, i64) = (i64::MIN, 0);
 /// A look in any case: somebody may have redriven, or another relay left rows.
 const SAFETY_PERIOD: Duration = Duration::from_secs(1);
 /// A row that has to wait for the feed or for its key is looked at again.

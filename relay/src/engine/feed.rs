@@ -501,6 +501,6 @@ const SWEEP_LIMIT: u32 = 5_000;
 /// Between two sweeps of the whole table.
 const SWEEP_PERIOD: Duration = Duration::from_secs(20);
 /// Rows that match no route are looked at when the routes change, and now and then.
-pub(super) const UNROUTED_PAUSE: Duration = Duration::from_secs(60);
+pub(super) const UNROUTED_PAUSE: Duration = Duration::from_secs(600);
 /// Unknown topics told by name; a producer with a loop must not fill the log.
 const UNROUTED_TOLD_MAX: usize = 1_000;

@@ -410,8 +410,6 @@ impl Engine {
                             self.look_soon(&outcome.destination, now);
                         }
                         WaitingChange::Routed(units) => {
-                            // Whatever waited for a route behind it is free now, and its own `due_at` may be far.
-                            self.due.routes_changed(now);
                             for unit in units {
                                 self.occupy(&unit.destination, now);
                                 self.look_soon(&unit.destination, now);
@@ -433,6 +431,9 @@ impl Engine {
         next_read: u64,
         now: Instant,
     ) {
+        if destination.is_empty() {
+            self.due.unrouted_written(now);
+        }
         let Some(&lane) = self.lane_by_name.get(destination) else { return };
         let (parks, due) = match remains {
             Remains::Waits(Waits { in_order, due: DueIn::Pause(pause), .. }) => (*in_order, Some(now + *pause)),

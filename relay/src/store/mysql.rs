@@ -35,7 +35,7 @@ use super::{
     Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
     Status, Store, StoreError, Wanted,
 };
-use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
+use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::Evidence;
 
 /// An outbox in a MariaDB or MySQL database.
@@ -144,20 +144,27 @@ impl Store for Mysql {
         Ok(parked)
     }
 
-    async fn delivery_due(
-        &self,
-        lanes: &[LaneDemand],
-        owned: PartitionSet,
-        unrouted: bool,
-        now: Now,
-    ) -> Result<Due, StoreError> {
+    async fn delivery_due(&self, lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Result<Due, StoreError> {
         if lanes.is_empty() {
             return Ok(Due::default());
         }
         let mut session = self.lend(&self.due, "delivery_due").await?;
-        let due = waiting::delivery_due(&mut session, lanes, owned, unrouted, now).await?;
+        let due = waiting::delivery_due(&mut session, lanes, owned, now).await?;
         session.give_back();
         Ok(due)
+    }
+
+    async fn delivery_unrouted(
+        &self,
+        after: (Seq, i64),
+        owned: PartitionSet,
+        limit: u32,
+        now: Now,
+    ) -> Result<Vec<WaitingDelivery>, StoreError> {
+        let mut session = self.lend(&self.due, "delivery_unrouted").await?;
+        let rows = waiting::delivery_unrouted(&mut session, after, owned, limit, now).await?;
+        session.give_back();
+        Ok(rows)
     }
 
     async fn message_delivered(

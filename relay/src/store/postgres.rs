@@ -33,7 +33,7 @@ use super::{
     Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
     Status, Store, StoreError, Wanted,
 };
-use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
+use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::Evidence;
 
 /// An outbox in a PostgreSQL database.
@@ -184,20 +184,27 @@ impl Store for Postgres {
         Ok(parked)
     }
 
-    async fn delivery_due(
-        &self,
-        lanes: &[LaneDemand],
-        owned: PartitionSet,
-        unrouted: bool,
-        now: Now,
-    ) -> Result<Due, StoreError> {
+    async fn delivery_due(&self, lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Result<Due, StoreError> {
         if lanes.is_empty() {
             return Ok(Due::default());
         }
         let mut held = self.due.take(&self.connector).await?;
-        let due = waiting::delivery_due(&mut held.connection, lanes, owned, unrouted, now).await?;
+        let due = waiting::delivery_due(&mut held.connection, lanes, owned, now).await?;
         held.put_back();
         Ok(due)
+    }
+
+    async fn delivery_unrouted(
+        &self,
+        after: (Seq, i64),
+        owned: PartitionSet,
+        limit: u32,
+        now: Now,
+    ) -> Result<Vec<WaitingDelivery>, StoreError> {
+        let mut held = self.due.take(&self.connector).await?;
+        let rows = waiting::delivery_unrouted(&mut held.connection, after, owned, limit, now).await?;
+        held.put_back();
+        Ok(rows)
     }
 
     async fn message_delivered(

@@ -33,7 +33,7 @@ use super::{
     Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
     Status, Store, StoreError, Wanted,
 };
-use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
+use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::Evidence;
 
 /// An outbox in a SQLite file.
@@ -106,15 +106,19 @@ impl Store for Sqlite {
         self.reader.run("key_parked", move |open| read::key_parked(open, &keys)).await
     }
 
-    async fn delivery_due(
-        &self,
-        lanes: &[LaneDemand],
-        owned: PartitionSet,
-        unrouted: bool,
-        now: Now,
-    ) -> Result<Due, StoreError> {
+    async fn delivery_due(&self, lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Result<Due, StoreError> {
         let lanes = lanes.to_vec();
-        self.reader.run("delivery_due", move |open| read::delivery_due(open, &lanes, owned, unrouted, now)).await
+        self.reader.run("delivery_due", move |open| read::delivery_due(open, &lanes, owned, now)).await
+    }
+
+    async fn delivery_unrouted(
+        &self,
+        after: (Seq, i64),
+        owned: PartitionSet,
+        limit: u32,
+        now: Now,
+    ) -> Result<Vec<WaitingDelivery>, StoreError> {
+        self.reader.run("delivery_unrouted", move |open| read::delivery_unrouted(open, after, owned, limit, now)).await
     }
 
     async fn message_delivered(

@@ -100,6 +100,21 @@ async fn what_nobody_takes_waits_visibly_until_somebody_does(database: TestDatab
 }
 for_each_database!(what_nobody_takes_waits_visibly_until_somebody_does);
 
+async fn a_head_without_a_route_does_not_keep_its_follower_from_one(database: TestDatabase) {
+    let log = Log::default();
+    let relay = Running::start(relay_on(&database).destination(log.accepting("a").topics(["a"]))).await;
+    enqueue(&database, [Envelope::raw("nobody", "head").key("k"), Envelope::raw("b", "follower").key("k")]);
+    until_waiting(&database, &[" unrouted", " unrouted"]).await;
+    relay.stop().await;
+
+    let relay = relay_on(&database).destination(log.accepting("a").topics(["a"]));
+    let relay = Running::start(relay.destination(log.accepting("b").topics(["b"]))).await;
+    log.until_accepted("b", &["follower"]).await;
+    until_waiting(&database, &[" unrouted"]).await;
+    relay.stop().await;
+}
+for_each_database!(a_head_without_a_route_does_not_keep_its_follower_from_one);
+
 async fn a_destination_served_elsewhere_keeps_its_messages_until_it_is_served(database: TestDatabase) {
     let log = Log::default();
     let both = || Running::start(relay_on(&database).destination(log.accepting("a")).destination(log.accepting("b")));

@@ -94,7 +94,7 @@ impl Outbox {
     /// What is due for `destination` at `now`.
     pub(crate) async fn due_at(&self, destination: &str, now: DateTime<Utc>) -> Vec<WaitingDelivery> {
         let lanes = [LaneDemand { destination: destination.into(), limit: 1000 }];
-        self.store.delivery_due(&lanes, PartitionSet::ALL, false, Some(now)).await.unwrap().rows
+        self.store.delivery_due(&lanes, PartitionSet::ALL, Some(now)).await.unwrap().rows
     }
 
     /// What is due for `destination` within ten years.

@@ -381,7 +381,7 @@ async fn a_batch_of_a_thousand_is_written_at_once(database: TestDatabase) {
     assert_eq!(outbox.free(), [(messages[0].seq, "mail".to_owned())]);
     assert_eq!(outbox.waiting().len(), 1000);
     let lanes = [LaneDemand { destination: "mail".into(), limit: 10 }];
-    let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, false, Some(after_noon(60))).await.unwrap();
+    let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, Some(after_noon(60))).await.unwrap();
     assert_eq!(due.rows.len(), 1);
 }
 for_each_database!(a_batch_of_a_thousand_is_written_at_once);

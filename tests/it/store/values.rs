@@ -196,7 +196,7 @@ async fn times_and_numbers_out_of_range_do_not_harm_their_neighbours(database: T
     outbox.settle_all(moves, vec![]).await;
     let lanes = [relay::store::LaneDemand { destination: "mail".into(), limit: 10 }];
     let owned = relay::message::PartitionSet::ALL;
-    let due = outbox.store.delivery_due(&lanes, owned, false, Some(super::fixture::noon())).await.unwrap();
+    let due = outbox.store.delivery_due(&lanes, owned, Some(super::fixture::noon())).await.unwrap();
     assert_eq!(due.rows.len(), 2);
     assert_eq!(due.lanes[0].next_due_in, Some(std::time::Duration::ZERO));
     outbox.store.status(None).await.unwrap();

@@ -49,7 +49,7 @@ async fn without_an_hour_the_clock_of_the_database_decides(database: TestDatabas
     let ids: Vec<i64> = outbox.waiting().iter().map(|row| row.id).collect();
     shift(&ids[0].to_string(), chrono::Utc::now() - chrono::TimeDelta::minutes(10));
     shift(&ids[1].to_string(), chrono::Utc::now() + chrono::TimeDelta::minutes(10));
-    let due = outbox.store.delivery_due(&[lane("mail", 9)], PartitionSet::ALL, false, None).await.unwrap();
+    let due = outbox.store.delivery_due(&[lane("mail", 9)], PartitionSet::ALL, None).await.unwrap();
     assert_eq!(due.rows.iter().map(|row| row.id).collect::<Vec<_>>(), [ids[0]]);
 }
 for_each_database!(without_an_hour_the_clock_of_the_database_decides);
@@ -60,7 +60,7 @@ async fn each_lane_gets_at_most_its_limit(database: TestDatabase) {
     let sms = each_minute(&outbox, "sms", 3).await;
     each_minute(&outbox, "push", 1).await;
     let lanes = [lane("sms", 2), lane("mail", 3), lane("none", 5), lane("push", 0)];
-    let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, false, Some(after_noon(3600))).await.unwrap();
+    let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, Some(after_noon(3600))).await.unwrap();
     let of = |destination: &str| {
         let rows: Vec<_> = due.rows.iter().filter(|row| row.destination == destination).cloned().collect();
         numbers(&rows)
@@ -71,7 +71,7 @@ async fn each_lane_gets_at_most_its_limit(database: TestDatabase) {
     assert_eq!(due.lanes.len(), 4, "one answer for each lane, in the order of the question");
     assert_eq!(due.lanes[2], LaneWaiting { occupied: false, next_due_in: None });
     assert_eq!(due.lanes[3], LaneWaiting { occupied: true, next_due_in: Some(secs(0)) });
-    let none = outbox.store.delivery_due(&[], PartitionSet::ALL, false, None).await.unwrap();
+    let none = outbox.store.delivery_due(&[], PartitionSet::ALL, None).await.unwrap();
     assert!(none.rows.is_empty() && none.lanes.is_empty());
 }
 for_each_database!(each_lane_gets_at_most_its_limit);
@@ -81,7 +81,7 @@ async fn a_lane_says_when_its_next_row_is_due(database: TestDatabase) {
     each_minute(&outbox, "mail", 2).await;
     let ask = async |seconds: i64| {
         let lanes = [lane("mail", 0)];
-        let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, false, Some(after_noon(seconds))).await.unwrap();
+        let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, Some(after_noon(seconds))).await.unwrap();
         due.lanes[0]
     };
     assert_eq!(ask(0).await, LaneWaiting { occupied: true, next_due_in: Some(secs(60)) });
@@ -100,7 +100,7 @@ async fn blocked_rows_are_neither_returned_nor_next(database: TestDatabase) {
     let moves = vec![moved(&head, vec![unit("mail", later)]), moved(&follower, vec![unit("mail", soon)])];
     outbox.settle_all(moves, vec![]).await;
     let lanes = [lane("mail", 9)];
-    let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, false, Some(after_noon(1))).await.unwrap();
+    let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, Some(after_noon(1))).await.unwrap();
     assert_eq!(numbers(&due.rows), [0; 0]);
     assert_eq!(due.lanes[0], LaneWaiting { occupied: true, next_due_in: Some(secs(599)) });
 }
@@ -117,7 +117,7 @@ async fn only_rows_of_owned_partitions_are_returned(database: TestDatabase) {
     assert!(expected < 20);
     let ask = async |owned| {
         let hour = Some(after_noon(3600));
-        outbox.store.delivery_due(&[lane("mail", 99)], owned, false, hour).await.unwrap()
+        outbox.store.delivery_due(&[lane("mail", 99)], owned, hour).await.unwrap()
     };
     let due = ask(owned).await;
     assert!(due.rows.iter().all(|row| owned.contains(row.message.partition_no)));
@@ -134,7 +134,7 @@ async fn a_blocking_dead_letter_occupies_its_lane(database: TestDatabase) {
     let blocks = Dies { blocks_key: true, ..dies(Reason::Rejected) };
     outbox.settle_all(vec![moved(&message, vec![unit("mail", blocks), unit("sms", dies(Reason::Gone))])], vec![]).await;
     let lanes = [lane("mail", 9), lane("sms", 9)];
-    let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, false, Some(noon())).await.unwrap();
+    let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, Some(noon())).await.unwrap();
     assert_eq!(
         due.lanes,
         [LaneWaiting { occupied: true, next_due_in: None }, LaneWaiting { occupied: false, next_due_in: None }]
@@ -157,22 +157,14 @@ async fn unrouted_rows_are_looked_at_when_the_routes_changed(database: TestDatab
         moved(&messages[4], vec![unit("", wait(State::Scheduled, 0)), unit("mail", wait(State::Unrouted, 3600))]),
     ];
     outbox.settle_all(moves, vec![]).await;
-    let ask = async |limit, unrouted| {
-        let lanes = [lane("mail", 9), lane("", limit)];
-        let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, unrouted, Some(noon())).await.unwrap();
-        let mut found = numbers(&due.rows);
-        found.sort_unstable();
-        found
+    let ask = async |after, limit| {
+        outbox.store.delivery_unrouted(after, PartitionSet::ALL, limit, Some(noon())).await.unwrap()
     };
-    let [a, b, _, _, d] = messages.as_slice() else { panic!() };
-    assert_eq!(ask(9, false).await, [d.seq], "only what is due");
-    assert_eq!(ask(9, true).await, [a.seq, b.seq, d.seq], "and the heads that found no route");
-    assert_eq!(ask(2, true).await.len(), 2);
-    assert_eq!(ask(0, true).await, [0; 0]);
-    outbox.database.exec(&format!(
-        "UPDATE outbox_deliveries SET due_at = {} WHERE destination = ''",
-        time(outbox.kind(), after_noon(-1))
-    ));
-    assert_eq!(ask(9, true).await.len(), 4, "due and unrouted is still one row");
+    let [a, b, c, _, _] = messages.as_slice() else { panic!() };
+    let all = ask((0, 0), 9).await;
+    assert_eq!(numbers(&all), [a.seq, b.seq, c.seq], "heads and followers, due or not, with no destination only");
+    assert_eq!(numbers(&ask((0, 0), 2).await), [a.seq, b.seq]);
+    assert_eq!(numbers(&ask((b.seq, all[1].id), 9).await), [c.seq]);
+    assert_eq!(numbers(&ask((c.seq, all[2].id), 9).await), [0; 0]);
 }
 for_each_database!(unrouted_rows_are_looked_at_when_the_routes_changed);

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::connection::Session;
 use super::literal::{self, hex};
 use super::row::{Columns, delivery, delivery_columns};
-use crate::message::{Key, PartitionSet};
+use crate::message::{Key, PartitionSet, Seq, WaitingDelivery};
 use crate::store::{Due, LaneDemand, LaneWaiting, Now, StoreError};
 
 pub(super) async fn key_parked(session: &mut Session<'_>, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError> {
@@ -36,18 +36,14 @@ pub(super) async fn delivery_due(
     session: &mut Session<'_>,
     lanes: &[LaneDemand],
     owned: PartitionSet,
-    unrouted: bool,
     now: Now,
 ) -> Result<Due, StoreError> {
     let now = literal::now(now);
     let owned = literal::partitions(owned);
     let mut due = Due::default();
-    for row in session.rows(&rows_due(lanes, &owned, unrouted, &now)).await? {
+    for row in session.rows(&rows_due(lanes, &owned, &now)).await? {
         due.rows.push(delivery(&mut Columns::new(row)));
     }
-    // Two branches serve the lane of what is not routed, each up to the limit.
-    let mut room = lanes.iter().find(|lane| lane.destination.is_empty()).map_or(0, |lane| lane.limit);
-    due.rows.retain(|row| !row.destination.is_empty() || take_one(&mut room));
 
     // Read after the rows: a row that appears in between must not be hidden by `occupied` being false.
     due.lanes = vec![LaneWaiting::default(); lanes.len()];
@@ -61,31 +57,37 @@ pub(super) async fn delivery_due(
     Ok(due)
 }
 
-fn take_one(room: &mut u32) -> bool {
-    let any = *room > 0;
-    *room = room.saturating_sub(1);
-    any
+pub(super) async fn delivery_unrouted(
+    session: &mut Session<'_>,
+    (seq, id): (Seq, i64),
+    owned: PartitionSet,
+    limit: u32,
+    now: Now,
+) -> Result<Vec<WaitingDelivery>, StoreError> {
+    let sql = format!(
+        "-- delivery_unrouted\nSELECT {} FROM outbox_deliveries FORCE INDEX (delivery_by_due) \
+         WHERE destination = '' AND state = 'unrouted' AND (seq > {seq} OR seq = {seq} AND id > {id}) \
+         AND partition_no IN ({}) ORDER BY seq, id LIMIT {limit}",
+        delivery_columns(&literal::now(now)),
+        literal::partitions(owned)
+    );
+    let rows = session.rows(&sql).await?;
+    Ok(rows.into_iter().map(|row| delivery(&mut Columns::new(row))).collect())
 }
 
 /// Rows to attempt. Within one `due_at` the lower id goes first, which the index yields without sorting payloads.
-fn rows_due(lanes: &[LaneDemand], owned: &str, unrouted: bool, now: &str) -> String {
+fn rows_due(lanes: &[LaneDemand], owned: &str, now: &str) -> String {
     let columns = delivery_columns(now);
-    let branch = |lane: &LaneDemand, condition: &str| {
+    let branch = |lane: &LaneDemand| {
         format!(
             "(SELECT {columns} FROM outbox_deliveries FORCE INDEX (delivery_by_due) \
-             WHERE destination = {} AND blocked = false AND {condition} AND partition_no IN ({owned}) \
+             WHERE destination = {} AND blocked = false AND due_at <= {now} AND partition_no IN ({owned}) \
              ORDER BY due_at, id LIMIT {})",
             literal::text(&lane.destination),
             lane.limit
         )
     };
-    let mut branches = Vec::new();
-    for lane in lanes {
-        branches.push(branch(lane, &format!("due_at <= {now}")));
-        if unrouted && lane.destination.is_empty() {
-            branches.push(branch(lane, &format!("due_at > {now} AND state = 'unrouted'")));
-        }
-    }
+    let branches: Vec<String> = lanes.iter().map(branch).collect();
     format!("-- delivery_due\n{}", branches.join("\nUNION ALL\n"))
 }
 

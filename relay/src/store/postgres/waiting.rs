@@ -1,13 +1,11 @@
 //! Waiting rows that may be attempted, and the keys they park.
 
-use std::collections::HashSet;
-
 use tokio_postgres::Row as SqlRow;
 
 use super::connection::{Connection, Sql};
 use super::feed::payload;
 use super::value::{Micros, Octets, RawText, mask};
-use crate::message::{Key, Message, PartitionSet, WaitingDelivery};
+use crate::message::{Key, Message, PartitionSet, Seq, WaitingDelivery};
 use crate::store::{Due, LaneDemand, LaneWaiting, Now, StoreError, decode};
 
 macro_rules! due_columns {
@@ -53,16 +51,16 @@ pub(super) const DELIVERY_DUE: Sql = Sql {
     ),
 };
 
-/// Rows that found no route when they were looked at last. Parameters: limit, owned mask, now.
+/// Rows that found no route when they were looked at last. Parameters: seq, id, owned mask, limit, now.
 const DELIVERY_UNROUTED: Sql = Sql {
     name: "delivery_unrouted",
     text: concat!(
         "-- delivery_unrouted\n",
         "SELECT ",
         due_columns!(),
-        ", coalesce($3::timestamptz, now()) FROM outbox_deliveries d ",
-        "WHERE d.destination = '' AND NOT d.blocked AND d.state = 'unrouted' ",
-        "AND ($2::bigint >> d.partition_no) & 1 = 1 ORDER BY d.due_at LIMIT $1::bigint"
+        ", coalesce($5::timestamptz, now()) FROM outbox_deliveries d ",
+        "WHERE d.destination = '' AND d.state = 'unrouted' AND (d.seq, d.id) > ($1::bigint, $2::bigint) ",
+        "AND ($3::bigint >> d.partition_no) & 1 = 1 ORDER BY d.seq, d.id LIMIT $4::bigint"
     ),
 };
 
@@ -81,35 +79,21 @@ pub(super) async fn delivery_due(
     connection: &mut Connection,
     lanes: &[LaneDemand],
     owned: PartitionSet,
-    unrouted: bool,
     now: Now,
 ) -> Result<Due, StoreError> {
     let waiting = connection.prepare(&LANE_WAITING).await?;
     let due = connection.prepare(&DELIVERY_DUE).await?;
-    let newly_routable = connection.prepare(&DELIVERY_UNROUTED).await?;
     let destinations: Vec<&str> = lanes.iter().map(|lane| lane.destination.as_str()).collect();
     let limits: Vec<i64> = lanes.iter().map(|lane| i64::from(lane.limit)).collect();
-    let unrouted_limit = lanes.iter().find(|lane| lane.destination.is_empty()).map_or(0, |lane| lane.limit);
     let owned = mask(owned);
 
     let connection = &*connection;
     // The figures are read last: a row that appears in between must not be hidden by `occupied` being false.
-    let (due, newly_routable, waiting) = tokio::try_join!(
+    let (due, waiting) = tokio::try_join!(
         biased;
         async { connection.query(&due, &[&destinations, &limits, &owned, &now]).await },
-        async {
-            match unrouted && unrouted_limit > 0 {
-                true => connection.query(&newly_routable, &[&i64::from(unrouted_limit), &owned, &now]).await,
-                false => Ok(Vec::new()),
-            }
-        },
         async { connection.query(&waiting, &[&destinations, &owned, &now]).await },
     )?;
-
-    let mut rows: Vec<WaitingDelivery> = due.iter().map(waiting_delivery).collect();
-    let known: HashSet<i64> = rows.iter().filter(|row| row.destination.is_empty()).map(|row| row.id).collect();
-    let room = (unrouted_limit as usize).saturating_sub(known.len());
-    rows.extend(newly_routable.iter().map(waiting_delivery).filter(|row| !known.contains(&row.id)).take(room));
 
     let lanes = waiting.iter().map(|row| {
         let now: Micros = row.get(2);
@@ -118,7 +102,18 @@ pub(super) async fn delivery_due(
             next_due_in: row.get::<_, Option<Micros>>(1).map(|due_at| due_at.after(now)),
         }
     });
-    Ok(Due { rows, lanes: lanes.collect() })
+    Ok(Due { rows: due.iter().map(waiting_delivery).collect(), lanes: lanes.collect() })
+}
+
+pub(super) async fn delivery_unrouted(
+    connection: &mut Connection,
+    (seq, id): (Seq, i64),
+    owned: PartitionSet,
+    limit: u32,
+    now: Now,
+) -> Result<Vec<WaitingDelivery>, StoreError> {
+    let rows = connection.run(&DELIVERY_UNROUTED, &[&seq, &id, &mask(owned), &i64::from(limit), &now]).await?;
+    Ok(rows.iter().map(waiting_delivery).collect())
 }
 
 pub(super) async fn key_parked(connection: &mut Connection, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError> {

@@ -89,8 +89,8 @@ statement!(
         "-- delivery_unrouted\nSELECT ",
         message_columns!("message_id", "1"),
         ", id, destination, in_order, life, attempts, first_attempt_at, history FROM outbox_deliveries \
-         WHERE destination = '' AND blocked = 0 AND (due_at <= ? OR state = 'unrouted') AND ? >> partition_no & 1 \
-         ORDER BY due_at, seq, id LIMIT ?"
+         WHERE destination = '' AND state = 'unrouted' AND (seq, id) > (?, ?) AND ? >> partition_no & 1 \
+         ORDER BY seq, id LIMIT ?"
     ),
     (MessageSql, WaitingSql)
 );
@@ -236,13 +236,7 @@ pub(super) fn key_parked(open: &mut Open, keys: &[(String, Key)]) -> QueryResult
 }
 
 /// Waiting rows that may be attempted, lane by lane, and what waits there besides.
-pub(super) fn delivery_due(
-    open: &mut Open,
-    lanes: &[LaneDemand],
-    owned: PartitionSet,
-    unrouted: bool,
-    now: Now,
-) -> QueryResult<Due> {
+pub(super) fn delivery_due(open: &mut Open, lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> QueryResult<Due> {
     open.conn.transaction(|conn| {
         let now = clock(conn, now)?;
         let mask = mask(owned);
@@ -250,11 +244,8 @@ pub(super) fn delivery_due(
         for lane in lanes {
             let name = lane.destination.as_str();
             if lane.limit > 0 {
-                let read: Vec<(MessageColumns, WaitingColumns)> = if name.is_empty() && unrouted {
-                    load::<DeliveryUnrouted, _>(conn, &[now.into(), mask.into(), lane.limit.into()])?
-                } else {
-                    load::<DeliveryDue, _>(conn, &[name.into(), now.into(), mask.into(), lane.limit.into()])?
-                };
+                let read: Vec<(MessageColumns, WaitingColumns)> =
+                    load::<DeliveryDue, _>(conn, &[name.into(), now.into(), mask.into(), lane.limit.into()])?;
                 due.rows.extend(read.into_iter().map(|(message, waiting)| waiting_delivery(message, waiting, now)));
             }
             let occupied = load_one::<LaneOccupied, _>(conn, &[name.into(), name.into()])?;
@@ -264,6 +255,22 @@ pub(super) fn delivery_due(
             due.lanes.push(LaneWaiting { occupied, next_due_in });
         }
         Ok(due)
+    })
+}
+
+/// Rows that found no route when they were looked at last.
+pub(super) fn delivery_unrouted(
+    open: &mut Open,
+    (seq, id): (Seq, i64),
+    owned: PartitionSet,
+    limit: u32,
+    now: Now,
+) -> QueryResult<Vec<WaitingDelivery>> {
+    open.conn.transaction(|conn| {
+        let now = clock(conn, now)?;
+        let binds = [seq.into(), id.into(), mask(owned).into(), limit.into()];
+        let read: Vec<(MessageColumns, WaitingColumns)> = load::<DeliveryUnrouted, _>(conn, &binds)?;
+        Ok(read.into_iter().map(|(message, waiting)| waiting_delivery(message, waiting, now)).collect())
     })
 }
 
@@ -298,7 +305,7 @@ mod tests {
             (MessageHole::TEXT, "SEARCH outbox_messages USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
             (MessageSweep::TEXT, "SEARCH outbox_messages USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
             (DeliveryDue::TEXT, "delivery_by_due (destination=? AND blocked=? AND due_at<?)"),
-            (DeliveryUnrouted::TEXT, "delivery_by_due (destination=? AND blocked=?)"),
+            (DeliveryUnrouted::TEXT, "(destination=?"),
             (NextDue::TEXT, "delivery_by_due (destination=? AND blocked=?)"),
             (KeyParked::TEXT, "delivery_by_key (destination=? AND ordering_key=?)"),
             (KeyParked::TEXT, "dead_letter_by_key (destination=? AND blocks_key=? AND ordering_key=?)"),
