@@ -1,4 +1,4 @@
-//! The command line: `relay run`, `migrate`, `check`, `status`, `dead`, `bench`.
+//! The command line: `relay run`, `migrate`, `check`, `status`, `messages`, `dead` and what else `relay help` lists.
 //!
 //! Results go to stdout, talk to stderr, so that `relay … -o json | jq` always works. A command answers with an
 //! [`Exit`]; whatever stops it is a [`Failure`], printed once, here. Nothing in here delivers anything: the commands
@@ -13,6 +13,8 @@ mod args;
 mod ask;
 mod bench;
 mod check;
+mod completions;
+mod config;
 mod dead;
 mod migrate;
 mod output;
@@ -131,6 +133,8 @@ fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Check(check) => check::run(&global, &check),
         Command::Status => status::run(&global),
         Command::Dead { command } => dead::dispatch(&global, command),
+        Command::Config { command } => config::run(&global, &command),
+        Command::Completions { shell } => completions::run(&global, shell),
         Command::Bench { command: Bench::Drain(drain) } => bench::drain(&global.output(), &drain),
     }
 }

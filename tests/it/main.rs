@@ -6,6 +6,7 @@
 
 mod checker;
 mod cli;
+mod cli_config;
 mod database;
 mod dead_letters;
 mod delivery;

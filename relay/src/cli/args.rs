@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use super::output::{Format, Output};
 
@@ -96,6 +97,21 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: Dead,
     },
+    /// Show what can be configured, and what is
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Print a script that completes command lines in a shell
+    #[command(after_help = "\
+Examples:
+  relay completions bash > /etc/bash_completion.d/relay
+  relay completions zsh > ~/.zfunc/_relay
+  relay completions fish > ~/.config/fish/completions/relay.fish")]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
     /// Measure
     Bench {
         #[command(subcommand)]
@@ -136,6 +152,20 @@ pub enum BackendName {
     Mysql,
     /// SQLite
     Sqlite,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Print a configuration file with every key and its default
+    #[command(after_help = "Example:\n  relay config example > relay.toml")]
+    Example,
+    /// Show the values the relay would run with, after flags, environment, file and defaults
+    ///
+    /// Written as a configuration file, or as JSON. Credentials, header values and the queries of urls are masked.
+    #[command(
+        after_help = "Examples:\n  relay config show\n  relay config show -c /etc/relay.toml -o json | jq .relay"
+    )]
+    Show,
 }
 
 #[derive(Debug, Args)]

@@ -27,6 +27,7 @@ pub(crate) struct Reader<'a> {
     environment: &'a BTreeMap<String, String>,
     used: RefCell<BTreeSet<String>>,
     offered: RefCell<BTreeSet<String>>,
+    asked: RefCell<BTreeSet<String>>,
     problems: RefCell<Vec<(usize, Problem)>>,
 }
 
@@ -67,6 +68,7 @@ impl<'a> Reader<'a> {
             environment,
             used: RefCell::default(),
             offered: RefCell::default(),
+            asked: RefCell::default(),
             problems: RefCell::default(),
         }
     }
@@ -79,6 +81,12 @@ impl<'a> Reader<'a> {
             Place::Nowhere => (usize::MAX, String::new()),
         };
         self.problems.borrow_mut().push((order, Problem { section: section.to_owned(), place, message, help }));
+    }
+
+    /// Every section and key that was asked for so far, as `section.key`.
+    #[cfg(test)]
+    pub(crate) fn asked(&self) -> BTreeSet<String> {
+        self.asked.borrow().clone()
     }
 
     /// Ends the reading: every override that matched nothing is a problem too. The problems come in the file's order.
@@ -120,7 +128,7 @@ impl<'r, 'a> Section<'r, 'a> {
 
     /// The table `key`; empty when it is missing, or when something else stands there (which is a problem).
     pub(crate) fn section(&self, key: &str) -> Section<'r, 'a> {
-        self.known.borrow_mut().push(key.to_owned());
+        self.ask(key);
         let name = if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) };
         let mut section = Section { reader: self.reader, name, table: None, header: None, known: RefCell::default() };
         if let Some((range, value)) = self.find(key) {
@@ -171,7 +179,7 @@ impl<'r, 'a> Section<'r, 'a> {
         let name = self.override_name(key);
         self.reader.offered.borrow_mut().insert(name.clone());
         if let Some(text) = self.reader.environment.get(&name) {
-            self.known.borrow_mut().push(key.to_owned());
+            self.ask(key);
             self.reader.used.borrow_mut().insert(name.clone());
             return Some(Given { value: Raw::Environment(text.clone()), place: Place::Environment(name) });
         }
@@ -180,7 +188,7 @@ impl<'r, 'a> Section<'r, 'a> {
 
     /// The value `key` from the file only: lists and tables cannot be overridden.
     pub(crate) fn value(&self, key: &str) -> Option<Given<'r, 'a>> {
-        self.known.borrow_mut().push(key.to_owned());
+        self.ask(key);
         let (range, value) = self.find(key)?;
         Some(Given { value: Raw::File(value), place: Place::File(range) })
     }
@@ -250,6 +258,13 @@ impl<'r, 'a> Section<'r, 'a> {
             }
             _ => fail(format!("{here} is not a reference to a secret"), REFERENCE),
         }
+    }
+
+    /// Notes that the code knows `key`.
+    fn ask(&self, key: &str) {
+        self.known.borrow_mut().push(key.to_owned());
+        let full = if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) };
+        self.reader.asked.borrow_mut().insert(full);
     }
 
     /// Ends the section: what nobody asked for is unknown.
