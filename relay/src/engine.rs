@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 use crate::event::Listener;
 use crate::frontier::Frontier;
 use crate::hands::Hands;
-use crate::lane::{Lane, LaneLimits, Work};
+use crate::lane::{Lane, LaneLimits, Origin, Work};
 use crate::membership::Ownership;
 use crate::message::{PartitionSet, RelayId};
 use crate::outage::Outages;
@@ -363,7 +363,7 @@ impl Engine {
     /// rest of it becomes a waiting row, or that destination would get it twice.
     fn keep_half_done(&mut self, left: &mut Vec<(usize, Work)>) {
         for (lane, work) in left.drain(..) {
-            if work.origin == crate::lane::Origin::Fresh && self.hands.is_half_done(work.message.seq) {
+            if work.origin == Origin::Fresh && self.hands.is_half_done(work.message.seq) {
                 self.put_aside(lane, vec![work]);
             }
         }
@@ -432,21 +432,25 @@ impl Engine {
         self.due.evict(lost);
         self.settling.evict(lost);
         self.abort_attempts(lost);
-        for state in &mut self.lanes {
+        for lane in 0..self.lanes.len() {
+            let state = &mut self.lanes[lane];
             let (gone, kept): (Vec<Work>, Vec<Work>) =
                 state.lane.clear().into_iter().partition(|work| lost.contains(work.message.partition_no));
             debug!(destination = %state.served.name, dropped = gone.len(), "deliveries of lost partitions dropped");
+            let mut refused = Vec::new();
             for work in kept {
-                if work.origin == crate::lane::Origin::Fresh {
-                    // Its key cannot be parked: then it would have been a row already.
-                    let _ = state.lane.offer(work);
-                } else if let crate::lane::Origin::Waiting(id) = work.origin {
+                match work.origin {
+                    // A younger one of its key may have overflowed meanwhile: then the key is parked, and it joins it.
+                    Origin::Fresh => refused.extend(state.lane.offer(work)),
                     // Which look brought it is forgotten; refused, it is read again.
-                    if !state.lane.offer_row(work, 0) {
-                        self.due.forget(id);
+                    Origin::Waiting(id) => {
+                        if !state.lane.offer_row(work, 0) {
+                            self.due.forget(id);
+                        }
                     }
                 }
             }
+            self.put_aside(lane, refused);
         }
     }
 

@@ -200,7 +200,7 @@ impl Engine {
                     self.feed.busy = false;
                     let parked = keys.into_iter().zip(parked).filter(|(_, parked)| *parked).map(|(key, _)| key);
                     let messages = self.feed.pending.take().unwrap_or_default();
-                    self.hand_out(messages, &parked.collect(), now);
+                    self.hand_out(messages, &parked.collect());
                 }
                 Err(error) => {
                     // The page is in memory only: ask again rather than read again.
@@ -264,7 +264,7 @@ impl Engine {
         }
         let keys = self.keys_to_look_up(&messages);
         if keys.is_empty() {
-            self.hand_out(messages, &HashSet::new(), now);
+            self.hand_out(messages, &HashSet::new());
         } else {
             self.feed.busy = true;
             self.feed.pending = Some(messages);
@@ -314,7 +314,7 @@ impl Engine {
         });
     }
 
-    fn hand_out(&mut self, messages: Vec<Arc<Message>>, parked: &HashSet<(usize, Key)>, now: Instant) {
+    fn hand_out(&mut self, messages: Vec<Arc<Message>>, parked: &HashSet<(usize, Key)>) {
         for message in messages {
             // Ownership may have changed while the keys were looked up.
             if self.owned.contains(message.partition_no) && !self.hands.contains(message.seq) {
@@ -323,7 +323,6 @@ impl Engine {
         }
         self.acted_upon_read();
         self.resume_due();
-        self.start_attempts(now);
     }
 
     fn hand_out_one(&mut self, message: Arc<Message>, parked: &HashSet<(usize, Key)>) {
