@@ -80,9 +80,11 @@
 pub mod aio;
 pub mod dead_letters;
 pub mod limits;
+pub mod messages;
 pub mod migrations;
 pub mod schema;
 
+mod by_hand;
 mod connection;
 mod enqueue;
 mod envelope;

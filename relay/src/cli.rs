@@ -15,12 +15,15 @@ mod bench;
 mod check;
 mod completions;
 mod config;
+mod database;
 mod dead;
+mod messages;
 mod migrate;
 mod output;
 mod run;
 mod settings;
 mod status;
+mod stored;
 
 pub use args::{BackendName, BenchDrain};
 pub use output::Output;
@@ -132,6 +135,7 @@ fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Migrate { command } => migrate::run(&global, &command),
         Command::Check(check) => check::run(&global, &check),
         Command::Status => status::run(&global),
+        Command::Messages { command } => messages::run(&global, command),
         Command::Dead { command } => dead::dispatch(&global, command),
         Command::Config { command } => config::run(&global, &command),
         Command::Completions { shell } => completions::run(&global, shell),
