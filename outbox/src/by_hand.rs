@@ -5,8 +5,11 @@
 use std::fmt;
 
 use chrono::{DateTime, Utc};
+use diesel::connection::LoadConnection;
 use serde::Deserialize;
 
+use crate::connection::OutboxBackend;
+use crate::dead_letters::By;
 use crate::error::Error;
 
 pub(crate) mod sql;
@@ -33,6 +36,23 @@ impl<'de> Deserialize<'de> for Hex {
             pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect();
         bytes.map(Hex).ok_or_else(|| serde::de::Error::custom("hexadecimal digits expected"))
     }
+}
+
+/// Writes one audit row for each target, by the database's clock.
+pub(crate) fn audit<C>(conn: &mut C, by: &By, action: &str, targets: &[String]) -> Result<(), Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    for some in targets.chunks(100) {
+        let mut insert =
+            Statement::new("-- audit_insert\nINSERT INTO outbox_audit (actor, action, target, reason) VALUES ");
+        for (n, target) in some.iter().enumerate() {
+            insert = insert.sql(if n == 0 { "(" } else { ", (" }).text(&by.actor).sql(", ").text(action);
+            insert = insert.sql(", ").text(target).sql(", ").optional_text(by.reason.as_deref()).sql(")");
+        }
+        insert.execute(conn)?;
+    }
+    Ok(())
 }
 
 /// An instant from microseconds; what lies beyond the calendar is its end.

@@ -38,7 +38,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::by_hand::sql::{contains, instant, text};
-use crate::by_hand::{Statement, list_of, unreadable};
+use crate::by_hand::{Statement, audit, list_of, unreadable};
 use crate::connection::sealed::Dialect;
 use crate::connection::{Database, OutboxBackend};
 use crate::error::Error;
@@ -283,7 +283,7 @@ where
     change(conn, ids, |conn, letters| {
         let ids = list_of(letters.iter().map(|letter| letter.id));
         Statement::new(sql::redrive(database, &ids)).execute(conn)?;
-        audit(conn, letters, "dead_letter.redrive", by)
+        audit_letters(conn, letters, "dead_letter.redrive", by)
     })
 }
 
@@ -298,7 +298,7 @@ pub fn discard<C>(conn: &mut C, ids: &[i64], by: &By) -> Result<Outcome, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
-    change(conn, ids, |conn, letters| audit(conn, letters, "dead_letter.discard", by))
+    change(conn, ids, |conn, letters| audit_letters(conn, letters, "dead_letter.discard", by))
 }
 
 /// What a change has to know of a letter.
@@ -407,28 +407,16 @@ where
     Ok(())
 }
 
-fn audit<C>(conn: &mut C, letters: &[Locked], action: &str, by: &By) -> Result<(), Error>
+fn audit_letters<C>(conn: &mut C, letters: &[Locked], action: &str, by: &By) -> Result<(), Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
-    for some in letters.chunks(100) {
-        let mut insert =
-            Statement::new("-- audit_insert\nINSERT INTO outbox_audit (actor, action, target, reason) VALUES ");
-        for (n, letter) in some.iter().enumerate() {
-            // Written as people see the id elsewhere, whatever the database makes of it.
-            let message = Uuid::parse_str(&letter.message_id).map_err(unreadable)?;
-            let target = format!("dead letter {}, message {}, destination {}", letter.id, message, letter.destination);
-            insert = insert.sql(if n == 0 { "(" } else { ", (" }).text(&by.actor).sql(", ").text(action);
-            insert = insert.sql(", ").text(&target).sql(", ");
-            insert = match &by.reason {
-                Some(reason) => insert.text(reason),
-                None => insert.sql("NULL"),
-            };
-            insert = insert.sql(")");
-        }
-        insert.execute(conn)?;
-    }
-    Ok(())
+    let target = |letter: &Locked| {
+        // Written as people see the id elsewhere, whatever the database makes of it.
+        let message = Uuid::parse_str(&letter.message_id).map_err(unreadable)?;
+        Ok(format!("dead letter {}, message {}, destination {}", letter.id, message, letter.destination))
+    };
+    audit(conn, by, action, &letters.iter().map(target).collect::<Result<Vec<_>, Error>>()?)
 }
 
 /// Appends the WHERE of a filter.

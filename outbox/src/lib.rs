@@ -79,6 +79,7 @@
 #[cfg(feature = "async")]
 pub mod aio;
 pub mod dead_letters;
+pub mod destinations;
 pub mod limits;
 pub mod messages;
 pub mod migrations;

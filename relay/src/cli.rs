@@ -17,6 +17,7 @@ mod completions;
 mod config;
 mod database;
 mod dead;
+mod destinations;
 mod messages;
 mod migrate;
 mod output;
@@ -136,6 +137,7 @@ fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Check(check) => check::run(&global, &check),
         Command::Status => status::run(&global),
         Command::Messages { command } => messages::run(&global, command),
+        Command::Destinations { command } => destinations::run(&global, &command),
         Command::Dead { command } => dead::dispatch(&global, command),
         Command::Config { command } => config::run(&global, &command),
         Command::Completions { shell } => completions::run(&global, shell),

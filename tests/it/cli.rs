@@ -48,7 +48,9 @@ pub(crate) fn json(ended: &Ended) -> Value {
 fn help_is_a_result_and_shows_every_command() {
     let ended = run(&["--help"]);
     assert_ended(&ended, 0);
-    for command in ["run", "migrate", "check", "status", "messages", "dead", "config", "completions", "bench"] {
+    for command in
+        ["run", "migrate", "check", "status", "messages", "destinations", "dead", "config", "completions", "bench"]
+    {
         assert!(ended.stdout.contains(&format!("\n  {command} ")), "no `{command}` in\n{}", ended.stdout);
     }
     assert_eq!(ended.stderr, "");
@@ -62,6 +64,9 @@ fn every_command_shows_an_example() {
         "migrate print",
         "check",
         "status",
+        "destinations list",
+        "destinations pause",
+        "destinations resume",
         "messages list",
         "messages show",
         "dead list",

@@ -7,6 +7,7 @@
 mod checker;
 mod cli;
 mod cli_config;
+mod cli_destinations;
 mod cli_messages;
 mod database;
 mod dead_letters;

@@ -91,3 +91,12 @@ pub(crate) fn payload(database: Database) -> &'static str {
         Database::Mysql | Database::Sqlite => "hex(payload)",
     }
 }
+
+/// The database's clock, in the unit of its columns.
+pub(crate) fn now(database: Database) -> &'static str {
+    match database {
+        Database::Postgres => "clock_timestamp()",
+        Database::Mysql => "utc_timestamp(6)",
+        Database::Sqlite => "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)",
+    }
+}

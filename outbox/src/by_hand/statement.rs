@@ -39,6 +39,14 @@ impl Statement {
         self
     }
 
+    /// Appends a bound text, or NULL.
+    pub(crate) fn optional_text(self, text: Option<&str>) -> Statement {
+        match text {
+            Some(text) => self.text(text),
+            None => self.sql("NULL"),
+        }
+    }
+
     /// Runs it and returns its one column.
     pub(crate) fn load<C>(self, conn: &mut C) -> Result<Vec<String>, Error>
     where

@@ -1,6 +1,6 @@
 //! The statements about dead letters, where the three databases differ.
 
-use crate::by_hand::sql::{build, flag, hex, micros, payload, text, uuid};
+use crate::by_hand::sql::{build, flag, hex, micros, now, payload, text, uuid};
 use crate::connection::Database;
 
 /// The row of a list.
@@ -86,11 +86,11 @@ pub(super) fn current_read(database: Database) -> &'static str {
 
 /// Turns letters into waiting deliveries, without removing them.
 pub(super) fn redrive(database: Database, ids: &str) -> String {
-    let (payload, now) = match database {
-        Database::Postgres => ("payload, payload_bytes", "clock_timestamp()"),
-        Database::Mysql => ("payload", "utc_timestamp(6)"),
-        Database::Sqlite => ("payload", "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"),
+    let payload = match database {
+        Database::Postgres => "payload, payload_bytes",
+        Database::Mysql | Database::Sqlite => "payload",
     };
+    let now = now(database);
     // Only a letter that kept its key blocked still has its place in the order. It starts blocked; which delivery of the
     // key goes first is decided once, for all of them.
     let in_order = "(blocks_key AND ordering_key IS NOT NULL)";

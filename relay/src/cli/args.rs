@@ -97,6 +97,11 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: Messages,
     },
+    /// Look at destinations, pause and resume them
+    Destinations {
+        #[command(subcommand)]
+        command: Destinations,
+    },
     /// Look at deliveries that were given up, send them again, or drop them
     Dead {
         #[command(subcommand)]
@@ -244,6 +249,27 @@ pub(super) struct Scan {
     /// The most rows of a table to look at, the oldest first
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) scan: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Destinations {
+    /// List what relays have registered, and what waits for each and is dead
+    #[command(after_help = "Examples:\n  relay destinations list\n  relay destinations list -o jsonl | jq .paused")]
+    List,
+    /// Stop sending to a destination until somebody resumes it; its messages wait
+    ///
+    /// Attempts that are under way are finished. Leaves an audit entry.
+    #[command(after_help = "Example:\n  relay destinations pause billing --reason \"down until noon\"")]
+    Pause {
+        /// The destination
+        name: String,
+    },
+    /// Send to a paused destination again; leaves an audit entry
+    #[command(after_help = "Example:\n  relay destinations resume billing --reason \"it is back\"")]
+    Resume {
+        /// The destination
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
