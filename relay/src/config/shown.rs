@@ -12,9 +12,8 @@ use serde_json::Value;
 
 use super::{Config, Destination, Migrate, Mode, database_url, size};
 use crate::duration;
-use crate::outcome::AfterDeadLetter;
 use crate::retry::RetryPolicy;
-use crate::sink::Ordering;
+use crate::sink::{AfterDeadLetter, Ordering};
 
 /// Stands in place of a secret.
 const MASK: &str = "(masked)";
