@@ -25,7 +25,7 @@
 //! let page = messages::pending(&mut conn, &orders, Bounds::default())?;
 //! assert_eq!(page.rows[0].message_id, receipt.message_id);
 //!
-//! let found = messages::find(&mut conn, receipt.message_id, &Look { seq: receipt.seq, ..Look::default() })?;
+//! let found = messages::find(&mut conn, receipt.message_id, &Look::default())?;
 //! assert!(found.pending.is_some());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -158,7 +158,7 @@ pub struct Waiting {
 /// How to look for one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// The number in its receipt. With it a pending message is found at once, however many there are.
+    /// The number it drew when it was inserted. With it a pending message is found at once, however many there are.
     pub seq: Option<i64>,
     /// Without the number: the most pending messages that are looked at, oldest first.
     pub looked_at: u32,

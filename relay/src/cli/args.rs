@@ -204,7 +204,7 @@ Examples:
     /// Exits 1 when it is in none of the tables: it was delivered, was discarded, or never was.
     ///
     /// Waiting deliveries and dead letters are found by the message's id. Pending messages are not indexed by it: without
-    /// --seq, the number in the receipt, no more than the oldest --scan of them are looked at.
+    /// --seq, no more than the oldest --scan of them are looked at.
     #[command(after_help = "\
 Examples:
   relay messages show 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10
@@ -213,7 +213,7 @@ Examples:
         /// The message's id
         #[arg(value_name = "MESSAGE_ID")]
         id: uuid::Uuid,
-        /// The number in its receipt
+        /// The number it drew when it was inserted: `seq` in outbox_messages
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..), conflicts_with = "scan")]
         seq: Option<i64>,
         /// Also show its payload and its headers

@@ -147,7 +147,7 @@ fn found_text(id: Uuid, look: &Look, found: &Found) -> String {
                 let seen =
                     format!("it does not wait, is not dead, and is not among the oldest {} pending", look.looked_at);
                 line("not found", &seen);
-                line("help", "pass --seq with the number of its receipt, or a larger --scan");
+                line("help", "pass --seq, the number it drew when it was inserted, or a larger --scan");
             }
         }
     }
