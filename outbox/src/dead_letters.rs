@@ -37,14 +37,14 @@ use diesel::connection::LoadConnection;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use crate::by_hand::sql::{contains, instant, text};
+use crate::by_hand::{Statement, audit, list_of, unreadable};
 use crate::connection::sealed::Dialect;
 use crate::connection::{Database, OutboxBackend};
 use crate::error::Error;
 
-mod sql;
-mod statement;
-
-use statement::Statement;
+pub(crate) mod row;
+pub(crate) mod sql;
 
 /// Which dead letters; what is `None` does not narrow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,6 +123,22 @@ pub struct Detail {
     pub history: String,
 }
 
+/// Dead letters that died of the same thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Group {
+    /// What they have in common; [`Filter::group`] takes it.
+    pub fingerprint: String,
+    /// How many there are.
+    pub count: u64,
+    /// When the first of them was given up.
+    pub first_died_at: DateTime<Utc>,
+    /// When the last of them was given up.
+    pub last_died_at: DateTime<Utc>,
+    /// The newest of them.
+    pub example: DeadLetter,
+}
+
 /// Who changes something, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct By {
@@ -154,7 +170,7 @@ where
     let select =
         Statement::new(format!("-- dead_letter_list\nSELECT {} FROM outbox_dead_letters", sql::letter(database)));
     let select = matching(select, database, filter).sql(format!(" ORDER BY id DESC LIMIT {limit}"));
-    select.load(conn)?.iter().map(|row| Ok(row_read(row)?.0)).collect()
+    select.load(conn)?.iter().map(|json| row::letter(json)).collect()
 }
 
 /// The ids of dead letters, the newest first, at most `limit`: for changing many of them a few at a time.
@@ -167,11 +183,68 @@ where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     let database = <C::Backend as Dialect>::DATABASE;
-    let id = sql::text(database, "id");
+    let id = text(database, "id");
     let select = Statement::new(format!("-- dead_letter_ids\nSELECT {id} FROM outbox_dead_letters"));
     matching(select, database, filter)
         .sql(format!(" ORDER BY outbox_dead_letters.id DESC LIMIT {limit}"))
         .load_numbers(conn)
+}
+
+/// Puts together what died of the same thing, the largest group first, at most `limit` groups.
+///
+/// Reads every dead letter the filter leaves, without payloads unless [`Filter::contains`] asks for them.
+///
+/// # Errors
+///
+/// [`Error::Database`] when the database refuses.
+pub fn groups<C>(conn: &mut C, filter: &Filter, limit: u32) -> Result<Vec<Group>, Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    let database = <C::Backend as Dialect>::DATABASE;
+    let select =
+        Statement::new(format!("-- dead_letter_groups\nSELECT {} FROM outbox_dead_letters", sql::group(database)));
+    let counted = matching(select, database, filter)
+        .sql(format!(" GROUP BY fingerprint ORDER BY count(*) DESC, max(outbox_dead_letters.id) DESC LIMIT {limit}"))
+        .load(conn)?;
+    let counted = counted.iter().map(|json| row::group(json)).collect::<Result<Vec<_>, _>>()?;
+    if counted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let examples = format!(
+        "-- dead_letter_examples\nSELECT {} FROM outbox_dead_letters WHERE id IN ({})",
+        sql::letter(database),
+        list_of(counted.iter().map(|group| group.example))
+    );
+    let examples = Statement::new(examples).load(conn)?;
+    let mut examples = examples.iter().map(|json| row::letter(json)).collect::<Result<Vec<_>, _>>()?;
+    // An example that was redriven meanwhile takes its group with it: what is gone needs no decision any more.
+    let with_example = |group: row::GroupRow| {
+        let at = examples.iter().position(|letter| letter.id == group.example)?;
+        Some(group.group(examples.swap_remove(at)))
+    };
+    Ok(counted.into_iter().filter_map(with_example).collect())
+}
+
+/// Dead letters with their payloads and attempts, the oldest first, at most `limit` whose id is greater than `after`.
+///
+/// For reading many of them a few at a time: begin with `after` at 0 and go on with the last id of each page. Letters
+/// that are added meanwhile come last.
+///
+/// # Errors
+///
+/// [`Error::Database`] when the database refuses.
+pub fn details<C>(conn: &mut C, filter: &Filter, after: i64, limit: u32) -> Result<Vec<Detail>, Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    let database = <C::Backend as Dialect>::DATABASE;
+    let select =
+        format!("-- dead_letter_details\nSELECT {} FROM outbox_dead_letters WHERE id > {after}", sql::detail(database));
+    let rows = narrowed(Statement::new(select), database, filter, " AND ")
+        .sql(format!(" ORDER BY id LIMIT {limit}"))
+        .load(conn)?;
+    rows.iter().map(|json| row::detail(json)).collect()
 }
 
 /// One dead letter with its payload and its attempts, or `None` when there is no such letter.
@@ -187,12 +260,7 @@ where
     let select =
         format!("-- dead_letter_get\nSELECT {} FROM outbox_dead_letters WHERE id = {id}", sql::detail(database));
     let rows = Statement::new(select).load(conn)?;
-    rows.first()
-        .map(|row| {
-            let (letter, rest) = row_read(row)?;
-            Ok(Detail { letter, payload: rest.payload.0, headers: rest.headers.text(), history: rest.history.text() })
-        })
-        .transpose()
+    rows.first().map(|json| row::detail(json)).transpose()
 }
 
 /// Sends dead letters again: each becomes a waiting delivery that is due now, in its next life, attempts at zero.
@@ -215,7 +283,7 @@ where
     change(conn, ids, |conn, letters| {
         let ids = list_of(letters.iter().map(|letter| letter.id));
         Statement::new(sql::redrive(database, &ids)).execute(conn)?;
-        audit(conn, letters, "dead_letter.redrive", by)
+        audit_letters(conn, letters, "dead_letter.redrive", by)
     })
 }
 
@@ -230,7 +298,7 @@ pub fn discard<C>(conn: &mut C, ids: &[i64], by: &By) -> Result<Outcome, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
-    change(conn, ids, |conn, letters| audit(conn, letters, "dead_letter.discard", by))
+    change(conn, ids, |conn, letters| audit_letters(conn, letters, "dead_letter.discard", by))
 }
 
 /// What a change has to know of a letter.
@@ -289,7 +357,7 @@ where
     }
     let partitions = format!(
         "-- dead_letter_partitions\nSELECT DISTINCT {} FROM outbox_dead_letters WHERE id IN ({ids})",
-        sql::text(database, "partition_no")
+        text(database, "partition_no")
     );
     let partitions = Statement::new(partitions).load_numbers(conn)?;
     if partitions.is_empty() {
@@ -300,7 +368,7 @@ where
     Statement::new(format!(
         "-- partition_lock\nSELECT {} FROM outbox_partitions WHERE partition_no IN ({partitions}) \
          ORDER BY outbox_partitions.partition_no{lock}",
-        sql::text(database, "partition_no")
+        text(database, "partition_no")
     ))
     .load(conn)?;
     let rows = Statement::new(format!(
@@ -339,33 +407,25 @@ where
     Ok(())
 }
 
-fn audit<C>(conn: &mut C, letters: &[Locked], action: &str, by: &By) -> Result<(), Error>
+fn audit_letters<C>(conn: &mut C, letters: &[Locked], action: &str, by: &By) -> Result<(), Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
-    for some in letters.chunks(100) {
-        let mut insert =
-            Statement::new("-- audit_insert\nINSERT INTO outbox_audit (actor, action, target, reason) VALUES ");
-        for (n, letter) in some.iter().enumerate() {
-            // Written as people see the id elsewhere, whatever the database makes of it.
-            let message = Uuid::parse_str(&letter.message_id).map_err(unreadable)?;
-            let target = format!("dead letter {}, message {}, destination {}", letter.id, message, letter.destination);
-            insert = insert.sql(if n == 0 { "(" } else { ", (" }).text(&by.actor).sql(", ").text(action);
-            insert = insert.sql(", ").text(&target).sql(", ");
-            insert = match &by.reason {
-                Some(reason) => insert.text(reason),
-                None => insert.sql("NULL"),
-            };
-            insert = insert.sql(")");
-        }
-        insert.execute(conn)?;
-    }
-    Ok(())
+    let target = |letter: &Locked| {
+        // Written as people see the id elsewhere, whatever the database makes of it.
+        let message = Uuid::parse_str(&letter.message_id).map_err(unreadable)?;
+        Ok(format!("dead letter {}, message {}, destination {}", letter.id, message, letter.destination))
+    };
+    audit(conn, by, action, &letters.iter().map(target).collect::<Result<Vec<_>, Error>>()?)
 }
 
 /// Appends the WHERE of a filter.
-fn matching(mut select: Statement, database: Database, filter: &Filter) -> Statement {
-    let mut word = " WHERE ";
+fn matching(select: Statement, database: Database, filter: &Filter) -> Statement {
+    narrowed(select, database, filter, " WHERE ")
+}
+
+/// Appends the conditions of a filter, the first of them after `word`.
+fn narrowed(mut select: Statement, database: Database, filter: &Filter, mut word: &'static str) -> Statement {
     let mut next = |select: Statement| select.sql(std::mem::replace(&mut word, " AND "));
     for (column, text) in [
         ("destination", &filter.destination),
@@ -378,114 +438,20 @@ fn matching(mut select: Statement, database: Database, filter: &Filter) -> State
         }
     }
     if let Some(text) = &filter.error {
-        let [before, after] = sql::contains(database, "last_error");
+        let [before, after] = contains(database, "last_error");
         select = next(select).sql("(reason = ").text(text).sql(" OR ").sql(before).text(text).sql(after).sql(")");
     }
     if let Some(since) = filter.since {
-        select = next(select).sql(format!("died_at >= {}", sql::instant(database, since)));
+        select = next(select).sql(format!("died_at >= {}", instant(database, since)));
     }
     if let Some(until) = filter.until {
-        select = next(select).sql(format!("died_at < {}", sql::instant(database, until)));
+        select = next(select).sql(format!("died_at < {}", instant(database, until)));
     }
     if let Some(text) = &filter.contains {
         let [before, after] = sql::payload_contains(database);
         select = next(select).sql(before).text(text).sql(after);
     }
     select
-}
-
-/// Bytes that travel as hexadecimal digits, because no text type carries whatever another producer stored.
-#[derive(Default)]
-struct Hex(Vec<u8>);
-
-impl Hex {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0).into_owned()
-    }
-}
-
-impl<'de> Deserialize<'de> for Hex {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let digits = String::deserialize(deserializer)?;
-        let pairs = digits.as_bytes().chunks(2);
-        let bytes: Option<Vec<u8>> =
-            pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect();
-        bytes.map(Hex).ok_or_else(|| serde::de::Error::custom("hexadecimal digits expected"))
-    }
-}
-
-/// A row as the database writes it: one JSON object, free text and bytes in hexadecimal, times in microseconds.
-#[derive(Deserialize)]
-struct Row {
-    id: i64,
-    message_id: String,
-    seq: i64,
-    destination: String,
-    topic: String,
-    ordering_key: Option<Hex>,
-    content_type: Hex,
-    reason: String,
-    fingerprint: Hex,
-    blocks_key: u8,
-    attempts: u32,
-    life: u32,
-    redriven_from: Option<i64>,
-    last_verdict: Option<String>,
-    last_error: Option<Hex>,
-    created_at: i64,
-    first_attempt_at: Option<i64>,
-    died_at: i64,
-    #[serde(flatten)]
-    rest: Rest,
-}
-
-#[derive(Deserialize)]
-struct Rest {
-    #[serde(default)]
-    payload: Hex,
-    #[serde(default)]
-    headers: Hex,
-    #[serde(default)]
-    history: Hex,
-}
-
-fn row_read(json: &str) -> Result<(DeadLetter, Rest), Error> {
-    let row: Row = serde_json::from_str(json).map_err(unreadable)?;
-    let letter = DeadLetter {
-        id: row.id,
-        message_id: Uuid::parse_str(&row.message_id).map_err(unreadable)?,
-        seq: row.seq,
-        destination: row.destination,
-        topic: row.topic,
-        ordering_key: row.ordering_key.map(|key| key.0),
-        content_type: row.content_type.text(),
-        reason: row.reason,
-        fingerprint: row.fingerprint.text(),
-        blocks_key: row.blocks_key == 1,
-        attempts: row.attempts,
-        life: row.life,
-        redriven_from: row.redriven_from,
-        last_verdict: row.last_verdict,
-        last_error: row.last_error.map(|error| error.text()),
-        created_at: instant(row.created_at),
-        first_attempt_at: row.first_attempt_at.map(instant),
-        died_at: instant(row.died_at),
-    };
-    Ok((letter, row.rest))
-}
-
-/// An instant from microseconds; what lies beyond the calendar is its end.
-fn instant(micros: i64) -> DateTime<Utc> {
-    DateTime::from_timestamp_micros(micros).unwrap_or(DateTime::<Utc>::MAX_UTC)
-}
-
-/// Only a change of the schema behind our back gets here.
-fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Database(diesel::result::Error::DeserializationError(Box::new(error)))
-}
-
-fn list_of(ids: impl Iterator<Item = impl fmt::Display>) -> String {
-    ids.map(|id| id.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Debug for DeadLetter {

@@ -79,10 +79,13 @@
 #[cfg(feature = "async")]
 pub mod aio;
 pub mod dead_letters;
+pub mod destinations;
 pub mod limits;
+pub mod messages;
 pub mod migrations;
 pub mod schema;
 
+mod by_hand;
 mod connection;
 mod enqueue;
 mod envelope;

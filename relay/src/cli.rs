@@ -1,4 +1,4 @@
-//! The command line: `relay run`, `migrate`, `check`, `status`, `dead`, `bench`.
+//! The command line: `relay run`, `migrate`, `check`, `status`, `messages`, `dead` and what else `relay help` lists.
 //!
 //! Results go to stdout, talk to stderr, so that `relay … -o json | jq` always works. A command answers with an
 //! [`Exit`]; whatever stops it is a [`Failure`], printed once, here. Nothing in here delivers anything: the commands
@@ -13,12 +13,18 @@ mod args;
 mod ask;
 mod bench;
 mod check;
+mod completions;
+mod config;
+mod database;
 mod dead;
+mod destinations;
+mod messages;
 mod migrate;
 mod output;
 mod run;
 mod settings;
 mod status;
+mod stored;
 
 pub use args::{BackendName, BenchDrain};
 pub use output::Output;
@@ -130,7 +136,11 @@ fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Migrate { command } => migrate::run(&global, &command),
         Command::Check(check) => check::run(&global, &check),
         Command::Status => status::run(&global),
+        Command::Messages { command } => messages::run(&global, command),
+        Command::Destinations { command } => destinations::run(&global, &command),
         Command::Dead { command } => dead::dispatch(&global, command),
+        Command::Config { command } => config::run(&global, &command),
+        Command::Completions { shell } => completions::run(&global, shell),
         Command::Bench { command: Bench::Drain(drain) } => bench::drain(&global.output(), &drain),
     }
 }

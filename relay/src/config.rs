@@ -18,12 +18,15 @@ use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
 
 pub mod database_url;
+mod example;
 mod problem;
 mod read;
 mod secret;
 mod sections;
+mod shown;
 mod size;
 
+pub use example::EXAMPLE;
 pub use problem::{ConfigError, Problem};
 pub use secret::Secret;
 

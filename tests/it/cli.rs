@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use crate::dead_letters::Plant;
 
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs the command in an empty folder.
-fn run(arguments: &[&str]) -> Ended {
+pub(crate) fn run(arguments: &[&str]) -> Ended {
     let folder = tempfile::tempdir().unwrap();
     let mut command = relay(arguments);
     command.current_dir(folder.path());
@@ -22,23 +22,23 @@ fn run(arguments: &[&str]) -> Ended {
 }
 
 /// Runs the command on this database.
-fn on(database: &TestDatabase, arguments: &[&str]) -> Ended {
+pub(crate) fn on(database: &TestDatabase, arguments: &[&str]) -> Ended {
     let mut all = vec!["--database-url", database.url()];
     all.extend(arguments);
     run(&all)
 }
 
 /// Runs the command with this configuration.
-fn with(configuration: &str, arguments: &[&str]) -> Ended {
+pub(crate) fn with(configuration: &str, arguments: &[&str]) -> Ended {
     Process::start_relay(configuration, arguments).wait(LIMIT)
 }
 
 #[track_caller]
-fn assert_ended(ended: &Ended, code: i32) {
+pub(crate) fn assert_ended(ended: &Ended, code: i32) {
     assert_eq!(ended.status.code(), Some(code), "\nstdout: {}\nstderr: {}", ended.stdout, ended.stderr);
 }
 
-fn json(ended: &Ended) -> Value {
+pub(crate) fn json(ended: &Ended) -> Value {
     serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error} in {}", ended.stdout))
 }
 
@@ -48,7 +48,9 @@ fn json(ended: &Ended) -> Value {
 fn help_is_a_result_and_shows_every_command() {
     let ended = run(&["--help"]);
     assert_ended(&ended, 0);
-    for command in ["run", "migrate", "check", "status", "dead", "bench"] {
+    for command in
+        ["run", "migrate", "check", "status", "messages", "destinations", "dead", "config", "completions", "bench"]
+    {
         assert!(ended.stdout.contains(&format!("\n  {command} ")), "no `{command}` in\n{}", ended.stdout);
     }
     assert_eq!(ended.stderr, "");
@@ -62,10 +64,20 @@ fn every_command_shows_an_example() {
         "migrate print",
         "check",
         "status",
+        "destinations list",
+        "destinations pause",
+        "destinations resume",
+        "messages list",
+        "messages show",
         "dead list",
+        "dead groups",
+        "dead export",
         "dead show",
         "dead redrive",
         "dead discard",
+        "config example",
+        "config show",
+        "completions",
         "bench drain",
     ] {
         let arguments: Vec<&str> = command.split(' ').chain(["--help"]).collect();
@@ -126,7 +138,7 @@ fn a_reader_who_has_seen_enough_is_no_failure() {
 
 // ---- configuration ----
 
-const DESTINATION: &str = "[destinations.billing]\nurl = \"http://127.0.0.1:9/\"\ntopics = [\"**\"]\n";
+pub(crate) const DESTINATION: &str = "[destinations.billing]\nurl = \"http://127.0.0.1:9/\"\ntopics = [\"**\"]\n";
 
 #[test]
 fn a_wrong_configuration_is_78_and_names_every_place() {

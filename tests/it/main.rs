@@ -6,6 +6,9 @@
 
 mod checker;
 mod cli;
+mod cli_config;
+mod cli_destinations;
+mod cli_messages;
 mod database;
 mod dead_letters;
 mod delivery;

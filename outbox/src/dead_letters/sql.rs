@@ -1,34 +1,33 @@
-//! What the three databases write differently.
-//!
-//! Rows come back as one JSON text each, so that a single column type is enough for every connection. Free text goes as
-//! hexadecimal digits: other producers may have stored bytes that no text type lets through.
+//! The statements about dead letters, where the three databases differ.
 
-use chrono::{DateTime, Utc};
-
+use crate::by_hand::sql::{build, flag, hex, micros, now, payload, text, uuid};
 use crate::connection::Database;
-
-/// A column's text, for numbers.
-pub(super) fn text(database: Database, column: &str) -> String {
-    match database {
-        Database::Mysql => format!("CAST({column} AS CHAR)"),
-        Database::Postgres | Database::Sqlite => format!("CAST({column} AS text)"),
-    }
-}
 
 /// The row of a list.
 pub(super) fn letter(database: Database) -> String {
-    object(database, &[])
+    build(database, &letter_fields(database))
 }
 
 /// The row with everything.
 pub(super) fn detail(database: Database) -> String {
-    let payload = match database {
-        Database::Postgres => "encode(coalesce(payload_bytes, convert_to(payload, 'UTF8')), 'hex')",
-        Database::Mysql | Database::Sqlite => "hex(payload)",
-    };
-    let more =
-        [("payload", payload.to_owned()), ("headers", hex(database, "headers")), ("history", hex(database, "history"))];
-    object(database, &more)
+    let mut fields = letter_fields(database);
+    fields.push(("payload", payload(database).to_owned()));
+    fields.extend(["headers", "history"].map(|column| (column, hex(database, column))));
+    build(database, &fields)
+}
+
+/// The row of a group.
+pub(super) fn group(database: Database) -> String {
+    build(
+        database,
+        &[
+            ("fingerprint", hex(database, "fingerprint")),
+            ("count", "count(*)".to_owned()),
+            ("first_died_at", micros(database, "min(died_at)")),
+            ("last_died_at", micros(database, "max(died_at)")),
+            ("example", "max(id)".to_owned()),
+        ],
+    )
 }
 
 /// What a change has to know of a letter.
@@ -45,7 +44,8 @@ pub(super) fn locked(database: Database) -> String {
     )
 }
 
-fn object(database: Database, more: &[(&str, String)]) -> String {
+/// The members of a list's row.
+pub(crate) fn letter_fields(database: Database) -> Vec<(&'static str, String)> {
     let mut fields = vec![
         ("message_id", uuid(database, "message_id")),
         ("ordering_key", hex(database, "ordering_key")),
@@ -60,66 +60,10 @@ fn object(database: Database, more: &[(&str, String)]) -> String {
     for column in ["id", "seq", "destination", "topic", "reason", "attempts", "life", "redriven_from", "last_verdict"] {
         fields.push((column, column.to_owned()));
     }
-    fields.extend_from_slice(more);
-    build(database, &fields)
+    fields
 }
 
-fn build(database: Database, fields: &[(&str, String)]) -> String {
-    let fields: Vec<String> = fields.iter().map(|(name, value)| format!("'{name}', {value}")).collect();
-    let fields = fields.join(", ");
-    match database {
-        Database::Postgres => format!("json_build_object({fields})::text"),
-        Database::Mysql | Database::Sqlite => format!("json_object({fields})"),
-    }
-}
-
-fn flag(condition: &str) -> String {
-    format!("CASE WHEN {condition} THEN 1 ELSE 0 END")
-}
-
-fn hex(database: Database, column: &str) -> String {
-    match database {
-        Database::Postgres => format!("encode(convert_to({column}, 'UTF8'), 'hex')"),
-        Database::Mysql => format!("hex({column})"),
-        // hex(NULL) is an empty text there.
-        Database::Sqlite => format!("CASE WHEN {column} IS NOT NULL THEN hex({column}) END"),
-    }
-}
-
-fn uuid(database: Database, column: &str) -> String {
-    match database {
-        Database::Postgres => format!("{column}::text"),
-        Database::Mysql | Database::Sqlite => format!("lower(hex({column}))"),
-    }
-}
-
-fn micros(database: Database, column: &str) -> String {
-    match database {
-        Database::Postgres => format!("(extract(epoch FROM {column}) * 1000000)::bigint"),
-        Database::Mysql => format!("timestampdiff(MICROSECOND, '1970-01-01', {column})"),
-        Database::Sqlite => format!("{column} * 1000"),
-    }
-}
-
-/// An instant as a literal.
-pub(super) fn instant(database: Database, at: DateTime<Utc>) -> String {
-    match database {
-        Database::Postgres => format!("(timestamptz 'epoch' + {} * interval '1 microsecond')", at.timestamp_micros()),
-        Database::Mysql => format!("('1970-01-01' + INTERVAL {} MICROSECOND)", at.timestamp_micros()),
-        Database::Sqlite => at.timestamp_millis().to_string(),
-    }
-}
-
-/// What stands before and after the text a column must contain. A NULL contains nothing.
-pub(super) fn contains(database: Database, column: &str) -> [String; 2] {
-    match database {
-        Database::Postgres => [format!("strpos(coalesce({column}, ''), "), ") > 0".to_owned()],
-        Database::Mysql => ["locate(".to_owned(), format!(", coalesce({column}, '')) > 0")],
-        Database::Sqlite => [format!("instr(coalesce({column}, ''), "), ") > 0".to_owned()],
-    }
-}
-
-/// The same for the payload, byte by byte.
+/// What stands before and after the bytes a payload must contain.
 pub(super) fn payload_contains(database: Database) -> [String; 2] {
     match database {
         Database::Postgres => [
@@ -142,11 +86,11 @@ pub(super) fn current_read(database: Database) -> &'static str {
 
 /// Turns letters into waiting deliveries, without removing them.
 pub(super) fn redrive(database: Database, ids: &str) -> String {
-    let (payload, now) = match database {
-        Database::Postgres => ("payload, payload_bytes", "clock_timestamp()"),
-        Database::Mysql => ("payload", "utc_timestamp(6)"),
-        Database::Sqlite => ("payload", "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"),
+    let payload = match database {
+        Database::Postgres => "payload, payload_bytes",
+        Database::Mysql | Database::Sqlite => "payload",
     };
+    let now = now(database);
     // Only a letter that kept its key blocked still has its place in the order. It starts blocked; which delivery of the
     // key goes first is decided once, for all of them.
     let in_order = "(blocks_key AND ordering_key IS NOT NULL)";

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use super::output::{Format, Output};
 
@@ -91,10 +92,35 @@ pub(super) enum Command {
     /// Show what is pending, waiting and dead, and who is delivering
     #[command(after_help = "Examples:\n  relay status\n  relay status -o json | jq .pending")]
     Status,
+    /// Look for messages that are not delivered yet
+    Messages {
+        #[command(subcommand)]
+        command: Messages,
+    },
+    /// Look at destinations, pause and resume them
+    Destinations {
+        #[command(subcommand)]
+        command: Destinations,
+    },
     /// Look at deliveries that were given up, send them again, or drop them
     Dead {
         #[command(subcommand)]
         command: Dead,
+    },
+    /// Show what can be configured, and what is
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Print a script that completes command lines in a shell
+    #[command(after_help = "\
+Examples:
+  relay completions bash > /etc/bash_completion.d/relay
+  relay completions zsh > ~/.zfunc/_relay
+  relay completions fish > ~/.config/fish/completions/relay.fish")]
+    Completions {
+        /// Which shell
+        shell: Shell,
     },
     /// Measure
     Bench {
@@ -138,11 +164,112 @@ pub enum BackendName {
     Sqlite,
 }
 
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Print a configuration file with every key and its default
+    #[command(after_help = "Example:\n  relay config example > relay.toml")]
+    Example,
+    /// Show the values the relay would run with, after flags, environment, file and defaults
+    ///
+    /// Written as a configuration file, or as JSON. Credentials, header values and the queries of urls are masked.
+    #[command(
+        after_help = "Examples:\n  relay config show\n  relay config show -c /etc/relay.toml -o json | jq .relay"
+    )]
+    Show,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct Check {
     /// Also connect to the database and look at its schema
     #[arg(long)]
     pub(super) connect: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Messages {
+    /// List pending messages and waiting deliveries, the oldest first
+    ///
+    /// A pending message is committed and no relay has settled it yet; it has a destination only if its sender named
+    /// one, so `--destination` leaves the others out. A waiting delivery is one that could not be sent at once.
+    ///
+    /// No more than the oldest --scan rows of each are looked at, because the tables are not indexed by topic or key.
+    #[command(after_help = "\
+Examples:
+  relay messages list --topic order.placed
+  relay messages list --destination billing --key 4711
+  relay messages list --state retry -o jsonl | jq -r .message_id")]
+    List(MessageFilter),
+    /// Say where a message is: pending, waiting, dead, or not here
+    ///
+    /// Exits 1 when it is in none of the tables: it was delivered, was discarded, or never was.
+    ///
+    /// Waiting deliveries and dead letters are found by the message's id. Pending messages are not indexed by it: without
+    /// --seq, no more than the oldest --scan of them are looked at.
+    #[command(after_help = "\
+Examples:
+  relay messages show 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10
+  relay messages show 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10 --seq 4711 --payload")]
+    Show {
+        /// The message's id
+        #[arg(value_name = "MESSAGE_ID")]
+        id: uuid::Uuid,
+        /// The number it drew when it was inserted: `seq` in outbox_messages
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..), conflicts_with = "scan")]
+        seq: Option<i64>,
+        /// Also show its payload and its headers
+        #[arg(long)]
+        payload: bool,
+        #[command(flatten)]
+        scan: Scan,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Filters")]
+pub(super) struct MessageFilter {
+    /// Only for this destination
+    #[arg(long, value_name = "NAME")]
+    pub(super) destination: Option<String>,
+    /// Only of this topic
+    #[arg(long, value_name = "TOPIC")]
+    pub(super) topic: Option<String>,
+    /// Only with this ordering key
+    #[arg(long, value_name = "KEY")]
+    pub(super) key: Option<String>,
+    /// Only `pending`, or waiting in this state: retry, blocked, scheduled, unrouted, unserved, overflow, suspect
+    #[arg(long, value_name = "STATE")]
+    pub(super) state: Option<String>,
+    #[command(flatten)]
+    pub(super) scan: Scan,
+}
+
+/// How far to look.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Scan {
+    /// The most rows of a table to look at, the oldest first
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) scan: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Destinations {
+    /// List what relays have registered, and what waits for each and is dead
+    #[command(after_help = "Examples:\n  relay destinations list\n  relay destinations list -o jsonl | jq .paused")]
+    List,
+    /// Stop sending to a destination until somebody resumes it; its messages wait
+    ///
+    /// Attempts that are under way are finished. Leaves an audit entry.
+    #[command(after_help = "Example:\n  relay destinations pause billing --reason \"down until noon\"")]
+    Pause {
+        /// The destination
+        name: String,
+    },
+    /// Send to a paused destination again; leaves an audit entry
+    #[command(after_help = "Example:\n  relay destinations resume billing --reason \"it is back\"")]
+    Resume {
+        /// The destination
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -153,6 +280,23 @@ Examples:
   relay dead list --destination billing --since 2h
   relay dead list --error timeout -o jsonl | jq -r .id")]
     List(DeadFilter),
+    /// Put together what died of the same thing, the largest group first
+    ///
+    /// Reads every dead letter the filters leave. `--group` of the other commands takes a fingerprint.
+    #[command(after_help = "\
+Examples:
+  relay dead groups --since 1d
+  relay dead groups -o json | jq -r '.[0].fingerprint'")]
+    Groups(DeadFilter),
+    /// Write dead letters out whole, the oldest first, one JSON document per line
+    ///
+    /// Each line is what `list -o jsonl` shows, with `headers`, `history`, and the payload: as `payload` when it is
+    /// text, as `payload_base64` when it is not. Nothing is removed. Without --limit all are written.
+    #[command(after_help = "\
+Examples:
+  relay dead export > dead.jsonl
+  relay dead export --topic order.placed | jq -r .payload")]
+    Export(DeadFilter),
     /// Show one with its attempts and its payload
     #[command(after_help = "Example:\n  relay dead show 17")]
     Show {

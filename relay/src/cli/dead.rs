@@ -1,15 +1,19 @@
 //! `relay dead`: deliveries that were given up.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use outbox::dead_letters::{self, By, DeadLetter, Detail, Filter, Outcome};
 use serde_json::{Value, json};
 
 use super::args::{Dead, DeadFilter, DeadSelection, Global};
+use super::database::connect;
 use super::output::{Format, say, shortened, table, visible};
-use super::{Exit, Failure, ask, block_on, run, settings};
-use crate::admin::{self, Connection, Missing, with_connection};
-use crate::config::Scope;
+use super::stored::{attempts, hex, key, payload, stored_json, time};
+use super::{Exit, Failure, ask, settings};
+use crate::admin::{Connection, with_connection};
 use crate::duration;
+
+mod export;
+mod groups;
 
 /// Rows shown when `--limit` does not say otherwise.
 const SHOWN: u32 = 50;
@@ -21,6 +25,8 @@ const AT_ONCE: usize = 200;
 pub(super) fn dispatch(global: &Global, command: Dead) -> Result<Exit, Failure> {
     match command {
         Dead::List(filter) => list(global, &filter),
+        Dead::Groups(filter) => groups::run(global, &filter),
+        Dead::Export(filter) => export::run(global, &filter),
         Dead::Show { id } => show(global, id),
         Dead::Redrive(selection) => change(global, &selection, &REDRIVE),
         Dead::Discard(selection) => change(global, &selection, &DISCARD),
@@ -75,8 +81,8 @@ fn show(global: &Global, id: i64) -> Result<Exit, Failure> {
         ));
     };
     let mut value = letter_json(&detail.letter);
-    value["headers"] = serde_json::from_str(&detail.headers).unwrap_or_else(|_| json!(detail.headers));
-    value["history"] = serde_json::from_str(&detail.history).unwrap_or_else(|_| json!(detail.history));
+    value["headers"] = stored_json(&detail.headers);
+    value["history"] = stored_json(&detail.history);
     value["payload"] = match std::str::from_utf8(&detail.payload) {
         Ok(text) => json!(text),
         Err(_) => json!({ "hex": hex(&detail.payload) }),
@@ -108,25 +114,10 @@ fn detail_text(detail: &Detail) -> String {
     line("blocks key", if letter.blocks_key { "yes: later messages of this key wait for a decision" } else { "no" });
     line("content type", &letter.content_type);
     line("headers", &detail.headers);
-    let attempts: Vec<Value> = serde_json::from_str(&detail.history).unwrap_or_default();
-    if !attempts.is_empty() {
-        let cell = |attempt: &Value, name: &str| match &attempt[name] {
-            Value::String(text) => text.clone(),
-            Value::Null => String::new(),
-            Value::Bool(value) => if *value { "maybe" } else { "" }.to_owned(),
-            other => other.to_string(),
-        };
-        let columns = ["n", "at", "ms", "verdict", "code", "relay", "maybe", "text"];
-        let rows: Vec<Vec<String>> =
-            attempts.iter().map(|attempt| columns.map(|name| cell(attempt, name)).to_vec()).collect();
-        let titles = ["N", "AT", "MS", "VERDICT", "CODE", "RELAY", "ARRIVED", "TEXT"];
-        text.push_str(&format!("\n{}", table(&titles, &rows)));
+    if let Some(attempts) = attempts(&detail.history) {
+        text.push_str(&format!("\n{attempts}"));
     }
-    let payload = match std::str::from_utf8(&detail.payload) {
-        Ok(payload) => visible(payload),
-        Err(_) => hex(&detail.payload),
-    };
-    text.push_str(&format!("\n{payload}\n"));
+    text.push_str(&format!("\n{}\n", payload(&detail.payload)));
     text
 }
 
@@ -221,13 +212,6 @@ fn told(global: &Global, change: &Change, outcome: &Outcome, stopped: Option<Fai
     }
 }
 
-fn connect(global: &Global) -> Result<Connection, Failure> {
-    let config = settings::load(global, Scope::Database)?;
-    // The relay's own look at the schema: what it would not work on is not changed by hand either.
-    block_on(async { run::open_store(&config).await?.verify().await })??;
-    Ok(admin::connect(config.database.url.expose(), Missing::Refuse)?)
-}
-
 fn understood(filter: &DeadFilter) -> Result<Filter, Failure> {
     Ok(Filter {
         destination: filter.destination.clone(),
@@ -254,7 +238,8 @@ fn instant(option: &str, text: &str) -> Result<DateTime<Utc>, Failure> {
     })
 }
 
-fn letter_json(letter: &DeadLetter) -> Value {
+/// A dead letter for programs, without its payload.
+pub(super) fn letter_json(letter: &DeadLetter) -> Value {
     json!({
         "id": letter.id,
         "message_id": letter.message_id.to_string(),
@@ -275,17 +260,4 @@ fn letter_json(letter: &DeadLetter) -> Value {
         "first_attempt_at": letter.first_attempt_at,
         "died_at": letter.died_at,
     })
-}
-
-/// A key is bytes; nearly always they are text.
-fn key(key: &[u8]) -> String {
-    String::from_utf8_lossy(key).into_owned()
-}
-
-fn time(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Secs, true)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -34,6 +34,11 @@ pub fn has_password(url: &str) -> bool {
     in_front || parameters.split('&').any(|parameter| parameter.starts_with("password="))
 }
 
+/// True when somebody is named in the url, before the host.
+pub(crate) fn has_user(url: &str) -> bool {
+    database(url) != Some(Database::Sqlite) && userinfo(url).is_some()
+}
+
 /// The url as people may see it: no user, no password, no parameters.
 pub fn target(url: &str) -> String {
     if database(url) == Some(Database::Sqlite) {

@@ -12,7 +12,7 @@ use crate::connection::{OutboxBackend, TextColumn};
 use crate::error::Error;
 
 /// SQL and texts in their order.
-pub(super) struct Statement {
+pub(crate) struct Statement {
     parts: Vec<Part>,
 }
 
@@ -23,24 +23,32 @@ enum Part {
 
 impl Statement {
     /// Begins with this SQL.
-    pub(super) fn new(sql: impl Into<String>) -> Statement {
+    pub(crate) fn new(sql: impl Into<String>) -> Statement {
         Statement { parts: vec![Part::Sql(sql.into())] }
     }
 
     /// Appends SQL.
-    pub(super) fn sql(mut self, sql: impl Into<String>) -> Statement {
+    pub(crate) fn sql(mut self, sql: impl Into<String>) -> Statement {
         self.parts.push(Part::Sql(sql.into()));
         self
     }
 
     /// Appends a bound text.
-    pub(super) fn text(mut self, text: &str) -> Statement {
+    pub(crate) fn text(mut self, text: &str) -> Statement {
         self.parts.push(Part::Text(text.to_owned()));
         self
     }
 
+    /// Appends a bound text, or NULL.
+    pub(crate) fn optional_text(self, text: Option<&str>) -> Statement {
+        match text {
+            Some(text) => self.text(text),
+            None => self.sql("NULL"),
+        }
+    }
+
     /// Runs it and returns its one column.
-    pub(super) fn load<C>(self, conn: &mut C) -> Result<Vec<String>, Error>
+    pub(crate) fn load<C>(self, conn: &mut C) -> Result<Vec<String>, Error>
     where
         C: LoadConnection<Backend: OutboxBackend>,
     {
@@ -49,7 +57,7 @@ impl Statement {
     }
 
     /// Runs it and returns its one column, which holds whole numbers written as text.
-    pub(super) fn load_numbers<C>(self, conn: &mut C) -> Result<Vec<i64>, Error>
+    pub(crate) fn load_numbers<C>(self, conn: &mut C) -> Result<Vec<i64>, Error>
     where
         C: LoadConnection<Backend: OutboxBackend>,
     {
@@ -57,7 +65,7 @@ impl Statement {
     }
 
     /// Runs it.
-    pub(super) fn execute<C>(self, conn: &mut C) -> Result<usize, Error>
+    pub(crate) fn execute<C>(self, conn: &mut C) -> Result<usize, Error>
     where
         C: Connection<Backend: OutboxBackend>,
     {

@@ -1,0 +1,93 @@
+//! The statements about messages. Each row names the place it comes from, as `place`.
+
+use uuid::Uuid;
+
+use crate::by_hand::sql::{build, flag, hex, micros, payload, text, uuid, uuid_literal};
+use crate::connection::Database;
+use crate::dead_letters;
+
+/// A table messages are in, and its growing number.
+#[derive(Clone, Copy)]
+pub(super) struct Table {
+    name: &'static str,
+    pub(super) number: &'static str,
+    row: fn(Database, bool) -> String,
+}
+
+pub(super) const PENDING: Table = Table { name: "outbox_messages", number: "outbox_messages.seq", row: pending };
+pub(super) const WAITING: Table = Table { name: "outbox_deliveries", number: "outbox_deliveries.id", row: waiting };
+
+/// The first number beyond the oldest `looked_at`. Walks the primary key and reads nothing else.
+pub(super) fn beyond(database: Database, table: Table, looked_at: u32) -> String {
+    let number = text(database, table.number);
+    let Table { name, number: by, .. } = table;
+    format!("-- message_beyond\nSELECT {number} FROM {name} ORDER BY {by} LIMIT 1 OFFSET {looked_at}")
+}
+
+/// The beginning of a list.
+pub(super) fn list(database: Database, table: Table) -> String {
+    format!("-- message_list\nSELECT {} FROM {}", (table.row)(database, false), table.name)
+}
+
+/// Everything there is of one message; `which` bounds the pending ones that are looked at.
+pub(super) fn find(database: Database, message_id: Uuid, which: &str, content: bool) -> String {
+    let id = uuid_literal(database, message_id);
+    let mut dead = dead_letters::sql::letter_fields(database);
+    dead.push(("place", "'dead'".to_owned()));
+    carry(database, content, &mut dead);
+    format!(
+        "-- message_find\nSELECT {} FROM outbox_messages WHERE {which} AND id = {id} \
+         UNION ALL SELECT {} FROM outbox_deliveries WHERE message_id = {id} \
+         UNION ALL SELECT {} FROM outbox_dead_letters WHERE message_id = {id}",
+        pending(database, content),
+        waiting(database, content),
+        build(database, &dead),
+    )
+}
+
+fn pending(database: Database, content: bool) -> String {
+    let mut fields = vec![
+        ("place", "'pending'".to_owned()),
+        ("message_id", uuid(database, "id")),
+        ("ordering_key", hex(database, "ordering_key")),
+        ("content_type", hex(database, "content_type")),
+        ("destination", hex(database, "destination")),
+    ];
+    times(database, &["deliver_at", "expires_at", "created_at"], &mut fields);
+    plain(&["seq", "topic"], &mut fields);
+    carry(database, content, &mut fields);
+    build(database, &fields)
+}
+
+fn waiting(database: Database, content: bool) -> String {
+    let mut fields = vec![
+        ("place", "'waiting'".to_owned()),
+        ("message_id", uuid(database, "message_id")),
+        ("blocked", flag("blocked")),
+    ];
+    for column in ["ordering_key", "content_type", "destination", "last_error", "history"] {
+        fields.push((column, hex(database, column)));
+    }
+    times(database, &["due_at", "expires_at", "created_at", "first_attempt_at"], &mut fields);
+    plain(&["id", "seq", "topic", "state", "attempts", "life", "last_verdict"], &mut fields);
+    carry(database, content, &mut fields);
+    build(database, &fields)
+}
+
+type Fields = Vec<(&'static str, String)>;
+
+fn times(database: Database, columns: &[&'static str], into: &mut Fields) {
+    into.extend(columns.iter().map(|column| (*column, micros(database, column))));
+}
+
+fn plain(columns: &[&'static str], into: &mut Fields) {
+    into.extend(columns.iter().map(|column| (*column, (*column).to_owned())));
+}
+
+/// What the message carries, when it is asked for.
+fn carry(database: Database, content: bool, into: &mut Fields) {
+    if content {
+        into.push(("payload", payload(database).to_owned()));
+        into.push(("headers", hex(database, "headers")));
+    }
+}

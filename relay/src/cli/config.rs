@@ -1,0 +1,17 @@
+//! `relay config`: what can be configured, and what is.
+
+use super::args::{ConfigCommand, Global};
+use super::{Exit, Failure, settings};
+use crate::config::{EXAMPLE, Scope};
+
+/// Runs one of the `config` commands.
+pub(super) fn run(global: &Global, command: &ConfigCommand) -> Result<Exit, Failure> {
+    match command {
+        ConfigCommand::Example => global.output().lines(EXAMPLE)?,
+        ConfigCommand::Show => {
+            let config = settings::load(global, Scope::Everything)?;
+            global.output().one(&config.shown_as_toml(), &config.shown_as_json())?;
+        }
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,51 @@
+//! What applications and relays stored, as it is shown: keys, times, payloads, attempts.
+//!
+//! None of it is trusted. For a terminal it is made visible; as JSON it is escaped anyway.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Value, json};
+
+use super::output::{table, visible};
+
+/// A key is bytes; nearly always they are text.
+pub(super) fn key(key: &[u8]) -> String {
+    String::from_utf8_lossy(key).into_owned()
+}
+
+/// An instant, to the second.
+pub(super) fn time(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+/// A payload on one line, or its digits when it is no text.
+pub(super) fn payload(payload: &[u8]) -> String {
+    std::str::from_utf8(payload).map_or_else(|_| hex(payload), visible)
+}
+
+/// JSON that somebody stored as text; the text when it is none.
+pub(super) fn stored_json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| json!(text))
+}
+
+/// Bytes as digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The attempts of a history as a table, when there are any.
+pub(super) fn attempts(history: &str) -> Option<String> {
+    let attempts: Vec<Value> = serde_json::from_str(history).unwrap_or_default();
+    if attempts.is_empty() {
+        return None;
+    }
+    let cell = |attempt: &Value, name: &str| match &attempt[name] {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        Value::Bool(value) => if *value { "maybe" } else { "" }.to_owned(),
+        other => other.to_string(),
+    };
+    let columns = ["n", "at", "ms", "verdict", "code", "relay", "maybe", "text"];
+    let rows: Vec<Vec<String>> =
+        attempts.iter().map(|attempt| columns.map(|name| cell(attempt, name)).to_vec()).collect();
+    Some(table(&["N", "AT", "MS", "VERDICT", "CODE", "RELAY", "ARRIVED", "TEXT"], &rows))
+}
