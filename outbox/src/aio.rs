@@ -4,6 +4,9 @@
 //! As with every future that speaks in a transaction: do not drop it half-way, or diesel no longer knows where the
 //! server stands.
 
+pub mod inbox;
+mod transaction;
+
 use std::future::Future;
 
 use diesel::result::Error as DieselError;
@@ -15,6 +18,8 @@ use crate::enqueue::{Next, Receipt, collect};
 use crate::envelope::IntoEnvelope;
 use crate::error::Error;
 use crate::insert::{ByCaller, ByProbe, ByStatement, Form, MessageInsert, MessageInsertMany, Work, works};
+
+pub use transaction::transaction;
 
 /// Puts a message into the outbox, as part of the transaction that is open on `conn`. See [`crate::enqueue`].
 ///

@@ -62,6 +62,12 @@ pub(crate) mod sealed {
         /// The most bytes of one statement.
         const BYTES_MAX: usize;
 
+        /// Runs first in a transaction whose commit is to be proven.
+        const MARK: Option<&'static str> = Some("SAVEPOINT outbox_transaction");
+
+        /// Runs last in it, and fails unless it is still the same transaction and can commit.
+        const PROOF: &'static str = "RELEASE SAVEPOINT outbox_transaction";
+
         /// Reads a text column.
         fn text_from_sql(raw: Self::RawValue<'_>) -> deserialize::Result<String>;
 

@@ -40,11 +40,10 @@ use uuid::Uuid;
 use crate::connection::sealed::Dialect;
 use crate::connection::{Database, OutboxBackend};
 use crate::error::Error;
+use crate::sql::{current_read, text};
+use crate::statement::{Statement, unreadable};
 
 mod sql;
-mod statement;
-
-use statement::Statement;
 
 /// Which dead letters; what is `None` does not narrow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -167,7 +166,7 @@ where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     let database = <C::Backend as Dialect>::DATABASE;
-    let id = sql::text(database, "id");
+    let id = text(database, "id");
     let select = Statement::new(format!("-- dead_letter_ids\nSELECT {id} FROM outbox_dead_letters"));
     matching(select, database, filter)
         .sql(format!(" ORDER BY outbox_dead_letters.id DESC LIMIT {limit}"))
@@ -289,18 +288,18 @@ where
     }
     let partitions = format!(
         "-- dead_letter_partitions\nSELECT DISTINCT {} FROM outbox_dead_letters WHERE id IN ({ids})",
-        sql::text(database, "partition_no")
+        text(database, "partition_no")
     );
     let partitions = Statement::new(partitions).load_numbers(conn)?;
     if partitions.is_empty() {
         return Ok(Vec::new());
     }
-    let lock = sql::current_read(database);
+    let lock = current_read(database);
     let partitions = list_of(partitions.iter());
     Statement::new(format!(
         "-- partition_lock\nSELECT {} FROM outbox_partitions WHERE partition_no IN ({partitions}) \
          ORDER BY outbox_partitions.partition_no{lock}",
-        sql::text(database, "partition_no")
+        text(database, "partition_no")
     ))
     .load(conn)?;
     let rows = Statement::new(format!(
@@ -477,11 +476,6 @@ fn row_read(json: &str) -> Result<(DeadLetter, Rest), Error> {
 /// An instant from microseconds; what lies beyond the calendar is its end.
 fn instant(micros: i64) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(micros).unwrap_or(DateTime::<Utc>::MAX_UTC)
-}
-
-/// Only a change of the schema behind our back gets here.
-fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::Database(diesel::result::Error::DeserializationError(Box::new(error)))
 }
 
 fn list_of(ids: impl Iterator<Item = impl fmt::Display>) -> String {

@@ -54,6 +54,8 @@
 //!   [`Error`] or [`diesel::result::Error`].
 //! - [`envelope`] sets options: key, headers, a delay, an expiry, one destination. [`Envelope::raw`] sends bytes as
 //!   they are.
+//! - [`transaction`] is diesel's, and proves that the transaction committed.
+//! - [`inbox::once`] is for the receiving side: an effect that happens once, although a message may come again.
 //! - `aio` has the same functions for diesel-async, with feature `async`.
 //! - [`enqueue_unchecked`] is for those who open transactions without diesel's knowledge.
 //! - [`migrations::run`] creates the tables; [`migrations::sql`] prints them for other tools.
@@ -79,6 +81,7 @@
 #[cfg(feature = "async")]
 pub mod aio;
 pub mod dead_letters;
+pub mod inbox;
 pub mod limits;
 pub mod migrations;
 pub mod schema;
@@ -93,11 +96,15 @@ mod message;
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod statement;
+mod transaction;
 
 pub use connection::{Database, OutboxBackend};
 pub use enqueue::{Receipt, enqueue, enqueue_all, enqueue_unchecked};
 pub use envelope::{Envelope, IntoEnvelope, envelope};
 pub use error::{Error, Refusal};
 pub use message::Message;
+pub use transaction::transaction;

@@ -29,6 +29,10 @@ impl Dialect for Pg {
     const ROWS_MAX: usize = usize::MAX;
     const BYTES_MAX: usize = 256 * 1024 * 1024;
 
+    // Fails in a failed transaction and outside one. The server never replaces a transaction by another, so no mark is needed.
+    const MARK: Option<&'static str> = None;
+    const PROOF: &'static str = "SAVEPOINT outbox_transaction";
+
     fn text_from_sql(raw: Self::RawValue<'_>) -> deserialize::Result<String> {
         FromSql::<Text, Self>::from_sql(raw)
     }

@@ -11,6 +11,7 @@ mod dead_letters;
 mod delivery;
 mod http;
 mod kill;
+mod library;
 mod process;
 mod producers;
 mod sqlite;

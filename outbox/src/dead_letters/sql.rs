@@ -6,14 +6,7 @@
 use chrono::{DateTime, Utc};
 
 use crate::connection::Database;
-
-/// A column's text, for numbers.
-pub(super) fn text(database: Database, column: &str) -> String {
-    match database {
-        Database::Mysql => format!("CAST({column} AS CHAR)"),
-        Database::Postgres | Database::Sqlite => format!("CAST({column} AS text)"),
-    }
-}
+use crate::sql::{locked_rows, text};
 
 /// The row of a list.
 pub(super) fn letter(database: Database) -> String {
@@ -131,15 +124,6 @@ pub(super) fn payload_contains(database: Database) -> [String; 2] {
     }
 }
 
-/// Ends a SELECT that must see what is committed now, not what the transaction's snapshot holds.
-pub(super) fn current_read(database: Database) -> &'static str {
-    match database {
-        Database::Postgres | Database::Mysql => " FOR UPDATE",
-        // There the write lock was taken before the first read.
-        Database::Sqlite => "",
-    }
-}
-
 /// Turns letters into waiting deliveries, without removing them.
 pub(super) fn redrive(database: Database, ids: &str) -> String {
     let (payload, now) = match database {
@@ -191,11 +175,4 @@ fn same_key(database: Database, letter: i64, which: &str) -> String {
          ON d.destination = l.destination AND d.ordering_key = l.ordering_key WHERE l.id = {letter} AND {which}",
         text(database, "d.id"),
     )
-}
-
-fn locked_rows(database: Database, alias: &str) -> String {
-    match database {
-        Database::Postgres => format!(" FOR UPDATE OF {alias}"),
-        other => current_read(other).to_owned(),
-    }
 }

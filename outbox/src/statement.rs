@@ -12,7 +12,7 @@ use crate::connection::{OutboxBackend, TextColumn};
 use crate::error::Error;
 
 /// SQL and texts in their order.
-pub(super) struct Statement {
+pub(crate) struct Statement {
     parts: Vec<Part>,
 }
 
@@ -23,24 +23,24 @@ enum Part {
 
 impl Statement {
     /// Begins with this SQL.
-    pub(super) fn new(sql: impl Into<String>) -> Statement {
+    pub(crate) fn new(sql: impl Into<String>) -> Statement {
         Statement { parts: vec![Part::Sql(sql.into())] }
     }
 
     /// Appends SQL.
-    pub(super) fn sql(mut self, sql: impl Into<String>) -> Statement {
+    pub(crate) fn sql(mut self, sql: impl Into<String>) -> Statement {
         self.parts.push(Part::Sql(sql.into()));
         self
     }
 
     /// Appends a bound text.
-    pub(super) fn text(mut self, text: &str) -> Statement {
+    pub(crate) fn text(mut self, text: &str) -> Statement {
         self.parts.push(Part::Text(text.to_owned()));
         self
     }
 
     /// Runs it and returns its one column.
-    pub(super) fn load<C>(self, conn: &mut C) -> Result<Vec<String>, Error>
+    pub(crate) fn load<C>(self, conn: &mut C) -> Result<Vec<String>, Error>
     where
         C: LoadConnection<Backend: OutboxBackend>,
     {
@@ -49,20 +49,25 @@ impl Statement {
     }
 
     /// Runs it and returns its one column, which holds whole numbers written as text.
-    pub(super) fn load_numbers<C>(self, conn: &mut C) -> Result<Vec<i64>, Error>
+    pub(crate) fn load_numbers<C>(self, conn: &mut C) -> Result<Vec<i64>, Error>
     where
         C: LoadConnection<Backend: OutboxBackend>,
     {
-        self.load(conn)?.iter().map(|text| text.parse().map_err(super::unreadable)).collect()
+        self.load(conn)?.iter().map(|text| text.parse().map_err(unreadable)).collect()
     }
 
     /// Runs it.
-    pub(super) fn execute<C>(self, conn: &mut C) -> Result<usize, Error>
+    pub(crate) fn execute<C>(self, conn: &mut C) -> Result<usize, Error>
     where
         C: Connection<Backend: OutboxBackend>,
     {
         Ok(RunQueryDsl::execute(self, conn)?)
     }
+}
+
+/// What does not read as it was written; only a change of the schema behind our back gets here.
+pub(crate) fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Database(diesel::result::Error::DeserializationError(Box::new(error)))
 }
 
 impl Query for Statement {

@@ -1,0 +1,4 @@
+//! What the library does beyond a plain enqueue, looked at from outside, on every database; no relay runs here.
+
+mod inbox;
+mod transaction;
