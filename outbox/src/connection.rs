@@ -31,7 +31,7 @@ pub enum Database {
 
 /// Marks diesel's backends that can hold an outbox: `Pg`, `Mysql` and `Sqlite`, each behind the feature of its name.
 ///
-/// Write code that is generic over the database as `C: diesel::Connection<Backend: OutboxBackend>`. A
+/// Write code that is generic over the database as `C: diesel::connection::LoadConnection<Backend: OutboxBackend>`. A
 /// `diesel::MultiConnection` is not such a connection; match on it and call with the connection inside.
 pub trait OutboxBackend: sealed::Dialect {}
 

@@ -52,7 +52,7 @@
 //!
 //! - [`enqueue`] one message, [`enqueue_all`] many with one statement. `?` works whether the closure returns
 //!   [`Error`] or [`diesel::result::Error`].
-//! - [`envelope`] sets options: key, headers, a delay, an expiry, one destination. [`Envelope::raw`] sends bytes as
+//! - [`envelope`] sets options: key, headers, a delay, an expiry, one destination, a dedup key. [`Envelope::raw`] sends bytes as
 //!   they are.
 //! - [`transaction`] is diesel's, and proves that the transaction committed.
 //! - [`inbox::once`] is for the receiving side: an effect that happens once, although a message may come again.
@@ -69,7 +69,7 @@
 //!   with care and never run on MySQL 8.
 //! - `diesel::MultiConnection` is an enum of connections: match on it, and enqueue on the one inside.
 //! - Least privilege: INSERT on the columns `id, topic, ordering_key, payload, payload_bytes, content_type, headers,
-//!   destination, deliver_at, expires_at, version` of `outbox_messages` (no `payload_bytes` on MariaDB and MySQL) is all
+//!   destination, deliver_at, expires_at, version, dedup_key` of `outbox_messages` (no `payload_bytes` on MariaDB and MySQL) is all
 //!   a producer needs.
 //! - Any program that can INSERT is a producer: `INSERT INTO outbox_messages (topic, payload) VALUES (…)`.
 //!
@@ -81,6 +81,7 @@
 #[cfg(feature = "async")]
 pub mod aio;
 pub mod dead_letters;
+pub mod dedup;
 pub mod inbox;
 pub mod limits;
 pub mod migrations;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use diesel::Connection;
+use diesel::connection::{Connection, LoadConnection};
 use diesel::result::Error as DieselError;
 use outbox::{Envelope, Error, OutboxBackend};
 use outbox_tests::checker::check;
@@ -314,7 +314,7 @@ impl Storm {
         }
     }
 
-    fn produce_on<C: Connection<Backend: OutboxBackend>>(&self, conn: &mut C, number: u64) -> u64 {
+    fn produce_on<C: LoadConnection<Backend: OutboxBackend>>(&self, conn: &mut C, number: u64) -> u64 {
         let mut dice = SmallRng::seed_from_u64(self.seed.wrapping_add(100 + number));
         let mut committed = 0;
         for turn in 0.. {
@@ -332,7 +332,7 @@ impl Storm {
     }
 
     /// Carries a plan out; true when it committed.
-    fn transact<C: Connection<Backend: OutboxBackend>>(&self, conn: &mut C, plan: &Plan) -> bool {
+    fn transact<C: LoadConnection<Backend: OutboxBackend>>(&self, conn: &mut C, plan: &Plan) -> bool {
         let tx = self.recorder.transaction();
         let mut units = 0;
         let ended = conn.transaction::<_, Error, _>(|conn| {

@@ -1,4 +1,5 @@
 //! What the library does beyond a plain enqueue, looked at from outside, on every database; no relay runs here.
 
+mod dedup;
 mod inbox;
 mod transaction;
