@@ -200,7 +200,7 @@ impl Next {
     }
 }
 
-fn require_transaction<C: Connection>(conn: &mut C) -> Result<(), Error> {
+pub(crate) fn require_transaction<C: Connection>(conn: &mut C) -> Result<(), Error> {
     if is_in_transaction(conn)? { Ok(()) } else { Err(Error::NotInTransaction) }
 }
 

@@ -245,6 +245,11 @@ impl fmt::Debug for Envelope {
 /// What can be enqueued: `&message`, or an [`Envelope`].
 ///
 /// Sealed; implement [`Message`] for your own types.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be enqueued",
+    label = "neither a reference to a message nor an envelope",
+    note = "pass `&message` of a type that implements `outbox::Message`, or an `outbox::Envelope`"
+)]
 pub trait IntoEnvelope: sealed::Sealed {
     /// The message with its options.
     fn into_envelope(self) -> Envelope;

@@ -54,6 +54,7 @@
 //!   [`Error`] or [`diesel::result::Error`].
 //! - [`envelope`] sets options: key, headers, a delay, an expiry, one destination, a dedup key. [`Envelope::raw`] sends bytes as
 //!   they are.
+//! - [`cancel`] takes a message back that was not delivered yet.
 //! - [`transaction`] is diesel's, and proves that the transaction committed.
 //! - [`inbox::once`] is for the receiving side: an effect that happens once, although a message may come again.
 //! - `aio` has the same functions for diesel-async, with feature `async`.
@@ -87,6 +88,7 @@ pub mod limits;
 pub mod migrations;
 pub mod schema;
 
+mod cancel;
 mod connection;
 mod enqueue;
 mod envelope;
@@ -103,6 +105,7 @@ mod sqlite;
 mod statement;
 mod transaction;
 
+pub use cancel::cancel;
 pub use connection::{Database, OutboxBackend};
 pub use enqueue::{Receipt, enqueue, enqueue_all, enqueue_unchecked};
 pub use envelope::{Envelope, IntoEnvelope, envelope};

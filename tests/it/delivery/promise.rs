@@ -1,6 +1,6 @@
 //! Committed means delivered, as it was; rolled back means never.
 
-use diesel::connection::{Connection, LoadConnection, TransactionManager};
+use diesel::connection::{LoadConnection, TransactionManager};
 use outbox::{Envelope, OutboxBackend};
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
