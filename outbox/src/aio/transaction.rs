@@ -30,6 +30,7 @@ where
 /// # Errors
 ///
 /// As [`crate::transaction`].
+#[expect(clippy::manual_async_fn, reason = "the signature promises that the future is `Send`")]
 pub fn transaction<'a, 'conn, C, T, E, F>(
     conn: &'conn mut C,
     work: F,
