@@ -27,31 +27,68 @@ pub const DESTINATION_BYTES_MAX: usize = 63;
 /// The highest version of a message type; the column is a small integer.
 pub const VERSION_MAX: u16 = i16::MAX as u16;
 
-/// Header names that belong to the relay, to HTTP itself, or to the configuration of a destination.
-const RESERVED_NAMES: [&str; 19] = [
+/// What the relay says about a message and what belongs to the connection.
+const RELAY_NAMES: [&str; 14] = [
     "accept-encoding",
-    "authorization",
     "connection",
     "content-length",
     "content-type",
-    "cookie",
     "expect",
-    "forwarded",
     "host",
     "http2-settings",
     "idempotency-key",
     "keep-alive",
-    "proxy-connection",
     "te",
     "trailer",
     "transfer-encoding",
     "upgrade",
     "user-agent",
-    "via",
 ];
+const RELAY_PREFIXES: [&str; 4] = ["ce-", "outbox-", "proxy-", "webhook-"];
 
-/// What reserved families of header names begin with.
-const RESERVED_PREFIXES: [&str; 6] = ["ce-", "outbox-", "proxy-", "sec-", "webhook-", "x-forwarded-"];
+/// What gives rights, or speaks for somebody on the way.
+const DESTINATION_NAMES: [&str; 4] = ["authorization", "cookie", "forwarded", "via"];
+const DESTINATION_PREFIXES: [&str; 2] = ["sec-", "x-forwarded-"];
+
+/// The context a message was created in.
+const MESSAGE_NAMES: [&str; 2] = ["traceparent", "tracestate"];
+
+/// Who may set a header of the requests that carry a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderOwner {
+    /// The relay and its HTTP client, nobody else.
+    Relay,
+    /// The configuration of a destination, not a message.
+    Destination,
+    /// A message, not the configuration of a destination.
+    Message,
+    /// A message, or the configuration of a destination, which prevails.
+    Anyone,
+}
+
+impl HeaderOwner {
+    /// Whose the header `name` is, in whatever case it is written.
+    pub fn of(name: &str) -> HeaderOwner {
+        let is_one_of = |names: &[&str]| names.iter().any(|each| name.eq_ignore_ascii_case(each));
+        let begins_with_one_of = |prefixes: &[&str]| {
+            prefixes.iter().any(|each| name.get(..each.len()).is_some_and(|start| start.eq_ignore_ascii_case(each)))
+        };
+        if is_one_of(&RELAY_NAMES) || begins_with_one_of(&RELAY_PREFIXES) {
+            HeaderOwner::Relay
+        } else if is_one_of(&DESTINATION_NAMES) || begins_with_one_of(&DESTINATION_PREFIXES) {
+            HeaderOwner::Destination
+        } else if is_one_of(&MESSAGE_NAMES) {
+            HeaderOwner::Message
+        } else {
+            HeaderOwner::Anyone
+        }
+    }
+
+    /// True when a message may bring the header along.
+    pub fn is_message(self) -> bool {
+        matches!(self, HeaderOwner::Message | HeaderOwner::Anyone)
+    }
+}
 
 /// Checks a topic.
 pub fn check_topic(topic: &str) -> Result<(), Refusal> {
@@ -115,7 +152,7 @@ pub fn check_header(name: &str, value: &str) -> Result<(), Refusal> {
             "use lower-case letters, digits and `-`",
         ));
     }
-    if RESERVED_NAMES.contains(&name) || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+    if !HeaderOwner::of(name).is_message() {
         return Err(Refusal::new(
             format!("the header `{name}` is reserved"),
             match name {
@@ -276,6 +313,24 @@ mod tests {
         }
         for value in ["", "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", &trace.replace('b', "0")[..54]] {
             assert!(check_header("traceparent", value).is_err(), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_header_has_one_owner_in_whatever_case_it_is_written() {
+        for (name, owner) in [
+            ("Host", HeaderOwner::Relay),
+            ("WEBHOOK-ID", HeaderOwner::Relay),
+            ("proxy-connection", HeaderOwner::Relay),
+            ("Authorization", HeaderOwner::Destination),
+            ("X-Forwarded-For", HeaderOwner::Destination),
+            ("traceparent", HeaderOwner::Message),
+            ("x-tenant", HeaderOwner::Anyone),
+            ("ce", HeaderOwner::Anyone),
+            ("c\u{e9}-", HeaderOwner::Anyone),
+            ("", HeaderOwner::Anyone),
+        ] {
+            assert_eq!(HeaderOwner::of(name), owner, "{name}");
         }
     }
 

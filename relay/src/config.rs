@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
-use crate::outcome::AfterDeadLetter;
 use crate::retry::RetryPolicy;
+use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
 
 pub mod database_url;

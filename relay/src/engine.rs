@@ -20,19 +20,19 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::event::Listener;
 use crate::frontier::Frontier;
 use crate::hands::Hands;
-use crate::lane::{Lane, LaneLimits, Work};
+use crate::lane::{Lane, LaneLimits, Origin, Work};
 use crate::membership::Ownership;
 use crate::message::{PartitionSet, RelayId};
 use crate::outage::Outages;
 use crate::outcome::Policy;
 use crate::route::Routes;
 use crate::sink::{Judgement, Sink};
-use crate::store::{Routing, Store, StoreError};
+use crate::store::{DestinationSeen, Routing, Store, StoreError};
 
 mod attempt;
 mod due;
@@ -141,6 +141,8 @@ struct LaneState {
     next_due: Option<Instant>,
     /// Held here, before the table says so.
     held_until: Option<Instant>,
+    /// Paused by us: reads of the destinations numbered below this one may not know it yet.
+    paused_until_read: u64,
     /// Why it takes nothing, when it does not.
     closed_reason: Option<&'static str>,
 }
@@ -164,6 +166,7 @@ enum Answer {
     Due(due::DueAnswer),
     Settle(settle::SettleAnswer),
     Routing { number: u64, result: Result<Routing, StoreError> },
+    Paused { lane: usize },
 }
 
 impl Engine {
@@ -190,6 +193,7 @@ impl Engine {
                 occupied_until: 0,
                 next_due: Some(now),
                 held_until: None,
+                paused_until_read: 0,
                 closed_reason: None,
             })
             .collect();
@@ -223,7 +227,7 @@ impl Engine {
             routing_next: now + ROUTING_PERIOD,
         };
         engine.tell_unusable();
-        engine.follow_pauses(now);
+        engine.follow_pauses(0, now);
         engine
     }
 
@@ -242,6 +246,11 @@ impl Engine {
             self.follow_ownership();
             if self.ownership.borrow().expelled {
                 warn!("this relay was declared dead by another; it starts anew under a new identity");
+                return End::Expelled;
+            }
+            // Nobody renews any more, and a closed channel is always ready: the loop would spin and do nothing.
+            if self.ownership.has_changed().is_err() {
+                error!("the loop that renews the lease is gone; the relay starts anew under a new identity");
                 return End::Expelled;
             }
             self.act(now);
@@ -299,6 +308,7 @@ impl Engine {
             Answer::Due(answer) => self.due_answered(answer),
             Answer::Settle(answer) => self.settle_answered(answer),
             Answer::Routing { number, result } => self.routing_answered(number, result),
+            Answer::Paused { lane } => self.lanes[lane].paused_until_read = self.settling.routing_read() + 1,
         }
     }
 
@@ -363,7 +373,7 @@ impl Engine {
     /// rest of it becomes a waiting row, or that destination would get it twice.
     fn keep_half_done(&mut self, left: &mut Vec<(usize, Work)>) {
         for (lane, work) in left.drain(..) {
-            if work.origin == crate::lane::Origin::Fresh && self.hands.is_half_done(work.message.seq) {
+            if work.origin == Origin::Fresh && self.hands.is_half_done(work.message.seq) {
                 self.put_aside(lane, vec![work]);
             }
         }
@@ -432,21 +442,25 @@ impl Engine {
         self.due.evict(lost);
         self.settling.evict(lost);
         self.abort_attempts(lost);
-        for state in &mut self.lanes {
+        for lane in 0..self.lanes.len() {
+            let state = &mut self.lanes[lane];
             let (gone, kept): (Vec<Work>, Vec<Work>) =
                 state.lane.clear().into_iter().partition(|work| lost.contains(work.message.partition_no));
             debug!(destination = %state.served.name, dropped = gone.len(), "deliveries of lost partitions dropped");
+            let mut refused = Vec::new();
             for work in kept {
-                if work.origin == crate::lane::Origin::Fresh {
-                    // Its key cannot be parked: then it would have been a row already.
-                    let _ = state.lane.offer(work);
-                } else if let crate::lane::Origin::Waiting(id) = work.origin {
+                match work.origin {
+                    // A younger one of its key may have overflowed meanwhile: then the key is parked, and it joins it.
+                    Origin::Fresh => refused.extend(state.lane.offer(work)),
                     // Which look brought it is forgotten; refused, it is read again.
-                    if !state.lane.offer_row(work, 0) {
-                        self.due.forget(id);
+                    Origin::Waiting(id) => {
+                        if !state.lane.offer_row(work, 0) {
+                            self.due.forget(id);
+                        }
                     }
                 }
             }
+            self.put_aside(lane, refused);
         }
     }
 
@@ -472,8 +486,11 @@ impl Engine {
         match answer {
             Ok(routing) => {
                 self.outages.recovered("destination_read");
-                self.adopt_routing(routing, now);
+                self.adopt_routing(number, routing, now);
                 self.routes_confirmed(number);
+                if self.settling.needs_routes() {
+                    self.routing_next = now;
+                }
             }
             Err(error) => {
                 self.outages.failed("destination_read", &error);
@@ -481,9 +498,13 @@ impl Engine {
         }
     }
 
-    fn adopt_routing(&mut self, routing: Routing, now: Instant) {
+    fn adopt_routing(&mut self, number: u64, routing: Routing, now: Instant) {
         let old = std::mem::replace(&mut self.routing, routing);
-        if self.routing.version != self.routes.version() {
+        // Somebody may have taken a row out by hand: routes name destinations by their place in the list.
+        let same = |(old, new): (&DestinationSeen, &DestinationSeen)| old.spec == new.spec;
+        let same_list = old.destinations.len() == self.routing.destinations.len()
+            && old.destinations.iter().zip(&self.routing.destinations).all(same);
+        if self.routing.version != self.routes.version() || !same_list {
             let routes = std::mem::replace(&mut self.routes, Arc::new(Routes::new(&self.routing)));
             let names = old.destinations.into_iter().map(|seen| seen.spec.name).collect();
             self.old_routes.push_back(OldRoutes { version: routes.version(), names, routes });
@@ -493,7 +514,7 @@ impl Engine {
             self.tell_unusable();
             self.due.routes_changed(now);
         }
-        self.follow_pauses(now);
+        self.follow_pauses(number, now);
     }
 
     fn tell_unusable(&self) {
@@ -503,7 +524,7 @@ impl Engine {
     }
 
     /// Opens and closes lanes as the table says.
-    fn follow_pauses(&mut self, now: Instant) {
+    fn follow_pauses(&mut self, number: u64, now: Instant) {
         let seen: Vec<(usize, bool, Option<Duration>)> = self
             .routing
             .destinations
@@ -516,6 +537,7 @@ impl Engine {
                 let held = &mut self.lanes[lane].held_until;
                 *held = Some(held.map_or(until, |held| held.max(until)));
             }
+            let paused = paused || number < self.lanes[lane].paused_until_read;
             self.open_or_close(lane, paused, now);
         }
     }
@@ -553,7 +575,8 @@ impl Engine {
 
     fn is_paused(&self, lane: usize) -> bool {
         let name = &self.lanes[lane].served.name;
-        self.routing.destinations.iter().any(|seen| *seen.spec.name == **name && seen.paused)
+        self.lanes[lane].closed_reason == Some("paused")
+            || self.routing.destinations.iter().any(|seen| *seen.spec.name == **name && seen.paused)
     }
 }
 

@@ -33,44 +33,11 @@ mod tests;
 use std::time::{Duration, Instant};
 
 use crate::message::{PartitionSet, Seq};
-use crate::store::{Page, Wanted};
+use crate::poll::{Evidence, HoleProbe, NUMBERS_PER_POLL, Page, Snapshot, Wanted};
 
 use gains::Gains;
 use holes::{Hole, Holes};
 use parked::{Parked, Sightings};
-
-/// What a database can prove about transactions that are still running.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Evidence {
-    /// Snapshots and transaction ids: exact (PostgreSQL).
-    Snapshots,
-    /// Age and a locking probe: holes are forgotten when older than this and nothing is found (MySQL/MariaDB).
-    Ages(Duration),
-    /// One writer: commit order is number order, and no gap ever fills (SQLite).
-    Serial,
-}
-
-/// A range of numbers a poll looks into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HoleProbe {
-    /// The first number.
-    pub lo: Seq,
-    /// The last number.
-    pub hi: Seq,
-    /// For a hole that stands for gained partitions: only rows of these are wanted.
-    pub gained: Option<PartitionSet>,
-}
-
-/// Which transactions a poll could see.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Every transaction below has ended.
-    pub xmin: u64,
-    /// No transaction at or above had begun to write.
-    pub xmax: u64,
-    /// Those in between that were still running, ascending.
-    pub running: Vec<u64>,
-}
 
 /// When a hole came to be, for marks: see [`Frontier::stamp`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,9 +70,6 @@ pub struct Frontier {
     #[cfg(test)]
     left_out: Option<Rule>,
 }
-
-/// How many numbers a poll, or a locking read, looks for one by one where holes end by age.
-pub const NUMBERS_PER_POLL: i64 = 1_000;
 
 /// Beyond this many ranges sent with polls, neighbours merge.
 const ACTIVE_MAX: usize = 10_000;

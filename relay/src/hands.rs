@@ -33,6 +33,8 @@ struct Held {
     destinations: usize,
     units: Vec<UnitMove>,
     routes_version: i64,
+    /// How many reads of the routes had begun when it was taken.
+    routes_read: u64,
     leaves_at: u64,
     /// A read brought it again while it was held.
     seen_again: bool,
@@ -69,7 +71,7 @@ impl Hands {
     }
 
     /// Takes a message that has `destinations` outcomes to come (at least one).
-    pub(crate) fn take(&mut self, message: &Arc<Message>, destinations: usize, routes_version: i64) {
+    pub(crate) fn take(&mut self, message: &Arc<Message>, destinations: usize, routes_version: i64, routes_read: u64) {
         debug_assert!(destinations > 0);
         self.open += 1;
         self.bytes += weight(message);
@@ -82,6 +84,7 @@ impl Hands {
                 destinations,
                 units: Vec::new(),
                 routes_version,
+                routes_read,
                 leaves_at: u64::MAX,
                 seen_again: false,
             },
@@ -119,6 +122,12 @@ impl Hands {
     /// The routes it was routed by, while it is not settled.
     pub(crate) fn routes_version(&self, seq: Seq) -> Option<i64> {
         Some(self.held.get(&seq)?.routes_version)
+    }
+
+    /// How many reads of the routes had begun when it was taken; the next one knows every destination that was there
+    /// when it was committed.
+    pub(crate) fn routes_read(&self, seq: Seq) -> Option<u64> {
+        Some(self.held.get(&seq)?.routes_read)
     }
 
     /// True when some of its destinations have an outcome and some have not.
@@ -221,7 +230,7 @@ mod tests {
     #[test]
     fn a_settled_number_stays_until_a_read_that_began_afterwards() {
         let mut hands = Hands::default();
-        hands.take(&message(7), 1, 0);
+        hands.take(&message(7), 1, 0, 0);
         assert!(matches!(hands.conclude(7, "a", None), Some(Concluded::Delivered { seq: 7, .. })));
         hands.settled(7, 4);
         assert_eq!((hands.open(), hands.bytes()), (0, 0));
@@ -234,7 +243,7 @@ mod tests {
     #[test]
     fn a_message_is_concluded_when_its_last_destination_is() {
         let mut hands = Hands::default();
-        hands.take(&message(1), 2, 0);
+        hands.take(&message(1), 2, 0, 0);
         assert!(hands.conclude(1, "a", None).is_none());
         let remains = waits(State::Overflow, true, DueIn::DeliverAt);
         let Some(Concluded::Moves(moved)) = hands.conclude(1, "b", Some(remains)) else {
@@ -247,8 +256,8 @@ mod tests {
     #[test]
     fn a_number_that_turned_up_while_held_is_looked_for_once_more() {
         let mut hands = Hands::default();
-        hands.take(&message(1), 1, 0);
-        hands.take(&message(2), 1, 0);
+        hands.take(&message(1), 1, 0, 0);
+        hands.take(&message(2), 1, 0, 0);
         hands.seen_again(2);
         hands.settled(1, 3);
         hands.settled(2, 3);
@@ -259,10 +268,10 @@ mod tests {
     #[test]
     fn what_was_taken_again_is_not_released_by_an_older_settle() {
         let mut hands = Hands::default();
-        hands.take(&message(1), 1, 0);
+        hands.take(&message(1), 1, 0, 0);
         hands.settled(1, 2);
         hands.drop_held(1);
-        hands.take(&message(1), 1, 0);
+        hands.take(&message(1), 1, 0, 0);
         hands.read_done(9);
         assert!(hands.contains(1), "the new one is not settled");
     }

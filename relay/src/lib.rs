@@ -68,6 +68,7 @@ mod membership;
 pub mod message;
 mod outage;
 mod outcome;
+pub mod poll;
 mod relay;
 pub mod retry;
 pub mod route;
@@ -78,8 +79,8 @@ pub mod telemetry;
 pub mod verdict;
 
 pub use crate::event::Event;
-pub use crate::outcome::AfterDeadLetter;
 pub use crate::relay::{Destination, Drained, Relay, RelayBuilder, RelayError, shutdown_signal};
+pub use crate::sink::AfterDeadLetter;
 pub use crate::sink::Ordering;
 pub use crate::sink::handler::{Context, Handler, HandlerError, HandlerResult, Reply};
 pub use crate::sink::http::Http;

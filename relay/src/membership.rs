@@ -60,6 +60,8 @@ pub(crate) struct MembershipLoop {
 #[derive(Debug, Default)]
 struct Watch {
     beats: HashMap<RelayId, Seen>,
+    /// Which of the free partitions are tried first.
+    turn: usize,
 }
 
 #[derive(Debug)]
@@ -112,7 +114,7 @@ impl MembershipLoop {
                 warn!("the delivery loop has not moved for a lease; the lease is not renewed");
                 watch.start_over();
             } else {
-                match self.renew(&mut watch, began).await {
+                match self.renew(&mut watch, &mut outages, began).await {
                     Ok(true) => outages.recovered("relay_beat"),
                     Ok(false) => {
                         self.publish.send_modify(|ownership| ownership.expelled = true);
@@ -132,7 +134,7 @@ impl MembershipLoop {
     }
 
     /// One renewal. False when our row is gone.
-    async fn renew(&self, watch: &mut Watch, began: Instant) -> Result<bool, StoreError> {
+    async fn renew(&self, watch: &mut Watch, outages: &mut Outages, began: Instant) -> Result<bool, StoreError> {
         let Some(seen) = self.store.relay_beat(self.relay, false).await? else { return Ok(false) };
         let dead = watch.observe(self.relay, &seen, self.lease, began);
         let mut buried = Vec::new();
@@ -156,11 +158,29 @@ impl MembershipLoop {
                 _ => free = free.with(partition_no),
             }
         }
-        if !free.is_empty() {
-            let taken = self.store.partition_acquire(self.relay, free).await?;
-            settled &= taken.len() == free.len();
-            epochs.extend(taken);
+        // A few at a time: each repairs the keys of what it takes, however many rows wait there, and neither the beat nor
+        // the patience of a store may depend on that. What is left is taken with the next renewals.
+        let mut wanted: Vec<u8> = free.iter().collect();
+        let turn = watch.turn.checked_rem(wanted.len()).unwrap_or(0);
+        wanted.rotate_left(turn);
+        for some in wanted.chunks(ACQUIRED_AT_ONCE) {
+            if began.elapsed() >= self.lease / 3 {
+                break;
+            }
+            match self.store.partition_acquire(self.relay, some.iter().copied().collect()).await {
+                Ok(taken) => {
+                    outages.recovered("partition_acquire");
+                    epochs.extend(taken);
+                }
+                Err(error) => {
+                    // What is owned is owned all the same. The others go first the next time.
+                    outages.failed("partition_acquire", &error);
+                    watch.turn = watch.turn.wrapping_add(ACQUIRED_AT_ONCE);
+                    break;
+                }
+            }
         }
+        settled &= free.iter().all(|partition_no| epochs.contains_key(&partition_no));
         self.publish.send_if_modified(|ownership| {
             let partitions: PartitionSet = epochs.keys().copied().collect();
             let changed =
@@ -174,6 +194,9 @@ impl MembershipLoop {
         Ok(true)
     }
 }
+
+/// Partitions taken in one transaction.
+const ACQUIRED_AT_ONCE: usize = 4;
 
 #[cfg(test)]
 mod tests {

@@ -12,7 +12,7 @@ use rand::Rng;
 use crate::lane::{Fate, Work, age};
 use crate::message::{HISTORY_MAX, HistoryEntry};
 use crate::retry::{RetryPolicy, hold_pause};
-use crate::sink::Judgement;
+use crate::sink::{AfterDeadLetter, Judgement};
 use crate::store::{Dies, DueIn, Reason, Remains, State, Waits};
 use crate::verdict::Verdict;
 
@@ -25,17 +25,6 @@ pub(crate) struct Policy {
     pub after_dead_letter: AfterDeadLetter,
     /// The relay's name, for histories.
     pub relay: String,
-}
-
-/// What happens to a key after one of its messages died.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AfterDeadLetter {
-    /// The next message goes.
-    #[default]
-    Continue,
-    /// The key stays blocked until an operator decides.
-    Block,
 }
 
 /// What becomes of a delivery.

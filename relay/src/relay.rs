@@ -44,8 +44,8 @@ use crate::route::Pattern;
 use crate::sink::handler::{Context, Handler, HandlerError, Reply};
 use crate::sink::http::{Http, HttpError};
 use crate::sink::{Ordering, Settings, Sink};
-use crate::store::open::{StoreOptions, open};
 use crate::store::{DestinationSpec, RelayRow, Status, Store, StoreError};
+use crate::store::{StoreOptions, open::open};
 
 /// A relay that is set up and has not started.
 pub struct Relay {
@@ -236,6 +236,10 @@ impl Relay {
         self.store.relay_register(&row).await?;
         let routing = self.store.destination_read(None).await?;
         info!(relay = %self.name, relay.id = %id, destinations = specs.len(), "relay started");
+        for seen in routing.destinations.iter().filter(|seen| !row.serves.contains(&seen.spec.name)) {
+            let destination = &seen.spec.name;
+            warn!(destination, "a registered destination is not served here; what is for it waits");
+        }
 
         let (publish, ownership) = watch::channel(Ownership::default());
         let (stop, stopped) = watch::channel(false);
@@ -246,7 +250,7 @@ impl Relay {
             publish,
             ticks: self.ticks.clone(),
         };
-        let membership = tokio::spawn(membership.run(stopped));
+        let mut membership = tokio::spawn(membership.run(stopped));
         let engine = Engine::new(
             self.store.clone(),
             id,
@@ -267,13 +271,18 @@ impl Relay {
             Some(Err(_)) | None => End::Stopped,
         };
         let _ = stop.send(true);
-        // A renewal under way must not bring back what is given up next.
-        let _ = membership.await;
-        if let Err(error) = self.store.relay_leave(id).await {
-            warn!(
-                error = %crate::outage::chain(&error),
-                "the partitions could not be given up; another relay takes them over after a lease"
-            );
+        // A renewal under way must not bring back what is given up next. A database that does not answer must not keep
+        // the process from ending: after a lease the partitions are free in any case.
+        if tokio::time::timeout(self.lease, &mut membership).await.is_err() {
+            membership.abort();
+        }
+        let problem = match tokio::time::timeout(self.lease, self.store.relay_leave(id)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(crate::outage::chain(&error)),
+            Err(_) => Some("the database does not answer".to_owned()),
+        };
+        if let Some(error) = problem {
+            warn!(error, "the partitions could not be given up; another relay takes them over after a lease");
         }
         info!(relay = %self.name, "relay ended");
         Ok(end)
@@ -417,10 +426,10 @@ impl RelayBuilder {
             };
             destinations.push((spec, served));
         }
-        // One slow lane may fill the hands only when it is alone.
-        if destinations.len() > 1 {
+        // One slow lane may fill the hands only when it is alone: if all others are full, there is room for the last.
+        if let Some(share) = (self.pace.in_hands / 2).checked_div(destinations.len().saturating_sub(1)) {
             for (_, served) in &mut destinations {
-                served.limits.queue_max = (self.pace.in_hands / 2).max(1);
+                served.limits.queue_max = share.max(1);
             }
         }
         let store = match self.source {

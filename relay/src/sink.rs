@@ -9,7 +9,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::message::Message;
-use crate::outcome::AfterDeadLetter;
 use crate::retry::RetryPolicy;
 use crate::verdict::Verdict;
 
@@ -80,6 +79,17 @@ pub struct Settings {
     pub ordering: Ordering,
     /// What happens to a key after one of its messages was given up.
     pub after_dead_letter: AfterDeadLetter,
+}
+
+/// What happens to a key after one of its messages died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AfterDeadLetter {
+    /// The next message goes.
+    #[default]
+    Continue,
+    /// The key stays blocked until an operator decides.
+    Block,
 }
 
 /// Whether messages of one key arrive in order.

@@ -15,14 +15,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
-use crate::frontier::{Evidence, HoleProbe, Snapshot};
-use crate::message::{HistoryEntry, Key, Message, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
+use crate::message::{HistoryEntry, Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 
 pub(crate) mod decode;
 pub mod mysql;
 pub mod open;
 pub mod postgres;
 pub mod sqlite;
+
+pub use crate::poll::{Evidence, Page, Probe, Row, Wanted};
 
 /// The hour a question is asked at; `None` is the database's own clock.
 pub type Now = Option<DateTime<Utc>>;
@@ -148,66 +149,6 @@ pub trait Store: Send + Sync + 'static {
 
     /// The figures `relay status` shows.
     async fn status(&self, now: Now) -> Result<Status, StoreError>;
-}
-
-/// What a poll asks for.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Wanted {
-    /// The highest number seen.
-    pub cursor: Seq,
-    /// Ranges at or below the cursor to look into, ascending by `lo`.
-    pub holes: Vec<HoleProbe>,
-    /// False asks for the holes only (a wide gain is paged before the tail is used).
-    pub tail: bool,
-}
-
-/// What a poll returned.
-#[derive(Clone, Debug, Default)]
-pub struct Page {
-    /// Changes when the connection, or the server behind it, is another one than at the last poll: then nothing that
-    /// was seen before proves anything.
-    pub incarnation: u64,
-    /// Which transactions the poll could see (PostgreSQL).
-    pub snapshot: Option<Snapshot>,
-    /// Rows found in holes, ascending, without doubles.
-    pub from_holes: Vec<Row>,
-    /// True when the hole branch returned as many rows as it may: beyond its last row nothing was looked at.
-    pub holes_full: bool,
-    /// Rows above the cursor, ascending.
-    pub from_tail: Vec<Row>,
-}
-
-/// A row a poll returned.
-#[derive(Clone, Debug)]
-pub enum Row {
-    /// In one of our partitions.
-    Mine(Box<Message>),
-    /// In a partition of somebody else: its number only.
-    Foreign {
-        /// The number.
-        seq: Seq,
-        /// The partition.
-        partition_no: u8,
-    },
-}
-
-impl Row {
-    /// The row's number.
-    pub fn seq(&self) -> Seq {
-        match self {
-            Row::Mine(message) => message.seq,
-            Row::Foreign { seq, .. } => *seq,
-        }
-    }
-}
-
-/// What a locking read found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Probe {
-    /// Ranges in which a running transaction holds a row, or in which a committed row appeared.
-    pub occupied: Vec<(Seq, Seq)>,
-    /// How long the oldest running transaction has been going, where that can be known. May prolong, never shorten.
-    pub oldest_transaction: Option<Duration>,
 }
 
 /// A lane that may take waiting rows.
@@ -553,6 +494,27 @@ pub struct Status {
     pub routing: Routing,
     /// The schema version found.
     pub schema_version: i32,
+}
+
+/// What a store is told beside the address.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// How long ownership lasts without renewal; sessions that sit in an open transaction are ended well before.
+    pub lease: Duration,
+    /// MySQL/MariaDB: per-key order holds for transactions shorter than this.
+    pub transaction_age_max: Duration,
+    /// What the server's own lists of sessions show.
+    pub application_name: String,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        StoreOptions {
+            lease: Duration::from_secs(5),
+            transaction_age_max: Duration::from_secs(10),
+            application_name: "outbox-relay".into(),
+        }
+    }
 }
 
 /// Why the database did not do what it was asked.

@@ -6,6 +6,7 @@
 mod dead;
 mod many;
 mod order;
+mod outage;
 mod pauses;
 mod promise;
 mod retries;

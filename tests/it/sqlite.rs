@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use outbox_tests::database::{Kind, TestDatabase};
 use relay::message::PartitionSet;
-use relay::store::open::{StoreOptions, open};
 use relay::store::{Page, RelayRow, Store, StoreError, Wanted};
+use relay::store::{StoreOptions, open::open};
 use uuid::Uuid;
 
 async fn store(database: &TestDatabase) -> Arc<dyn Store> {

@@ -12,3 +12,8 @@ pub mod history;
 pub mod process;
 pub mod receiver;
 pub mod tables;
+
+/// The code of the README, as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

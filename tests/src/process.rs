@@ -19,11 +19,20 @@ use std::time::{Duration, Instant};
 ///
 /// When it was not built: cargo builds the programs of another package only when asked to.
 pub fn relay_path() -> PathBuf {
+    program_path("relay")
+}
+
+/// The executable of another package of the workspace.
+///
+/// # Panics
+///
+/// When it was not built.
+pub fn program_path(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();
     // A test lies in `deps`, a documentation test deeper or elsewhere.
-    let path = own.ancestors().skip(1).map(|folder| folder.join("relay")).find(|path| path.is_file());
+    let path = own.ancestors().skip(1).map(|folder| folder.join(name)).find(|path| path.is_file());
     path.unwrap_or_else(|| {
-        panic!("no `relay` beside `{}`.\n  help: cargo build -p relay --bins; `tests/run` does it", own.display())
+        panic!("no `{name}` beside `{}`.\n  help: cargo build -p {name} --bins; `tests/run` does it", own.display())
     })
 }
 

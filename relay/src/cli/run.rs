@@ -13,8 +13,8 @@ use crate::config::{Config, Destination, Migrate, Scope};
 use crate::relay::{Relay, RelayError, shutdown_signal};
 use crate::server::health::{self, Health};
 use crate::sink::http::Http;
-use crate::store::open::{StoreOptions, open};
 use crate::store::{Store, StoreError};
+use crate::store::{StoreOptions, open::open};
 use crate::telemetry;
 
 /// A loop that has not turned for so many leases is stuck.
@@ -23,10 +23,6 @@ const STALL_LEASES: u32 = 3;
 /// Runs until told to stop, or until nothing is left to do.
 pub(super) fn run(global: &Global, run: &Run) -> Result<Exit, Failure> {
     let config = settings::load(global, Scope::Everything)?;
-    if config.destinations.is_empty() {
-        let help = "add a section [destinations.NAME] with `url` and `topics`";
-        return Err(Failure::new(Exit::Config, format!("relay: no destination is configured\n  help: {help}")));
-    }
     telemetry::start();
     if config.database.migrate == Migrate::Auto {
         migrate(&config)?;

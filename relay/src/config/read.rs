@@ -26,7 +26,7 @@ pub(crate) struct Reader<'a> {
     text: &'a str,
     environment: &'a BTreeMap<String, String>,
     used: RefCell<BTreeSet<String>>,
-    offered: RefCell<BTreeSet<String>>,
+    known: RefCell<BTreeMap<(String, String), Kind>>,
     problems: RefCell<Vec<(usize, Problem)>>,
 }
 
@@ -37,6 +37,15 @@ pub(crate) struct Section<'r, 'a> {
     table: Option<&'r DeTable<'a>>,
     header: Option<Range<usize>>,
     known: RefCell<Vec<String>>,
+}
+
+/// What a key that somebody asked for may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// One value, which the environment overrides.
+    Scalar,
+    /// A list, from the file only.
+    List,
 }
 
 /// A value as it was given, before it is understood.
@@ -66,7 +75,7 @@ impl<'a> Reader<'a> {
             text,
             environment,
             used: RefCell::default(),
-            offered: RefCell::default(),
+            known: RefCell::default(),
             problems: RefCell::default(),
         }
     }
@@ -87,7 +96,7 @@ impl<'a> Reader<'a> {
             if self.used.borrow().contains(name) {
                 continue;
             }
-            let offered = self.offered.borrow();
+            let offered: Vec<String> = self.overrides();
             let meant = suggestion(name, offered.iter().map(String::as_str));
             let message = match meant {
                 Some(meant) => {
@@ -101,6 +110,29 @@ impl<'a> Reader<'a> {
         let mut problems = self.problems.into_inner();
         problems.sort_by_key(|(order, _)| *order);
         problems.into_iter().map(|(_, problem)| problem).collect()
+    }
+
+    /// Every key that was asked for, as (section, key). Complete once all sections were read.
+    pub(crate) fn known(&self) -> BTreeMap<(String, String), Kind> {
+        self.known.borrow().clone()
+    }
+
+    /// Every environment variable that would be listened to.
+    fn overrides(&self) -> Vec<String> {
+        let known = self.known().into_iter();
+        known
+            .filter(|(_, kind)| *kind == Kind::Scalar)
+            .map(|((section, key), _)| override_name(&section, &key))
+            .collect()
+    }
+
+    fn knows(&self, section: &str, key: &str, kind: Kind) {
+        let place = (section.to_owned(), key.to_owned());
+        // What may be both is a scalar: the environment is listened to.
+        let mut known = self.known.borrow_mut();
+        if known.get(&place) != Some(&Kind::Scalar) {
+            known.insert(place, kind);
+        }
     }
 
     /// The file, the line and the column, both counted from 1, the column in characters.
@@ -169,7 +201,7 @@ impl<'r, 'a> Section<'r, 'a> {
     /// The scalar `key`, from the environment or from the file.
     pub(crate) fn scalar(&self, key: &str) -> Option<Given<'r, 'a>> {
         let name = self.override_name(key);
-        self.reader.offered.borrow_mut().insert(name.clone());
+        self.reader.knows(&self.name, key, Kind::Scalar);
         if let Some(text) = self.reader.environment.get(&name) {
             self.known.borrow_mut().push(key.to_owned());
             self.reader.used.borrow_mut().insert(name.clone());
@@ -181,6 +213,7 @@ impl<'r, 'a> Section<'r, 'a> {
     /// The value `key` from the file only: lists and tables cannot be overridden.
     pub(crate) fn value(&self, key: &str) -> Option<Given<'r, 'a>> {
         self.known.borrow_mut().push(key.to_owned());
+        self.reader.knows(&self.name, key, Kind::List);
         let (range, value) = self.find(key)?;
         Some(Given { value: Raw::File(value), place: Place::File(range) })
     }
@@ -281,14 +314,19 @@ impl<'r, 'a> Section<'r, 'a> {
     }
 
     fn override_name(&self, key: &str) -> String {
-        let mut name = OVERRIDE.to_owned();
-        for part in self.name.split('.').filter(|part| !part.is_empty()) {
-            name.push_str(part);
-            name.push_str("__");
-        }
-        name.push_str(key);
-        name.to_uppercase().replace('-', "_")
+        override_name(&self.name, key)
     }
+}
+
+/// The environment variable that overrides `key` of `section`.
+pub(crate) fn override_name(section: &str, key: &str) -> String {
+    let mut name = OVERRIDE.to_owned();
+    for part in section.split('.').filter(|part| !part.is_empty()) {
+        name.push_str(part);
+        name.push_str("__");
+    }
+    name.push_str(key);
+    name.to_uppercase().replace('-', "_")
 }
 
 /// How a secret was written.

@@ -7,15 +7,17 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use outbox::limits::HeaderOwner;
+
 use super::read::{Given, Origin, Section};
 use super::size;
 use super::{
     Config, Database, Defaults, Destination, Health, Migrate, Mode, RelayOptions, Secret, Sources, database_url,
 };
 use crate::duration;
-use crate::outcome::AfterDeadLetter;
 use crate::retry::RetryPolicy;
 use crate::route::Pattern;
+use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -32,6 +34,10 @@ pub(super) fn read(config: &mut Config, root: Section<'_, '_>, sources: &Sources
     health(&mut config.health, root.section("health"));
     defaults(&mut config.defaults, root.section("defaults"));
     let destinations = root.section("destinations");
+    if destinations.keys().is_empty() {
+        let help = "add a section [destinations.NAME] with `url` and `topics`";
+        destinations.problem("", "no destination is configured".to_owned(), Some(help));
+    }
     for name in destinations.keys() {
         if !is_name(&name) {
             destinations.problem(
@@ -53,7 +59,11 @@ pub(super) fn read(config: &mut Config, root: Section<'_, '_>, sources: &Sources
 }
 
 fn database(into: &mut Database, section: Section<'_, '_>, sources: &Sources) {
-    let written = section.secret("url");
+    // What a flag overrides need not be there: an operator's shell seldom has the variables of the service.
+    let written = match sources.database_url {
+        Some(_) => section.scalar("url").and(None),
+        None => section.secret("url"),
+    };
     if let Some(url) = &sources.database_url {
         into.url = Secret::new(url.clone());
         check_database_url(&section, &into.url);
@@ -244,8 +254,10 @@ fn headers(into: &mut Destination, section: Section<'_, '_>) {
         let here = format!("`{written}` in [{}]", section.name());
         if !name.bytes().all(is_token) || name.is_empty() {
             section.problem(&written, format!("{here} is not the name of a header"), None);
-        } else if is_ours(&name) {
+        } else if HeaderOwner::of(&name) == HeaderOwner::Relay {
             section.problem(&written, format!("{here} is a header the relay sets itself"), None);
+        } else if HeaderOwner::of(&name) == HeaderOwner::Message {
+            section.problem(&written, format!("{here} is a header that comes with each message"), None);
         } else if !value.expose().bytes().all(sendable) {
             let message = format!("the value of {here} holds characters that cannot be sent in a header");
             section.problem(&written, message, None);
@@ -304,26 +316,6 @@ fn is_name(name: &str) -> bool {
 /// RFC 9110 `token`, in lower case.
 fn is_token(b: u8) -> bool {
     b.is_ascii_lowercase() || b.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&b)
-}
-
-/// Headers the relay, its HTTP client or the connection decides about.
-fn is_ours(name: &str) -> bool {
-    const NAMES: &[&str] = &[
-        "connection",
-        "content-length",
-        "content-type",
-        "expect",
-        "host",
-        "idempotency-key",
-        "te",
-        "trailer",
-        "traceparent",
-        "tracestate",
-        "transfer-encoding",
-        "upgrade",
-        "user-agent",
-    ];
-    NAMES.contains(&name) || ["ce-", "outbox-", "webhook-", "proxy-"].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Headers whose value nobody should find in a file under version control.

@@ -51,7 +51,11 @@ fn problems(file: &str, environment: &[(&str, &str)]) -> String {
     if !file.contains("[database]") {
         environment.push(("DATABASE_URL", "sqlite:test.db"));
     }
-    match Config::load(&sources(file, &environment), Scope::Everything) {
+    let mut file = file.to_owned();
+    if !file.contains("destinations") {
+        file.push_str("\n[destinations.needed]\nurl = \"http://a/\"\ntopics = [\"a\"]\n");
+    }
+    match Config::load(&sources(&file, &environment), Scope::Everything) {
         Ok(config) => panic!("accepted: {config:?}"),
         Err(error) => error.to_string(),
     }
@@ -118,7 +122,7 @@ fn every_option_arrives_where_it_belongs() {
 fn without_a_file_the_defaults_and_database_url_serve() {
     let environment = [("DATABASE_URL".to_owned(), "sqlite:shop.db".to_owned())].into();
     let sources = Sources { environment, host: Some("node-7".into()), ..Sources::default() };
-    let config = Config::load(&sources, Scope::Everything).unwrap();
+    let config = Config::load(&sources, Scope::Database).unwrap();
     assert_eq!(config.database.url.expose(), "sqlite:shop.db");
     assert_eq!(config.relay, RelayOptions { name: "node-7".into(), ..RelayOptions::default() });
     assert_eq!(config.health.listen.unwrap().to_string(), "127.0.0.1:9464");
@@ -156,12 +160,29 @@ fn flags_win_over_the_environment_and_the_environment_over_the_file() {
 }
 
 #[test]
+fn what_a_flag_overrides_need_not_be_there() {
+    let mut sources = sources("[database]\nurl = { env = \"ABSENT\" }\n", &[]);
+    assert!(Config::load(&sources, Scope::Database).is_err());
+    sources.database_url = Some("sqlite:flag.db".into());
+    assert_eq!(Config::load(&sources, Scope::Database).unwrap().database.url.expose(), "sqlite:flag.db");
+}
+
+#[test]
+fn a_relay_that_delivers_nowhere_is_a_problem_of_everything_and_not_of_the_database() {
+    let sources = sources("[relay]\nlease = \"5s\"\n", &[("DATABASE_URL", "sqlite:a.db")]);
+    let error = Config::load(&sources, Scope::Everything).unwrap_err().to_string();
+    let help = "help: add a section [destinations.NAME] with `url` and `topics`";
+    assert_eq!(error, format!("relay: no destination is configured\n  {help}"));
+    assert!(Config::load(&sources, Scope::Database).is_ok());
+}
+
+#[test]
 fn a_secret_comes_from_a_file_beside_the_configuration() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("url"), "sqlite:secret.db\n").unwrap();
     let text = "[database]\nurl = { file = \"url\" }\n".to_owned();
     let sources = Sources { file: Some((folder.path().join("relay.toml"), text)), ..Sources::default() };
-    let config = Config::load(&sources, Scope::Everything).unwrap();
+    let config = Config::load(&sources, Scope::Database).unwrap();
     assert_eq!(config.database.url.expose(), "sqlite:secret.db");
 }
 
@@ -240,6 +261,10 @@ fn wrong_files_are_answered_with_the_place_and_the_remedy() {
         (
             with("headers = { webhook-id = \"1\" }"),
             "relay.toml:4:13: `webhook-id` in [destinations.billing.headers] is a header the relay sets itself",
+        ),
+        (
+            with("headers = { Traceparent = \"1\" }"),
+            "relay.toml:4:13: `Traceparent` in [destinations.billing.headers] is a header that comes with each message",
         ),
         (
             with("headers = { \"x y\" = \"1\" }"),
@@ -349,4 +374,125 @@ fn all_problems_are_reported_at_once_in_the_order_of_the_file() {
          environment variable RELAY__RELAY__LEAZE: nothing by that name can be overridden - did you mean \
          `RELAY__RELAY__LEASE`?"
     );
+}
+
+/// The document, and what it claims about every key: section, key, default or `needed`, values, environment variable.
+mod document {
+    use super::*;
+    use crate::config::read::{Kind, Reader, Section, override_name};
+
+    const DOCUMENT: &str = include_str!("../../../docs/CONFIGURATION.md");
+
+    struct Row {
+        section: String,
+        key: String,
+        values: String,
+        default: String,
+        variable: String,
+    }
+
+    /// The rows of the tables below headings that name a section.
+    fn rows() -> Vec<Row> {
+        let mut section = None;
+        let mut rows = Vec::new();
+        for line in DOCUMENT.lines() {
+            if line.starts_with('#') {
+                let name = line.split_once("`[").and_then(|(_, rest)| rest.split_once("]`")).map(|(name, _)| name);
+                section = name.map(|name| name.replace("NAME", "billing"));
+            }
+            let (Some(section), Some(cells)) = (&section, line.strip_prefix("| `")) else { continue };
+            let cells: Vec<&str> = cells.trim_end_matches('|').split(" | ").map(str::trim).collect();
+            let [key, _meaning, values, default, variable] = cells[..] else { panic!("not five cells: {line}") };
+            let plain = |cell: &str| cell.replace('`', "").replace("__NAME__", "__BILLING__");
+            rows.push(Row {
+                section: section.clone(),
+                key: plain(key),
+                values: values.to_owned(),
+                default: default.to_owned(),
+                variable: plain(variable),
+            });
+        }
+        rows
+    }
+
+    /// The first block of TOML.
+    fn example() -> &'static str {
+        let (_, rest) = DOCUMENT.split_once("```toml\n").expect("there is an example");
+        rest.split_once("```").expect("the example ends").0
+    }
+
+    const ENVIRONMENT: [(&str, &str); 2] =
+        [("DATABASE_URL", "postgres://localhost/shop"), ("BILLING_AUTHORIZATION", "Bearer x")];
+
+    fn load(file: &str, more: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let environment: Vec<_> = ENVIRONMENT.iter().chain(more).copied().collect();
+        Config::load(&sources(file, &environment), Scope::Everything)
+    }
+
+    #[test]
+    fn it_lists_every_key_there_is_and_no_other() {
+        let file = "[destinations.billing]\nurl = \"http://a/\"\ntopics = [\"a\"]\nheaders = { x-tenant = \"1\" }\n";
+        let sources = sources(file, &ENVIRONMENT);
+        let reader = Reader::new(std::path::Path::new("relay.toml"), file, &sources.environment);
+        let table = DeTable::parse(file).unwrap().into_inner();
+        sections::read(&mut Config::default(), Section::root(&reader, &table), &sources);
+        let known: Vec<(String, String, String)> = reader
+            .known()
+            .into_iter()
+            .map(|((section, key), kind)| {
+                let variable = match kind {
+                    Kind::Scalar => override_name(&section, &key),
+                    Kind::List => "-".to_owned(),
+                };
+                (section, key, variable)
+            })
+            .collect();
+        let mut documented: Vec<_> = rows().into_iter().map(|row| (row.section, row.key, row.variable)).collect();
+        documented.sort();
+        assert_eq!(documented, known);
+    }
+
+    #[test]
+    fn its_example_sets_every_key_to_its_default() {
+        let written = load(example(), &[]).unwrap();
+        let mut expected = Config::default();
+        expected.database.url = Secret::new("postgres://localhost/shop");
+        // Required, or without a default that could be written down.
+        expected.relay.name.clone_from(&written.relay.name);
+        let billing = Destination {
+            url: "https://billing.internal/hooks/outbox".into(),
+            topics: vec!["order.*".into(), "refund.issued".into()],
+            headers: [
+                ("authorization".to_owned(), Secret::new("Bearer x")),
+                ("x-tenant".to_owned(), Secret::new("shop")),
+            ]
+            .into(),
+            ..Destination::default()
+        };
+        expected.destinations.insert("billing".to_owned(), billing);
+        assert_eq!(written, expected);
+
+        for row in rows().iter().filter(|row| row.default.starts_with('`') && row.variable != "-") {
+            let default = row.default.trim_matches(['`', '"']);
+            let loaded = load(example(), &[(&row.variable, default)]);
+            assert_eq!(loaded, Ok(expected.clone()), "{} = {default}", row.variable);
+        }
+    }
+
+    #[test]
+    fn it_says_what_the_code_accepts() {
+        let mut compared = 0;
+        for row in rows().iter().filter(|row| row.variable != "-") {
+            let Err(error) = load(example(), &[(&row.variable, "\u{1}")]) else {
+                panic!("{} takes anything", row.variable)
+            };
+            let told = error.to_string();
+            if let Some((_, must)) = told.split_once(" must be ") {
+                let must = must.split(", not `").next().unwrap();
+                assert!(row.values.contains(must), "{}: `{}` does not say `{must}`", row.key, row.values);
+                compared += 1;
+            }
+        }
+        assert!(compared > 10, "only {compared} rows say what is accepted");
+    }
 }

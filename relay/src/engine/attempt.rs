@@ -6,7 +6,7 @@ use chrono::Utc;
 use tokio::task::{Id, JoinError};
 use tracing::{debug, error};
 
-use super::Engine;
+use super::{Answer, Engine};
 use crate::event::{DeliveryRef, Event};
 use crate::lane::{Fate, Origin, Work};
 use crate::message::PartitionSet;
@@ -175,14 +175,19 @@ impl Engine {
         let name = self.lanes[lane].served.name.clone();
         error!(destination = %name, "the receiver answered that it is gone; the destination is paused");
         self.open_or_close(lane, true, Instant::now());
-        for seen in &mut self.routing.destinations {
-            seen.paused |= *seen.spec.name == *name;
-        }
-        let store = self.store.clone();
+        self.lanes[lane].paused_until_read = u64::MAX;
+        let (store, answers) = (self.store.clone(), self.answers.clone());
         tokio::spawn(async move {
-            if let Err(error) = store.destination_pause(&name, "relay", "the receiver answered 410 Gone", None).await {
+            // Until it stands in the table, or nobody is there any more who keeps it in mind.
+            while let Err(error) = store.destination_pause(&name, "relay", "the receiver answered 410 Gone", None).await
+            {
                 error!(destination = %name, error = %crate::outage::chain(&error), "the pause could not be recorded");
+                tokio::time::sleep(PAUSE_AGAIN).await;
+                if answers.is_closed() {
+                    return;
+                }
             }
+            let _ = answers.send(Answer::Paused { lane });
         });
     }
 
@@ -204,3 +209,6 @@ impl Engine {
         }
     }
 }
+
+/// Between two tries to record a pause.
+const PAUSE_AGAIN: Duration = Duration::from_secs(1);

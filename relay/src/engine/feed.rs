@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::{Answer, Engine};
-use crate::frontier::{Evidence, Reading, Stamp};
+use crate::frontier::{Reading, Stamp};
 use crate::lane::{Origin, Work};
 use crate::message::{Headers, Key, Message, Seq};
 use crate::outcome::waits;
+use crate::poll::Evidence;
 use crate::sink::Ordering;
 use crate::store::{DueIn, Page, Probe, Reason, Remains, Row, State, StoreError, Wanted};
 
@@ -28,6 +29,8 @@ pub(super) struct Feeding {
     sweep_after: Seq,
     sweep_next: Instant,
     mark_busy: bool,
+    /// Not before this, after a failure.
+    mark_next: Instant,
     pass_from: u64,
     pass_empty: bool,
     caught_up: bool,
@@ -56,6 +59,7 @@ impl Feeding {
             sweep_after: 0,
             sweep_next: now + SWEEP_PERIOD,
             mark_busy: false,
+            mark_next: now,
             pass_from: 0,
             pass_empty: false,
             caught_up: false,
@@ -98,7 +102,11 @@ impl Feeding {
 impl Engine {
     /// Starts the next feed operation when one is due and there is room for what it may bring.
     pub(super) fn start_feed(&mut self, now: Instant) {
-        if self.frontier.needs_mark() && !self.feed.mark_busy && !self.settling.is_writing() {
+        if self.frontier.needs_mark()
+            && !self.feed.mark_busy
+            && now >= self.feed.mark_next
+            && !self.settling.is_writing()
+        {
             self.feed.mark_busy = true;
             let stamp = self.frontier.stamp();
             self.spawn_feed(move |store| async move { FeedAnswer::Marked { stamp, result: store.mark_draw().await } });
@@ -172,8 +180,14 @@ impl Engine {
         match answer {
             FeedAnswer::Marked { stamp, result } => {
                 self.feed.mark_busy = false;
-                if let Some(Some(xid)) = self.feed_result("mark_draw", result, now) {
-                    self.frontier.mark(stamp, xid);
+                match result {
+                    Ok(xid) => {
+                        self.outages.recovered("mark_draw");
+                        if let Some(xid) = xid {
+                            self.frontier.mark(stamp, xid);
+                        }
+                    }
+                    Err(error) => self.feed.mark_next = now + self.outages.failed("mark_draw", &error),
                 }
             }
             FeedAnswer::Probed { ranges, result } => {
@@ -200,7 +214,7 @@ impl Engine {
                     self.feed.busy = false;
                     let parked = keys.into_iter().zip(parked).filter(|(_, parked)| *parked).map(|(key, _)| key);
                     let messages = self.feed.pending.take().unwrap_or_default();
-                    self.hand_out(messages, &parked.collect(), now);
+                    self.hand_out(messages, &parked.collect());
                 }
                 Err(error) => {
                     // The page is in memory only: ask again rather than read again.
@@ -264,7 +278,7 @@ impl Engine {
         }
         let keys = self.keys_to_look_up(&messages);
         if keys.is_empty() {
-            self.hand_out(messages, &HashSet::new(), now);
+            self.hand_out(messages, &HashSet::new());
         } else {
             self.feed.busy = true;
             self.feed.pending = Some(messages);
@@ -282,6 +296,9 @@ impl Engine {
             self.hands.seen_again(message.seq);
             return None;
         }
+        let mut message = message;
+        // Some producers write an empty text where they mean none.
+        message.only_destination = message.only_destination.take().filter(|name| !name.is_empty());
         Some(Arc::from(message))
     }
 
@@ -314,7 +331,7 @@ impl Engine {
         });
     }
 
-    fn hand_out(&mut self, messages: Vec<Arc<Message>>, parked: &HashSet<(usize, Key)>, now: Instant) {
+    fn hand_out(&mut self, messages: Vec<Arc<Message>>, parked: &HashSet<(usize, Key)>) {
         for message in messages {
             // Ownership may have changed while the keys were looked up.
             if self.owned.contains(message.partition_no) && !self.hands.contains(message.seq) {
@@ -323,14 +340,13 @@ impl Engine {
         }
         self.acted_upon_read();
         self.resume_due();
-        self.start_attempts(now);
     }
 
     fn hand_out_one(&mut self, message: Arc<Message>, parked: &HashSet<(usize, Key)>) {
-        let version = self.routes.version();
+        let (version, routes_read) = (self.routes.version(), self.settling.routing_read());
         if message.scheduled {
             let destination = message.only_destination.clone().unwrap_or_default();
-            self.hands.take(&message, 1, version);
+            self.hands.take(&message, 1, version, routes_read);
             self.conclude_fresh(&message, &destination, Some(waits(State::Scheduled, false, DueIn::DeliverAt)));
             return;
         }
@@ -340,16 +356,20 @@ impl Engine {
             if self.feed.unrouted_told.len() < UNROUTED_TOLD_MAX
                 && self.feed.unrouted_told.insert(message.topic.clone())
             {
-                warn!(topic = %message.topic, destination, "no destination takes this topic; its messages wait");
+                if destination.is_empty() {
+                    warn!(topic = %message.topic, "no destination takes this topic; its messages wait");
+                } else {
+                    warn!(topic = %message.topic, destination, "nobody has registered this destination; what is for it waits");
+                }
             }
-            self.hands.take(&message, 1, version);
+            self.hands.take(&message, 1, version, routes_read);
             // A named destination that nobody has registered is asked for by nobody; whoever comes to serve it finds the
             // row due.
             let pause = if destination.is_empty() { UNROUTED_PAUSE } else { Duration::ZERO };
             self.conclude_fresh(&message, &destination, Some(waits(State::Unrouted, true, DueIn::Pause(pause))));
             return;
         }
-        self.hands.take(&message, destinations.len(), version);
+        self.hands.take(&message, destinations.len(), version, routes_read);
         for &destination in destinations.iter() {
             self.hand_to(&message, destination, parked);
         }

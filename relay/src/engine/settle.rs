@@ -31,7 +31,12 @@ pub(super) struct Settling {
     rest: Tray<Rest>,
     /// Delivered, but not deleted by the plain statement: to be settled under the lock once the routes were read again.
     recheck: Vec<(u64, Seq)>,
+    /// Moves of messages that a destination may have been missed for: the routes have to be read once more first. A
+    /// plain DELETE compares their version instead.
+    unconfirmed: Vec<(u64, MessageMove, i64)>,
+    /// Reads of the routes begun, and the last one that has answered.
     routing_read: u64,
+    routing_known: u64,
 }
 
 /// A message every destination has.
@@ -85,6 +90,11 @@ impl<T: Clone> Tray<T> {
 
     fn is_ready(&self, now: Instant) -> bool {
         self.writing.is_empty() && !self.items.is_empty() && self.retry_at.is_none_or(|at| at <= now)
+    }
+
+    /// When what could not be written is to be tried again.
+    fn next_try(&self) -> Option<Instant> {
+        self.retry_at.filter(|_| self.writing.is_empty() && !self.items.is_empty())
     }
 
     fn bring_back(&mut self, now: Instant) {
@@ -141,9 +151,9 @@ impl Settling {
         self.len() == 0
     }
 
-    /// True while something that was delivered cannot be settled before the routes are read again.
+    /// True while something cannot be settled before the routes are read again.
     pub(super) fn needs_routes(&self) -> bool {
-        !self.recheck.is_empty()
+        !self.recheck.is_empty() || !self.unconfirmed.is_empty()
     }
 
     pub(super) fn is_writing(&self) -> bool {
@@ -151,13 +161,19 @@ impl Settling {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.delivered.len() + self.rest.len() + self.recheck.len()
+        self.delivered.len() + self.rest.len() + self.recheck.len() + self.unconfirmed.len()
     }
 
     /// Outcomes of lost partitions would be refused; the new owner has the rows.
     pub(super) fn evict(&mut self, lost: PartitionSet) {
+        self.unconfirmed.retain(|(_, moved, _)| !lost.contains(moved.partition_no));
         self.rest.items.retain(|item| !lost.contains(item.partition_no()));
         self.rest.aside.retain(|(_, item)| !lost.contains(item.partition_no()));
+    }
+
+    /// How many reads of the routes have begun.
+    pub(super) fn routing_read(&self) -> u64 {
+        self.routing_read
     }
 
     /// A routing read begins; returns its number.
@@ -180,6 +196,7 @@ impl Engine {
     /// One destination of a fresh message has its outcome.
     pub(super) fn conclude_fresh(&mut self, message: &Arc<Message>, destination: &str, remains: Option<Remains>) {
         let version = self.hands.routes_version(message.seq);
+        let needs = self.hands.routes_read(message.seq).unwrap_or_default() + 1;
         match self.hands.conclude(message.seq, destination, remains) {
             None => {}
             Some(Concluded::Delivered { seq, id, routes_version }) => {
@@ -187,7 +204,12 @@ impl Engine {
             }
             Some(Concluded::Moves(moved)) => {
                 let routes_version = version.unwrap_or_default();
-                self.settling.rest.items.push_back(Rest::Move { moved, routes_version });
+                if needs <= self.settling.routing_known {
+                    self.settling.rest.items.push_back(Rest::Move { moved, routes_version });
+                } else {
+                    self.settling.unconfirmed.push((needs, moved, routes_version));
+                    self.routing_next = self.routing_next.min(Instant::now());
+                }
             }
         }
     }
@@ -238,16 +260,9 @@ impl Engine {
 
     pub(super) fn settle_wake(&self, now: Instant) -> Instant {
         let mut at = now + TICK;
-        let trays = [
-            (self.settling.delivered.retry_at, self.settling.delivered.items.is_empty()),
-            (self.settling.rest.retry_at, self.settling.rest.items.is_empty()),
-        ];
-        for (retry_at, empty) in trays {
-            if let Some(retry_at) = retry_at
-                && !empty
-            {
-                at = at.min(retry_at);
-            }
+        // While a batch is being written its answer wakes the loop; the hour it was to be tried again is past.
+        for retry_at in [self.settling.delivered.next_try(), self.settling.rest.next_try()].into_iter().flatten() {
+            at = at.min(retry_at);
         }
         at
     }
@@ -301,6 +316,14 @@ impl Engine {
 
     /// The routes were read; the read had this number.
     pub(super) fn routes_confirmed(&mut self, number: u64) {
+        self.settling.routing_known = number;
+        for (needs, moved, routes_version) in std::mem::take(&mut self.settling.unconfirmed) {
+            if needs > number {
+                self.settling.unconfirmed.push((needs, moved, routes_version));
+            } else {
+                self.settling.rest.items.push_back(Rest::Move { moved, routes_version });
+            }
+        }
         let recheck = std::mem::take(&mut self.settling.recheck);
         for (needs, seq) in recheck {
             if needs > number {

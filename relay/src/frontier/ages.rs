@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::{Evidence, Frontier, HoleProbe, NUMBERS_PER_POLL, Rule};
 use crate::frontier::holes::Hole;
 use crate::message::Seq;
-use crate::store::Probe;
+use crate::poll::Probe;
 
 /// Of these, how many are the youngest, which are the likeliest to fill; the others take turns.
 const YOUNGEST_PER_POLL: i64 = 750;

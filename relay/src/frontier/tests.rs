@@ -1,7 +1,7 @@
 //! The frontier step by step; `model` tries it against whole databases.
 
 use super::*;
-use crate::store::{Probe, Row};
+use crate::poll::{Probe, Row};
 
 fn row(seq: Seq) -> Row {
     Row::Foreign { seq, partition_no: 0 }

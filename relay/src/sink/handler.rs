@@ -25,8 +25,8 @@ pub use self::context::Context;
 pub use self::result::{HandlerError, HandlerResult, Reply};
 use crate::duration;
 use crate::message::{Headers, Message};
-use crate::outcome::AfterDeadLetter;
 use crate::retry::RetryPolicy;
+use crate::sink::AfterDeadLetter;
 use crate::sink::{Attempt, Judgement, Ordering, Settings, Sink, text};
 use crate::verdict::Verdict;
 

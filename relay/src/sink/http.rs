@@ -22,8 +22,8 @@ use tokio::time::Instant;
 
 use self::response::Excerpt;
 use crate::message::Message;
-use crate::outcome::AfterDeadLetter;
 use crate::retry::RetryPolicy;
+use crate::sink::AfterDeadLetter;
 use crate::sink::{Attempt, Judgement, Ordering, Settings, Sink};
 use crate::verdict::Verdict;
 

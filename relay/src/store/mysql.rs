@@ -30,13 +30,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::connection::{Connector, Session, Slot, Work};
-use super::open::StoreOptions;
+use super::StoreOptions;
 use super::{
     Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
     Status, Store, StoreError, Wanted,
 };
-use crate::frontier::Evidence;
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
+use crate::poll::Evidence;
 
 /// An outbox in a MariaDB or MySQL database.
 pub struct Mysql {

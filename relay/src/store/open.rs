@@ -1,33 +1,11 @@
 //! Chooses a store by the scheme of its address.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::mysql::Mysql;
 use super::postgres::Postgres;
 use super::sqlite::Sqlite;
-use super::{Store, StoreError};
-
-/// What a store is told beside the address.
-#[derive(Clone, Debug)]
-pub struct StoreOptions {
-    /// How long ownership lasts without renewal; sessions that sit in an open transaction are ended well before.
-    pub lease: Duration,
-    /// MySQL/MariaDB: per-key order holds for transactions shorter than this.
-    pub transaction_age_max: Duration,
-    /// What the server's own lists of sessions show.
-    pub application_name: String,
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        StoreOptions {
-            lease: Duration::from_secs(5),
-            transaction_age_max: Duration::from_secs(10),
-            application_name: "outbox-relay".into(),
-        }
-    }
-}
+use super::{Store, StoreError, StoreOptions};
 
 /// Opens the store behind `url`. No connection is made yet: [`Store::verify`] is the first to ask for one.
 ///

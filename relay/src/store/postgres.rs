@@ -28,13 +28,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use self::connection::{Connector, Role, Slot};
-use super::open::StoreOptions;
+use super::StoreOptions;
 use super::{
     Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
     Status, Store, StoreError, Wanted,
 };
-use crate::frontier::Evidence;
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
+use crate::poll::Evidence;
 
 /// An outbox in a PostgreSQL database.
 #[derive(Debug)]

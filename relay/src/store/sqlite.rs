@@ -33,8 +33,8 @@ use super::{
     Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
     Status, Store, StoreError, Wanted,
 };
-use crate::frontier::Evidence;
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
+use crate::poll::Evidence;
 
 /// An outbox in a SQLite file.
 pub struct Sqlite {

@@ -8,7 +8,10 @@ use outbox_tests::for_each_database;
 use outbox_tests::receiver::{Answer, Receiver};
 use relay::Http;
 
-use super::stage::{Log, Running, enqueue, keyed, lines, millis, now, relay_on, until, until_nothing_is_left};
+use super::stage::{
+    LIMIT, Log, Running, enqueue, keyed, lines, millis, now, relay_on, until, until_dead, until_nothing_is_left,
+    until_waiting,
+};
 
 async fn a_destination_that_asks_for_a_pause_is_held_and_no_attempt_is_counted(database: TestDatabase) {
     let log = Log::default();
@@ -106,3 +109,23 @@ async fn a_paused_destination_takes_nothing_within_a_second_and_goes_on_when_res
     }
 }
 for_each_database!(a_paused_destination_takes_nothing_within_a_second_and_goes_on_when_resumed);
+
+async fn a_receiver_that_is_gone_pauses_its_destination_visibly(database: TestDatabase) {
+    let (log, receiver) = (Log::default(), Receiver::in_turn([Answer::status(410), Answer::status(200)]).await);
+    let relay =
+        relay_on(&database).destination(Http::new("http", receiver.url("/"))).destination(log.accepting("other"));
+    let relay = Running::start(relay).await;
+    enqueue(&database, [keyed("k", "first")]);
+    until_dead(&database, &["http gone"]).await;
+    let paused = "SELECT count(*) FROM outbox_destinations WHERE name = 'http' AND paused_at IS NOT NULL";
+    until(&database, "it is paused", || database.query_i64(paused) == 1).await;
+    enqueue(&database, [keyed("k", "second")]);
+    log.until_accepted("other", &["first", "second"]).await;
+    until_waiting(&database, &["http overflow"]).await;
+    assert_eq!(receiver.requests().len(), 1);
+
+    database.exec("UPDATE outbox_destinations SET paused_at = NULL WHERE name = 'http'");
+    receiver.wait_until(LIMIT, "the second is asked for", |requests| requests.len() == 2).await;
+    relay.stop().await;
+}
+for_each_database!(a_receiver_that_is_gone_pauses_its_destination_visibly);

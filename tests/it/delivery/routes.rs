@@ -25,6 +25,16 @@ async fn a_message_to_one_destination_goes_there_only(database: TestDatabase) {
 }
 for_each_database!(a_message_to_one_destination_goes_there_only);
 
+async fn an_empty_destination_means_none(database: TestDatabase) {
+    let log = Log::default();
+    let relay = Running::start(relay_on(&database).destination(log.accepting("a"))).await;
+    database.exec("INSERT INTO outbox_messages (topic, payload, destination) VALUES ('t', 'x', '')");
+    until_nothing_is_left(&database).await;
+    relay.stop().await;
+    assert_eq!(log.accepted("a"), ["x"]);
+}
+for_each_database!(an_empty_destination_means_none);
+
 async fn a_later_message_is_not_early_and_holds_nobody_up(database: TestDatabase) {
     let database = Arc::new(database);
     let (log, early) = (Log::default(), Arc::new(AtomicI64::new(0)));

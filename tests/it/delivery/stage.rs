@@ -58,8 +58,16 @@ pub(crate) fn plain(body: &str) -> Envelope {
 
 /// Commits these messages in one transaction and returns their ids.
 pub(crate) fn enqueue(database: &TestDatabase, messages: impl IntoIterator<Item = Envelope>) -> Vec<Uuid> {
-    let receipts = with_connection!(database, |conn| conn.transaction(|conn| outbox::enqueue_all(conn, messages)));
-    receipts.unwrap().into_iter().map(|receipt| receipt.message_id).collect()
+    try_enqueue(database, messages).unwrap()
+}
+
+/// The same, or what the library says.
+pub(crate) fn try_enqueue(
+    database: &TestDatabase,
+    messages: impl IntoIterator<Item = Envelope>,
+) -> Result<Vec<Uuid>, outbox::Error> {
+    let receipts = with_connection!(database, |conn| conn.transaction(|conn| outbox::enqueue_all(conn, messages)))?;
+    Ok(receipts.into_iter().map(|receipt| receipt.message_id).collect())
 }
 
 /// The same in a transaction that is rolled back.

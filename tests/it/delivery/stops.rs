@@ -12,7 +12,7 @@ use super::stage::{Log, Running, enqueue, keyed, lines, millis, relay_on, until,
 const SOON: Duration = Duration::from_secs(5);
 
 /// Bodies are `key number`; what a destination accepted must be whole, single and in order of each key.
-fn assert_exactly_once_in_order(log: &Log, destination: &str, keys: usize, count: usize) {
+pub(crate) fn assert_exactly_once_in_order(log: &Log, destination: &str, keys: usize, count: usize) {
     let accepted = log.accepted(destination);
     let mut distinct = accepted.clone();
     distinct.sort();
@@ -26,7 +26,8 @@ fn assert_exactly_once_in_order(log: &Log, destination: &str, keys: usize, count
     }
 }
 
-fn work(keys: usize, numbers: std::ops::Range<usize>) -> Vec<outbox::Envelope> {
+/// Messages of so many keys in turn.
+pub(crate) fn work(keys: usize, numbers: std::ops::Range<usize>) -> Vec<outbox::Envelope> {
     numbers.map(|n| keyed(&format!("{:02}", n % keys), &format!("{:02} {n:04}", n % keys))).collect()
 }
 

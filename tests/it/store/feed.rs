@@ -3,8 +3,8 @@
 use diesel::connection::SimpleConnection;
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
-use relay::frontier::{Evidence, HoleProbe};
 use relay::message::PartitionSet;
+use relay::poll::{Evidence, HoleProbe};
 use relay::store::{Probe, Row, Wanted};
 
 use super::fixture::{Draft, Outbox, after_noon, mine, noon, seqs};

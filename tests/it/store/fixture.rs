@@ -7,11 +7,11 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use outbox_tests::database::{Kind, TestDatabase};
 use relay::message::{Message, PartitionSet, RelayId, Seq, WaitingDelivery};
-use relay::store::open::{StoreOptions, open};
 use relay::store::{
     Dies, DueIn, LaneDemand, MessageMove, Page, Reason, RelayRow, Remains, Row, Settled, Settlement, State, Store,
     UnitMove, WaitingChange, WaitingOutcome, Waits, Wanted,
 };
+use relay::store::{StoreOptions, open::open};
 
 /// The hour most questions are asked at.
 pub(crate) fn noon() -> DateTime<Utc> {

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use diesel::connection::SimpleConnection;
 use outbox_tests::database::{Kind, TestDatabase};
-use relay::frontier::HoleProbe;
 use relay::message::PartitionSet;
+use relay::poll::HoleProbe;
 use relay::store::{Settlement, State, StoreError, WaitingChange, Wanted};
 
 use super::fixture::{Outbox, dies, moved, noon, outcome, secs, store_on, unit, waits};

@@ -2,8 +2,8 @@
 
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
-use relay::store::open::{StoreOptions, open};
 use relay::store::{DestinationSpec, DueIn, Reason, State, StoreError, Waits};
+use relay::store::{StoreOptions, open::open};
 
 use super::fixture::{Draft, Outbox, after_noon, dies, moved, noon, secs, store_on, unit, waits};
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::frontier::{Evidence, Snapshot};
 use crate::message::{PartitionSet, Seq};
-use crate::store::{Page, Probe, Row, Wanted};
+use crate::poll::{Page, Probe, Row, Wanted};
 
 /// One message that was ever inserted; its place in `records` is its id.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::database::{Answer, Database};
 use crate::frontier::{Evidence, Frontier, Reading, Rule, Stamp};
 use crate::message::{PartitionSet, Seq};
-use crate::store::{Probe, Wanted};
+use crate::poll::{Probe, Wanted};
 
 /// What must not happen.
 #[derive(Clone, Debug, PartialEq, Eq)]

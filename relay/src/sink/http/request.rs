@@ -8,6 +8,7 @@
 use std::time::SystemTime;
 
 use chrono::SecondsFormat;
+use outbox::limits::HeaderOwner;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
 use super::HttpError;
@@ -75,8 +76,10 @@ pub(super) fn fixed(configured: &[(String, String)]) -> Result<HeaderMap, HttpEr
     for (name, value) in configured {
         let error = |problem| HttpError::Header { name: name.clone(), problem };
         let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| error("this is no header name"))?;
-        if is_ours(&key) {
-            return Err(error("the relay or the connection sets it"));
+        match HeaderOwner::of(key.as_str()) {
+            HeaderOwner::Relay => return Err(error("the relay or the connection sets it")),
+            HeaderOwner::Message => return Err(error("it comes with each message")),
+            HeaderOwner::Destination | HeaderOwner::Anyone => {}
         }
         let mut value = HeaderValue::from_bytes(value.as_bytes())
             .map_err(|_| error("its value has a line break or another character no header may have"))?;
@@ -98,7 +101,7 @@ fn stored(headers: &Headers) -> Result<HeaderMap, String> {
     for (name, value) in stored {
         let name = HeaderName::from_bytes(name.as_bytes())
             .map_err(|_| "a header name has a character no header name may have".to_owned())?;
-        if is_reserved(&name) {
+        if !HeaderOwner::of(name.as_str()).is_message() {
             return Err(format!("the header `{name}` is reserved for the relay"));
         }
         let value = HeaderValue::from_bytes(value.as_bytes())
@@ -106,38 +109,6 @@ fn stored(headers: &Headers) -> Result<HeaderMap, String> {
         headers.append(name, value);
     }
     Ok(headers)
-}
-
-/// True for what a message cannot set: all that [`is_ours`], and what gives rights or speaks for somebody on the way. The
-/// producer's library refuses the same names; this is for rows other programs wrote.
-fn is_reserved(name: &HeaderName) -> bool {
-    let name_text = name.as_str();
-    matches!(name_text, "authorization" | "cookie" | "forwarded" | "via")
-        || ["sec-", "x-forwarded-"].iter().any(|prefix| name_text.starts_with(prefix))
-        || is_ours(name)
-}
-
-/// True for what the relay says about a message and for what belongs to the connection: nobody else sets these.
-fn is_ours(name: &HeaderName) -> bool {
-    const NAMES: [&str; 14] = [
-        "accept-encoding",
-        "connection",
-        "content-length",
-        "content-type",
-        "expect",
-        "host",
-        "http2-settings",
-        "idempotency-key",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "user-agent",
-    ];
-    const PREFIXES: [&str; 4] = ["ce-", "outbox-", "proxy-", "webhook-"];
-    let name = name.as_str();
-    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Sets a header to a value in the encoding of the CloudEvents HTTP binding, which leaves ordinary values as they are.
@@ -303,6 +274,7 @@ x-tenant: caf\u{e9}
             ("X-Key", "a\nb", "line break"),
             ("Content-Type", "text/plain", "the relay or the connection sets it"),
             ("Webhook-Id", "1", "the relay or the connection sets it"),
+            ("Traceparent", "00-1-2-01", "it comes with each message"),
         ] {
             let error = fixed(&[(name.into(), value.into())]).unwrap_err().to_string();
             assert!(error.contains(told) && error.contains(name), "{error}");

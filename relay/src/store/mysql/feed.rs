@@ -13,12 +13,12 @@ use std::hash::{Hash, Hasher};
 use super::connection::{Flavour, Session};
 use super::literal;
 use super::row::{Columns, message, message_columns};
-use crate::frontier::HoleProbe;
 use crate::message::{PartitionSet, Seq};
+use crate::poll::HoleProbe;
 use crate::store::{Now, Page, Probe, Row, StoreError, Wanted};
 
 /// The widest range that is asked for number by number, and the most numbers in one poll.
-const NARROW: i64 = crate::frontier::NUMBERS_PER_POLL;
+const NARROW: i64 = crate::poll::NUMBERS_PER_POLL;
 const NUMBERS_MAX: i64 = 4096;
 
 const SERVER: i64 = 0;

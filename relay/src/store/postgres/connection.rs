@@ -17,7 +17,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, NoTls, Row, Statement};
 
 use crate::store::StoreError;
-use crate::store::open::StoreOptions;
+use crate::store::StoreOptions;
 
 /// A statement: the name it is reported under, and its text, which begins with that name as a comment.
 #[derive(Debug)]

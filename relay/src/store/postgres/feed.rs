@@ -10,8 +10,8 @@ use tokio_postgres::Row as SqlRow;
 
 use super::connection::{Connection, Sql};
 use super::value::{Micros, Octets, mask, xid};
-use crate::frontier::Snapshot;
 use crate::message::{Message, PartitionSet, Seq};
+use crate::poll::Snapshot;
 use crate::store::{Now, Page, Row, StoreError, Wanted, decode};
 
 /// What comes back of a message: of one in another's partition only the first two columns are filled.
