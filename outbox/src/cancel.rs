@@ -38,7 +38,7 @@ use crate::transaction::require_server_transaction;
 /// let receipt = outbox::transaction(&mut conn, |conn| outbox::enqueue(conn, reminder))?;
 /// // The customer came back.
 /// assert!(outbox::transaction(&mut conn, |conn| outbox::cancel(conn, receipt.message_id))?);
-/// # Ok::<(), outbox::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors

@@ -248,7 +248,8 @@ impl fmt::Debug for Envelope {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be enqueued",
     label = "neither a reference to a message nor an envelope",
-    note = "pass `&message` of a type that implements `outbox::Message`, or an `outbox::Envelope`"
+    note = "pass `&message` of a type that implements `outbox::Message`, or an `outbox::Envelope`",
+    note = "a type becomes a message by `impl outbox::Message for … {{ const TOPIC: &'static str = \"what.happened\"; }}`"
 )]
 pub trait IntoEnvelope: sealed::Sealed {
     /// The message with its options.

@@ -41,7 +41,7 @@ const NAME_BYTES_MAX: usize = 255;
 /// # let mut book = |_: &mut SqliteConnection| Ok::<_, outbox::Error>(42);
 /// assert_eq!(outbox::inbox::once(&mut conn, "ledger", webhook_id, &mut book)?, Some(42));
 /// assert_eq!(outbox::inbox::once(&mut conn, "ledger", webhook_id, &mut book)?, None, "the copy");
-/// # Ok::<(), outbox::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors

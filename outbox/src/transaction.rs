@@ -33,7 +33,7 @@ use crate::error::Error;
 ///     outbox::enqueue(conn, outbox::Envelope::raw("order.placed", "1"))
 /// })?;
 /// # let _ = receipt;
-/// # Ok::<(), outbox::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
