@@ -186,7 +186,7 @@ where
         together.wait();
         for n in 0..KEYS {
             let key = format!("key-{}", (n + number) % KEYS);
-            if (n + number) % 3 == 0 {
+            if (n + number).is_multiple_of(3) {
                 let rolled_back = outbox::transaction(&mut conn, |conn| {
                     outbox::enqueue(conn, message(&key))?;
                     roll_back::<()>()
