@@ -4,6 +4,10 @@
 //! As with every future that speaks in a transaction: do not drop it half-way, or diesel no longer knows where the
 //! server stands.
 
+pub mod dedup;
+pub mod inbox;
+mod transaction;
+
 use std::future::Future;
 
 use diesel::result::Error as DieselError;
@@ -11,10 +15,13 @@ use diesel_async::{AsyncConnection, RunQueryDsl, TransactionManager};
 
 use crate::connection::OutboxBackend;
 use crate::connection::sealed::Dialect;
-use crate::enqueue::{Next, Receipt, collect};
+use crate::dedup::By;
+use crate::enqueue::{Next, Receipt, collect, only};
 use crate::envelope::IntoEnvelope;
 use crate::error::Error;
 use crate::insert::{ByCaller, ByProbe, ByStatement, Form, MessageInsert, MessageInsertMany, Work, works};
+
+pub use transaction::transaction;
 
 /// Puts a message into the outbox, as part of the transaction that is open on `conn`. See [`crate::enqueue`].
 ///
@@ -29,6 +36,9 @@ where
     async move {
         require_transaction(conn)?;
         let row = row?;
+        if row.dedup_key.is_some() {
+            return dedup::write_claimed(conn, vec![row], By::Library).await.map(only);
+        }
         let receipt = Receipt::of(&row);
         write(conn, &Work::One(row)).await?;
         Ok(receipt)
@@ -49,6 +59,9 @@ where
     async move {
         require_transaction(conn)?;
         let rows = rows?;
+        if rows.iter().any(|row| row.dedup_key.is_some()) {
+            return dedup::write_claimed(conn, rows, By::Library).await;
+        }
         let receipts = rows.iter().map(Receipt::of).collect();
         for work in works::<C::Backend>(rows) {
             write(conn, &work).await?;
@@ -72,6 +85,9 @@ where
     let row = message.into_envelope().into_row();
     async move {
         let row = row?;
+        if row.dedup_key.is_some() {
+            return dedup::write_claimed(conn, vec![row], By::Caller).await.map(only);
+        }
         let receipt = Receipt::of(&row);
         execute::<C, ByCaller>(conn, &Work::One(row)).await?;
         Ok(receipt)

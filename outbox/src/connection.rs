@@ -31,7 +31,7 @@ pub enum Database {
 
 /// Marks diesel's backends that can hold an outbox: `Pg`, `Mysql` and `Sqlite`, each behind the feature of its name.
 ///
-/// Write code that is generic over the database as `C: diesel::Connection<Backend: OutboxBackend>`. A
+/// Write code that is generic over the database as `C: diesel::connection::LoadConnection<Backend: OutboxBackend>`. A
 /// `diesel::MultiConnection` is not such a connection; match on it and call with the connection inside.
 pub trait OutboxBackend: sealed::Dialect {}
 
@@ -61,6 +61,12 @@ pub(crate) mod sealed {
 
         /// The most bytes of one statement.
         const BYTES_MAX: usize;
+
+        /// Runs first in a transaction whose commit is to be proven.
+        const MARK: Option<&'static str> = Some("SAVEPOINT outbox_transaction");
+
+        /// Runs last in it, and fails unless it is still the same transaction and can commit.
+        const PROOF: &'static str = "RELEASE SAVEPOINT outbox_transaction";
 
         /// Reads a text column.
         fn text_from_sql(raw: Self::RawValue<'_>) -> deserialize::Result<String>;

@@ -37,7 +37,7 @@ use diesel::connection::LoadConnection;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::by_hand::sql::{contains, instant, text};
+use crate::by_hand::sql::{contains, current_read, instant, text};
 use crate::by_hand::{Statement, audit, list_of, unreadable};
 use crate::connection::sealed::Dialect;
 use crate::connection::{Database, OutboxBackend};
@@ -363,7 +363,7 @@ where
     if partitions.is_empty() {
         return Ok(Vec::new());
     }
-    let lock = sql::current_read(database);
+    let lock = current_read(database);
     let partitions = list_of(partitions.iter());
     Statement::new(format!(
         "-- partition_lock\nSELECT {} FROM outbox_partitions WHERE partition_no IN ({partitions}) \

@@ -3,27 +3,41 @@
 //! Knows the caller's connection and one insert. Everything about a message is checked before anything is written.
 
 use diesel::RunQueryDsl;
-use diesel::connection::Connection;
+use diesel::connection::{Connection, LoadConnection};
 use diesel::result::Error as DieselError;
 use uuid::Uuid;
 
 use crate::connection::sealed::{Dialect, Judgement};
 use crate::connection::{OutboxBackend, is_in_transaction};
+use crate::dedup::{self, By};
 use crate::envelope::IntoEnvelope;
 use crate::error::Error;
 use crate::insert::{ByCaller, ByProbe, ByStatement, Form, MessageInsert, MessageInsertMany, Row, Work, works};
+use crate::transaction::require_server_transaction;
 
 /// What is known of a message once it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Receipt {
     /// The message id; receivers see it as `webhook-id`.
+    ///
+    /// Of a [duplicate](Receipt::is_duplicate), the id of the message that was enqueued first.
     pub message_id: Uuid,
+    is_duplicate: bool,
 }
 
 impl Receipt {
     pub(crate) fn of(row: &Row) -> Receipt {
-        Receipt { message_id: row.id }
+        Receipt { message_id: row.id, is_duplicate: false }
+    }
+
+    pub(crate) fn of_duplicate(first: Uuid) -> Receipt {
+        Receipt { message_id: first, is_duplicate: true }
+    }
+
+    /// True when nothing was enqueued, because a message with the same dedup key had been.
+    pub fn is_duplicate(&self) -> bool {
+        self.is_duplicate
     }
 }
 
@@ -38,10 +52,13 @@ impl Receipt {
 /// never be sent, [`Error::Database`] when the database fails. In each case nothing was written.
 pub fn enqueue<C>(conn: &mut C, message: impl IntoEnvelope) -> Result<Receipt, Error>
 where
-    C: Connection<Backend: OutboxBackend>,
+    C: LoadConnection<Backend: OutboxBackend>,
 {
     require_transaction(conn)?;
     let row = message.into_envelope().into_row()?;
+    if row.dedup_key.is_some() {
+        return write_claimed(conn, vec![row], By::Library).map(only);
+    }
     let receipt = Receipt::of(&row);
     write(conn, &Work::One(row))?;
     Ok(receipt)
@@ -51,6 +68,7 @@ where
 ///
 /// Only where a database limits the size of a statement (the number of binds on MariaDB, MySQL and SQLite, bytes on
 /// the servers), more of them are sent. A message that is refused refuses all.
+/// Of messages with the same dedup key the first is sent.
 ///
 /// # Errors
 ///
@@ -58,11 +76,14 @@ where
 /// return the error, so that it rolls back.
 pub fn enqueue_all<C, I>(conn: &mut C, messages: I) -> Result<Vec<Receipt>, Error>
 where
-    C: Connection<Backend: OutboxBackend>,
+    C: LoadConnection<Backend: OutboxBackend>,
     I: IntoIterator<Item: IntoEnvelope>,
 {
     require_transaction(conn)?;
     let rows = collect(messages)?;
+    if rows.iter().any(|row| row.dedup_key.is_some()) {
+        return write_claimed(conn, rows, By::Library);
+    }
     let receipts = rows.iter().map(Receipt::of).collect();
     for work in works::<C::Backend>(rows) {
         write(conn, &work)?;
@@ -77,15 +98,68 @@ where
 ///
 /// # Errors
 ///
-/// As [`enqueue`], but never [`Error::NotInTransaction`].
+/// As [`enqueue`]; not [`Error::NotInTransaction`]. Only a message with a dedup key is refused by the servers outside a transaction,
+/// because it takes several statements.
 pub fn enqueue_unchecked<C>(conn: &mut C, message: impl IntoEnvelope) -> Result<Receipt, Error>
 where
-    C: Connection<Backend: OutboxBackend>,
+    C: LoadConnection<Backend: OutboxBackend>,
 {
     let row = message.into_envelope().into_row()?;
+    if row.dedup_key.is_some() {
+        return write_claimed(conn, vec![row], By::Caller).map(only);
+    }
     let receipt = Receipt::of(&row);
     execute::<C, ByCaller>(conn, &Work::One(row))?;
     Ok(receipt)
+}
+
+/// Claims the dedup keys and writes the messages whose key was free, both or neither.
+fn write_claimed<C>(conn: &mut C, rows: Vec<Row>, by: By) -> Result<Vec<Receipt>, Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    // A claim that commits on its own would swallow messages.
+    require_server_transaction(conn)?;
+    let savepoint = dedup::savepoint(<C::Backend as Dialect>::DATABASE, by);
+    if let Some(savepoint) = savepoint {
+        conn.batch_execute(savepoint)?;
+    }
+    let outcome = claim_and_write(conn, rows, by);
+    if savepoint.is_some() {
+        let ended = conn.batch_execute(dedup::savepoint_end(outcome.is_ok()));
+        // After a failure that took the savepoint with it, the failure is what matters.
+        if outcome.is_ok() {
+            ended?;
+        }
+    }
+    outcome
+}
+
+fn claim_and_write<C>(conn: &mut C, rows: Vec<Row>, by: By) -> Result<Vec<Receipt>, Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    let database = <C::Backend as Dialect>::DATABASE;
+    let mut receipts: Vec<Receipt> = rows.iter().map(Receipt::of).collect();
+    for n in dedup::order(&rows) {
+        let row = &rows[n];
+        dedup::claim(database, row).execute(conn)?;
+        let owner = dedup::owner(database, row).load(conn)?;
+        if let Some(first) = dedup::first(row, &owner)? {
+            receipts[n] = Receipt::of_duplicate(first);
+        }
+    }
+    for work in works::<C::Backend>(dedup::winners(rows, &receipts)) {
+        match by {
+            By::Library => write(conn, &work)?,
+            By::Caller => execute::<C, ByCaller>(conn, &work)?,
+        }
+    }
+    Ok(receipts)
+}
+
+pub(crate) fn only(mut receipts: Vec<Receipt>) -> Receipt {
+    receipts.pop().expect("one message was given, and each has a receipt")
 }
 
 /// Checks all before the first is written.
@@ -126,7 +200,7 @@ impl Next {
     }
 }
 
-fn require_transaction<C: Connection>(conn: &mut C) -> Result<(), Error> {
+pub(crate) fn require_transaction<C: Connection>(conn: &mut C) -> Result<(), Error> {
     if is_in_transaction(conn)? { Ok(()) } else { Err(Error::NotInTransaction) }
 }
 

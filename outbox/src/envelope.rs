@@ -13,6 +13,7 @@ use std::time::Duration;
 use chrono::{DateTime, Datelike, Utc};
 use uuid::Uuid;
 
+use crate::dedup;
 use crate::error::{Error, Refusal};
 use crate::insert::{Payload, Row};
 use crate::limits;
@@ -33,6 +34,8 @@ pub struct Envelope {
     delivery: Delivery,
     expires_at: Option<DateTime<Utc>>,
     version: u16,
+    dedup_key: Option<String>,
+    dedup_window: Option<Duration>,
 }
 
 /// When a message may be delivered.
@@ -65,6 +68,8 @@ pub fn envelope<M: Message + ?Sized>(message: &M) -> Envelope {
         delivery: Delivery::Now,
         expires_at: None,
         version: M::VERSION,
+        dedup_key: None,
+        dedup_window: None,
     }
 }
 
@@ -84,6 +89,8 @@ impl Envelope {
             delivery: Delivery::Now,
             expires_at: None,
             version: 1,
+            dedup_key: None,
+            dedup_window: None,
         }
     }
 
@@ -140,6 +147,24 @@ impl Envelope {
         self
     }
 
+    /// Enqueues nothing when a message of the same topic with the same key was enqueued within the
+    /// [window](Envelope::dedup_window); the [`Receipt`](crate::Receipt) names that one.
+    ///
+    /// Keys have at most 255 bytes and are compared byte by byte. A rollback frees the key. While another transaction that
+    /// enqueued the key is open, this one waits for its end; two that wait for each other end in an error, as every
+    /// deadlock does. Costs a few statements more, and the rights SELECT, INSERT and UPDATE on `outbox_dedup_keys`.
+    pub fn dedup_key(mut self, key: impl Into<String>) -> Envelope {
+        self.dedup_key = Some(key.into());
+        self
+    }
+
+    /// Sets how long the dedup key is taken, counted by the database's clock from when the message is enqueued. Without
+    /// it, [`dedup::WINDOW_DEFAULT`](crate::dedup::WINDOW_DEFAULT), a day.
+    pub fn dedup_window(mut self, window: Duration) -> Envelope {
+        self.dedup_window = Some(window);
+        self
+    }
+
     /// Allows a payload of up to so many bytes instead of [`limits::PAYLOAD_BYTES_MAX`].
     ///
     /// Every relay holds payloads in memory, and receivers often accept less. [`limits::PAYLOAD_BYTES_CEILING`] stands.
@@ -164,8 +189,17 @@ impl Envelope {
         let (deliver_at, delay_ms) = match self.delivery {
             Delivery::Now => (None, None),
             Delivery::At(at) => (Some(check_instant("deliver_at", at)?), None),
-            Delivery::After(delay) => (None, Some(check_delay(delay)?)),
+            Delivery::After(delay) => (None, Some(check_span("delay", delay)?)),
         };
+        self.dedup_key.as_deref().map_or(Ok(()), dedup::check_key)?;
+        let dedup_window_ms = check_span("dedup_window", self.dedup_window.unwrap_or(dedup::WINDOW_DEFAULT))?;
+        if dedup_window_ms == 0 || self.dedup_window.is_some() && self.dedup_key.is_none() {
+            return Err(Refusal::new(
+                "the message has a `dedup_window` that means nothing",
+                "give it a `dedup_key`, and a window longer than zero",
+            )
+            .into());
+        }
         let expires_at = self.expires_at.map(|at| check_instant("expires_at", at)).transpose()?;
         if let (Some(deliver_at), Some(expires_at)) = (deliver_at, expires_at)
             && expires_at <= deliver_at
@@ -190,6 +224,8 @@ impl Envelope {
             delay_ms,
             expires_at_ms: expires_at,
             version: i16::try_from(self.version).expect("checked against `VERSION_MAX`"),
+            dedup_key: self.dedup_key,
+            dedup_window_ms,
         })
     }
 }
@@ -209,6 +245,12 @@ impl fmt::Debug for Envelope {
 /// What can be enqueued: `&message`, or an [`Envelope`].
 ///
 /// Sealed; implement [`Message`] for your own types.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be enqueued",
+    label = "neither a reference to a message nor an envelope",
+    note = "pass `&message` of a type that implements `outbox::Message`, or an `outbox::Envelope`",
+    note = "a type becomes a message by `impl outbox::Message for … {{ const TOPIC: &'static str = \"what.happened\"; }}`"
+)]
 pub trait IntoEnvelope: sealed::Sealed {
     /// The message with its options.
     fn into_envelope(self) -> Envelope;
@@ -250,16 +292,16 @@ fn check_instant(option: &str, at: DateTime<Utc>) -> Result<i64, Refusal> {
     ))
 }
 
-/// A delay in whole milliseconds, rounded up: never early.
-fn check_delay(delay: Duration) -> Result<i64, Refusal> {
+/// A span in whole milliseconds, rounded up: never early.
+fn check_span(option: &str, span: Duration) -> Result<i64, Refusal> {
     const DAYS_MAX: u64 = 3660;
-    if delay > Duration::from_secs(DAYS_MAX * 24 * 60 * 60) {
+    if span > Duration::from_secs(DAYS_MAX * 24 * 60 * 60) {
         return Err(Refusal::new(
-            format!("the delay is longer than {DAYS_MAX} days"),
-            "give a shorter one, or an instant with `deliver_at`",
+            format!("`{option}` is longer than {DAYS_MAX} days"),
+            "give a shorter one; a late delivery can also be an instant, with `deliver_at`",
         ));
     }
-    Ok(i64::try_from(delay.as_nanos().div_ceil(1_000_000)).expect("some years of milliseconds fit"))
+    Ok(i64::try_from(span.as_nanos().div_ceil(1_000_000)).expect("some years of milliseconds fit"))
 }
 
 #[cfg(test)]
@@ -331,6 +373,12 @@ mod tests {
             message().expires_at(at(1969)),
             message().deliver_at(at(2101)).expires_at(at(2100)),
             message().delay(Duration::MAX),
+            message().dedup_key(""),
+            message().dedup_key("k".repeat(256)),
+            message().dedup_key("a\0"),
+            message().dedup_key("k").dedup_window(Duration::ZERO),
+            message().dedup_key("k").dedup_window(Duration::MAX),
+            message().dedup_window(Duration::from_secs(1)),
         ];
         for envelope in refused {
             let text = format!("{envelope:?}");

@@ -17,6 +17,10 @@ pub enum Error {
     /// Happens when a message is enqueued outside a transaction, or when the server has ended the transaction behind
     /// diesel's back (on MariaDB and MySQL a deadlock or a DDL statement does). Nothing was written.
     NotInTransaction,
+    /// Happens in [`transaction`](crate::transaction) when the database had ended the transaction before it was to be
+    /// committed; carries the database's answer. What came before the end did not commit (after a DDL statement on MariaDB
+    /// and MySQL it did), so the whole cannot be relied on.
+    NotCommitted(DieselError),
     /// Happens when a message breaks a rule that every database and every receiver relies on. Nothing was written.
     Refused(Refusal),
     /// Happens when a message does not turn into JSON. Nothing was written.
@@ -46,6 +50,11 @@ impl Error {
         matches!(self, Error::NotInTransaction)
     }
 
+    /// True when a transaction ran to its end and did not commit.
+    pub fn is_not_committed(&self) -> bool {
+        matches!(self, Error::NotCommitted(_))
+    }
+
     /// True when the message itself can never be enqueued, so that trying again is pointless.
     pub fn is_refused(&self) -> bool {
         matches!(self, Error::Refused(_) | Error::Serialize(_))
@@ -68,6 +77,14 @@ impl fmt::Display for Error {
                  transaction yourself. On MariaDB and MySQL a deadlock or a DDL statement ends the transaction: return \
                  its error instead of going on.",
             ),
+            Error::NotCommitted(answer) => write!(
+                f,
+                "outbox: the transaction did not commit: {answer}.\n  \
+                 The database had ended it before; a plain COMMIT would have been answered with success.\n  \
+                 help: return the error of a failed statement from the closure instead of going on, or put that \
+                 statement into a `conn.transaction(|conn| …)` of its own, which is a savepoint. On MariaDB and MySQL \
+                 keep DDL statements out of transactions.",
+            ),
             Error::Refused(refusal) => refusal.fmt(f),
             Error::Serialize(source) => write!(
                 f,
@@ -85,7 +102,7 @@ impl std::error::Error for Error {
         match self {
             Error::Serialize(source) => Some(source),
             // `Database` shows its source's own text, so the chain goes on behind it.
-            Error::Database(source) => source.source(),
+            Error::Database(source) | Error::NotCommitted(source) => source.source(),
             Error::NotInTransaction | Error::Refused(_) | Error::Migration(_) => None,
         }
     }

@@ -36,6 +36,9 @@ pub struct Row {
     /// Milliseconds since 1970.
     pub(crate) expires_at_ms: Option<i64>,
     pub(crate) version: i16,
+    pub(crate) dedup_key: Option<String>,
+    /// How long the dedup key is taken.
+    pub(crate) dedup_window_ms: i64,
 }
 
 impl Row {

@@ -52,8 +52,11 @@
 //!
 //! - [`enqueue`] one message, [`enqueue_all`] many with one statement. `?` works whether the closure returns
 //!   [`Error`] or [`diesel::result::Error`].
-//! - [`envelope`] sets options: key, headers, a delay, an expiry, one destination. [`Envelope::raw`] sends bytes as
+//! - [`envelope`] sets options: key, headers, a delay, an expiry, one destination, a dedup key. [`Envelope::raw`] sends bytes as
 //!   they are.
+//! - [`cancel`] takes a message back that was not delivered yet.
+//! - [`transaction`] is diesel's, and proves that the transaction committed.
+//! - [`inbox::once`] is for the receiving side: an effect that happens once, although a message may come again.
 //! - `aio` has the same functions for diesel-async, with feature `async`.
 //! - [`enqueue_unchecked`] is for those who open transactions without diesel's knowledge.
 //! - [`migrations::run`] creates the tables; [`migrations::sql`] prints them for other tools.
@@ -67,7 +70,7 @@
 //!   with care and never run on MySQL 8.
 //! - `diesel::MultiConnection` is an enum of connections: match on it, and enqueue on the one inside.
 //! - Least privilege: INSERT on the columns `id, topic, ordering_key, payload, payload_bytes, content_type, headers,
-//!   destination, deliver_at, expires_at, version` of `outbox_messages` (no `payload_bytes` on MariaDB and MySQL) is all
+//!   destination, deliver_at, expires_at, version, dedup_key` of `outbox_messages` (no `payload_bytes` on MariaDB and MySQL) is all
 //!   a producer needs.
 //! - Any program that can INSERT is a producer: `INSERT INTO outbox_messages (topic, payload) VALUES (…)`.
 //!
@@ -79,13 +82,16 @@
 #[cfg(feature = "async")]
 pub mod aio;
 pub mod dead_letters;
+pub mod dedup;
 pub mod destinations;
+pub mod inbox;
 pub mod limits;
 pub mod messages;
 pub mod migrations;
 pub mod schema;
 
 mod by_hand;
+mod cancel;
 mod connection;
 mod enqueue;
 mod envelope;
@@ -98,9 +104,12 @@ mod mysql;
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod transaction;
 
+pub use cancel::cancel;
 pub use connection::{Database, OutboxBackend};
 pub use enqueue::{Receipt, enqueue, enqueue_all, enqueue_unchecked};
 pub use envelope::{Envelope, IntoEnvelope, envelope};
 pub use error::{Error, Refusal};
 pub use message::Message;
+pub use transaction::transaction;

@@ -22,6 +22,23 @@ use serde::Serialize;
 ///     }
 /// }
 /// ```
+///
+/// What has no topic cannot be enqueued; the compiler says so, and what to write:
+///
+/// ```compile_fail,E0277
+/// #[derive(serde::Serialize)]
+/// struct OrderPlaced {
+///     order_id: i64,
+/// }
+///
+/// let _ = outbox::envelope(&OrderPlaced { order_id: 1 });
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an outbox message: it has no topic",
+    label = "not a message",
+    note = "write `impl outbox::Message for {Self} {{ const TOPIC: &'static str = \"what.happened\"; }}`",
+    note = "or send bytes with `outbox::Envelope::raw(topic, bytes)`"
+)]
 pub trait Message: Serialize {
     /// What routes it: words of letters, digits, `_` and `-`, joined by dots.
     const TOPIC: &'static str;

@@ -16,7 +16,7 @@ use crate::connection::{Database, OutboxBackend};
 use crate::insert::{Proof, Row};
 
 const TARGET: &str = "INSERT INTO outbox_messages (id, topic, ordering_key, payload, payload_bytes, content_type, \
-                      headers, destination, deliver_at, expires_at, version)\n";
+                      headers, destination, deliver_at, expires_at, version, dedup_key)\n";
 
 impl OutboxBackend for Pg {}
 
@@ -28,6 +28,10 @@ impl Dialect for Pg {
     // One array for each column, so the number of binds does not grow. What limits is the protocol's 1 GiB per message.
     const ROWS_MAX: usize = usize::MAX;
     const BYTES_MAX: usize = 256 * 1024 * 1024;
+
+    // Fails in a failed transaction and outside one. The server never replaces a transaction by another, so no mark is needed.
+    const MARK: Option<&'static str> = None;
+    const PROOF: &'static str = "SAVEPOINT outbox_transaction";
 
     fn text_from_sql(raw: Self::RawValue<'_>) -> deserialize::Result<String> {
         FromSql::<Text, Self>::from_sql(raw)
@@ -52,6 +56,7 @@ impl Dialect for Pg {
             columns.delay_ms.push(row.delay_ms);
             columns.expires_at_ms.push(row.expires_at_ms);
             columns.versions.push(row.version);
+            columns.dedup_keys.push(row.dedup_key);
         }
         columns
     }
@@ -83,6 +88,8 @@ impl Dialect for Pg {
         out.push_bind_param::<Nullable<BigInt>, _>(&row.expires_at_ms)?;
         out.push_sql(" * interval '1 millisecond', ");
         out.push_bind_param::<SmallInt, _>(&row.version)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Nullable<Text>, _>(&row.dedup_key)?;
         out.push_sql(")");
         Ok(())
     }
@@ -94,7 +101,7 @@ impl Dialect for Pg {
             "SELECT id, topic, ordering_key, payload, payload_bytes, content_type, headers, destination, \
              coalesce(timestamptz 'epoch' + deliver_at_ms * interval '1 millisecond', \
              clock_timestamp() + delay_ms * interval '1 millisecond'), \
-             timestamptz 'epoch' + expires_at_ms * interval '1 millisecond', version\nFROM unnest(",
+             timestamptz 'epoch' + expires_at_ms * interval '1 millisecond', version, dedup_key\nFROM unnest(",
         );
         out.push_bind_param::<Array<SqlUuid>, _>(&batch.ids)?;
         out.push_sql(", ");
@@ -119,10 +126,12 @@ impl Dialect for Pg {
         out.push_bind_param::<Array<Nullable<BigInt>>, _>(&batch.expires_at_ms)?;
         out.push_sql(", ");
         out.push_bind_param::<Array<SmallInt>, _>(&batch.versions)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Array<Nullable<Text>>, _>(&batch.dedup_keys)?;
         // The order is what numbers the messages of one key.
         out.push_sql(
             ") WITH ORDINALITY AS given (id, topic, ordering_key, payload, payload_bytes, content_type, headers, \
-             destination, deliver_at_ms, delay_ms, expires_at_ms, version, place)\nORDER BY place",
+             destination, deliver_at_ms, delay_ms, expires_at_ms, version, dedup_key, place)\nORDER BY place",
         );
         Ok(())
     }
@@ -143,4 +152,5 @@ pub struct Columns {
     delay_ms: Vec<Option<i64>>,
     expires_at_ms: Vec<Option<i64>>,
     versions: Vec<i16>,
+    dedup_keys: Vec<Option<String>>,
 }

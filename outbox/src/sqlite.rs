@@ -14,10 +14,10 @@ use crate::connection::{Database, OutboxBackend};
 use crate::insert::{Proof, Row};
 
 const TARGET: &str = "INSERT INTO outbox_messages (id, topic, ordering_key, payload, content_type, headers, \
-                      destination, deliver_at, expires_at, version)\nVALUES ";
+                      destination, deliver_at, expires_at, version, dedup_key)\nVALUES ";
 
 /// How many `?` a row has.
-const BINDS: usize = 11;
+const BINDS: usize = 12;
 
 impl OutboxBackend for Sqlite {}
 
@@ -89,6 +89,8 @@ fn push_row<'b>(row: &'b Row, out: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<
     out.push_bind_param::<Nullable<BigInt>, _>(&row.expires_at_ms)?;
     out.push_sql(", ");
     out.push_bind_param::<SmallInt, _>(&row.version)?;
+    out.push_sql(", ");
+    out.push_bind_param::<Nullable<Text>, _>(&row.dedup_key)?;
     out.push_sql(")");
     Ok(())
 }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use diesel::Connection;
+use diesel::connection::LoadConnection;
 use diesel::result::Error as DieselError;
 use outbox::{Envelope, Error, OutboxBackend};
 use outbox_tests::checker::check;
@@ -331,7 +331,7 @@ impl Storm {
         }
     }
 
-    fn produce_on<C: Connection<Backend: OutboxBackend>>(&self, conn: &mut C, number: u64) -> u64 {
+    fn produce_on<C: LoadConnection<Backend: OutboxBackend>>(&self, conn: &mut C, number: u64) -> u64 {
         let mut dice = SmallRng::seed_from_u64(self.seed.wrapping_add(100 + number));
         let mut committed = 0;
         for turn in 0.. {
@@ -349,7 +349,7 @@ impl Storm {
     }
 
     /// Carries a plan out; true when it committed.
-    fn transact<C: Connection<Backend: OutboxBackend>>(&self, conn: &mut C, plan: &Plan) -> bool {
+    fn transact<C: LoadConnection<Backend: OutboxBackend>>(&self, conn: &mut C, plan: &Plan) -> bool {
         let tx = self.recorder.transaction();
         let mut units = 0;
         let ended = conn.transaction::<_, Error, _>(|conn| {

@@ -15,6 +15,7 @@ mod delivery;
 mod faults;
 mod http;
 mod kill;
+mod library;
 mod process;
 mod producers;
 mod readme;

@@ -3,6 +3,8 @@
 //! Rows come back as one JSON text each, so that a single column type is enough for every connection. Free text goes as
 //! hexadecimal digits: other producers may have stored bytes that no text type lets through.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
@@ -99,4 +101,36 @@ pub(crate) fn now(database: Database) -> &'static str {
         Database::Mysql => "utc_timestamp(6)",
         Database::Sqlite => "CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)",
     }
+}
+
+/// Ends a SELECT that must see what is committed now, not what the transaction's snapshot holds.
+pub(crate) fn current_read(database: Database) -> &'static str {
+    match database {
+        Database::Postgres | Database::Mysql => " FOR UPDATE",
+        // There the write lock was taken before the first read.
+        Database::Sqlite => "",
+    }
+}
+
+/// The same for a SELECT of several tables, of which only `alias` is to be locked where that can be said.
+pub(crate) fn locked_rows(database: Database, alias: &str) -> String {
+    match database {
+        Database::Postgres => format!(" FOR UPDATE OF {alias}"),
+        other => current_read(other).to_owned(),
+    }
+}
+
+/// The database's clock, shifted by so many milliseconds, as the columns hold times.
+pub(crate) fn now_plus(database: Database, ms: i64) -> String {
+    match database {
+        Database::Postgres => format!("clock_timestamp() + ({ms}) * interval '1 millisecond'"),
+        Database::Mysql => format!("utc_timestamp(6) + INTERVAL {ms} * 1000 MICROSECOND"),
+        Database::Sqlite => format!("CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) + ({ms})"),
+    }
+}
+
+/// How far back the database's clock is to be set; an age beyond the calendar is one that nothing has.
+pub(crate) fn back(age: Duration) -> i64 {
+    const YEARS_1000_MS: i64 = 1000 * 365 * 24 * 60 * 60 * 1000;
+    -i64::try_from(age.as_millis()).unwrap_or(YEARS_1000_MS).min(YEARS_1000_MS)
 }

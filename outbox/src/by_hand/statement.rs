@@ -61,7 +61,7 @@ impl Statement {
     where
         C: LoadConnection<Backend: OutboxBackend>,
     {
-        self.load(conn)?.iter().map(|text| text.parse().map_err(super::unreadable)).collect()
+        self.load(conn)?.iter().map(|text| text.parse().map_err(unreadable)).collect()
     }
 
     /// Runs it.
@@ -71,6 +71,11 @@ impl Statement {
     {
         Ok(RunQueryDsl::execute(self, conn)?)
     }
+}
+
+/// What does not read as it was written; only a change of the schema behind our back gets here.
+pub(crate) fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Database(diesel::result::Error::DeserializationError(Box::new(error)))
 }
 
 impl Query for Statement {

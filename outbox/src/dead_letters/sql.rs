@@ -1,6 +1,6 @@
 //! The statements about dead letters, where the three databases differ.
 
-use crate::by_hand::sql::{build, flag, hex, micros, now, payload, text, uuid};
+use crate::by_hand::sql::{build, flag, hex, locked_rows, micros, now, payload, text, uuid};
 use crate::connection::Database;
 
 /// The row of a list.
@@ -75,15 +75,6 @@ pub(super) fn payload_contains(database: Database) -> [String; 2] {
     }
 }
 
-/// Ends a SELECT that must see what is committed now, not what the transaction's snapshot holds.
-pub(super) fn current_read(database: Database) -> &'static str {
-    match database {
-        Database::Postgres | Database::Mysql => " FOR UPDATE",
-        // There the write lock was taken before the first read.
-        Database::Sqlite => "",
-    }
-}
-
 /// Turns letters into waiting deliveries, without removing them.
 pub(super) fn redrive(database: Database, ids: &str) -> String {
     let payload = match database {
@@ -135,11 +126,4 @@ fn same_key(database: Database, letter: i64, which: &str) -> String {
          ON d.destination = l.destination AND d.ordering_key = l.ordering_key WHERE l.id = {letter} AND {which}",
         text(database, "d.id"),
     )
-}
-
-fn locked_rows(database: Database, alias: &str) -> String {
-    match database {
-        Database::Postgres => format!(" FOR UPDATE OF {alias}"),
-        other => current_read(other).to_owned(),
-    }
 }

@@ -1,7 +1,6 @@
 //! Committed means delivered, as it was; rolled back means never.
 
-use diesel::Connection;
-use diesel::connection::TransactionManager;
+use diesel::connection::{LoadConnection, TransactionManager};
 use outbox::{Envelope, OutboxBackend};
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
@@ -64,7 +63,7 @@ const PROMPTLY: Duration = Duration::from_secs(3);
 
 async fn late_commit<C>(database: &TestDatabase, conn: &mut C)
 where
-    C: Connection<Backend: OutboxBackend>,
+    C: LoadConnection<Backend: OutboxBackend>,
 {
     let log = Log::default();
     let relay = Running::start(relay_on(database).destination(log.accepting("d"))).await;

@@ -1,6 +1,6 @@
 //! A producer needs INSERT on the columns the front page of the crate names, and nothing else.
 
-use diesel::connection::{Connection, SimpleConnection};
+use diesel::connection::{Connection, LoadConnection, SimpleConnection};
 use diesel::{MysqlConnection, RunQueryDsl};
 use outbox::{Envelope, OutboxBackend};
 use outbox_tests::database::{Kind, TestDatabase};
@@ -9,7 +9,7 @@ use super::stored::payloads;
 
 fn enqueues_but_sees_nothing<C>(database: &TestDatabase, conn: &mut C)
 where
-    C: Connection<Backend: OutboxBackend>,
+    C: LoadConnection<Backend: OutboxBackend>,
 {
     conn.transaction(|conn| {
         let full = Envelope::raw("some.topic", "one").key("k").header("x-a", "b").to("billing");
@@ -36,7 +36,7 @@ fn column_level_insert_is_enough_on_postgres() {
     let mut conn = database.postgres();
     conn.batch_execute(&format!(
         "CREATE ROLE {role}; GRANT INSERT (id, topic, ordering_key, payload, payload_bytes, content_type, headers, \
-         destination, deliver_at, expires_at, version) ON outbox_messages TO {role}; SET ROLE {role}"
+         destination, deliver_at, expires_at, version, dedup_key) ON outbox_messages TO {role}; SET ROLE {role}"
     ))
     .unwrap();
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -56,7 +56,7 @@ fn column_level_insert_is_enough_on_mariadb() {
         let create = format!("CREATE USER {user}@'{host}' IDENTIFIED BY 'producer'");
         let grant = format!(
             "GRANT INSERT (id, topic, ordering_key, payload, content_type, headers, destination, deliver_at, \
-             expires_at, version) ON {}.outbox_messages TO {user}@'{host}'",
+             expires_at, version, dedup_key) ON {}.outbox_messages TO {user}@'{host}'",
             database.name()
         );
         diesel::sql_query(create).execute(&mut root).unwrap();

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use diesel::connection::Connection;
+use diesel::connection::LoadConnection;
 use diesel::r2d2::{ConnectionManager, Pool, R2D2Connection};
 use diesel::{MysqlConnection, PgConnection, SqliteConnection};
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
@@ -60,7 +60,7 @@ fn empty(database: &TestDatabase) {
 /// Everything a producer on one of diesel's connections relies on.
 fn proves_itself<C>(database: &TestDatabase, conn: &mut C)
 where
-    C: Connection<Backend: OutboxBackend>,
+    C: LoadConnection<Backend: OutboxBackend>,
 {
     database.exec(ORDERS);
 

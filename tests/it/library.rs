@@ -1,0 +1,6 @@
+//! What the library does beyond a plain enqueue, looked at from outside, on every database; no relay runs here.
+
+mod cancel;
+mod dedup;
+mod inbox;
+mod transaction;
