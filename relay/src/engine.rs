@@ -326,7 +326,8 @@ impl Engine {
 
     /// Stops feeding, lets attempts finish within the grace, writes every outcome.
     async fn wind_down(mut self) -> End {
-        let deadline = Instant::now() + self.pace.shutdown_grace;
+        let mut deadline = Instant::now() + self.pace.shutdown_grace;
+        let mut cut_off = false;
         info!(attempts = self.running.len(), in_hands = self.hands.open(), "finishing what is under way");
         let mut left = Vec::new();
         loop {
@@ -344,12 +345,15 @@ impl Engine {
             if self.running.is_empty() && self.settling.is_idle() {
                 break;
             }
-            if now >= deadline {
-                warn!(
-                    attempts = self.running.len(),
-                    unsettled = self.settling.len(),
-                    "the grace is over; what is unfinished is delivered again"
-                );
+            if now >= deadline && !cut_off {
+                warn!(attempts = self.running.len(), "the grace is over; what is unfinished is delivered again");
+                cut_off = true;
+                deadline = now + LAST_WRITES;
+                self.attempts.abort_all();
+                left.extend(self.running.drain().map(|(_, running)| running.into_work()));
+                self.keep_half_done(&mut left);
+            } else if now >= deadline {
+                warn!(unsettled = self.settling.len(), "not everything could be written; it is delivered again");
                 break;
             }
             self.start_settles(now);
@@ -586,3 +590,5 @@ const TICK: Duration = Duration::from_millis(200);
 const ROUTING_PERIOD: Duration = Duration::from_millis(400);
 /// Replaced routes that are remembered; messages in hands are never older than a few changes.
 const OLD_ROUTES_MAX: usize = 16;
+/// After the grace: time to write down what the attempts that were in time came to.
+const LAST_WRITES: Duration = Duration::from_secs(2);

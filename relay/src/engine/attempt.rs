@@ -23,6 +23,13 @@ pub(super) struct Running {
     abort: tokio::task::AbortHandle,
 }
 
+impl Running {
+    /// The lane and the delivery, which is no longer attempted.
+    pub(super) fn into_work(self) -> (usize, Work) {
+        (self.lane, self.work)
+    }
+}
+
 impl Engine {
     /// Starts what the lanes allow.
     pub(super) fn start_attempts(&mut self, now: Instant) {

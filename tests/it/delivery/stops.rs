@@ -70,6 +70,27 @@ async fn stops_under_load_lose_nothing_and_repeat_nothing(database: TestDatabase
 }
 for_each_database!(stops_under_load_lose_nothing_and_repeat_nothing);
 
+async fn a_grace_that_ends_early_repeats_only_what_was_not_finished(database: TestDatabase) {
+    let log = Log::default();
+    let relay = relay_on(&database)
+        .shutdown_grace(millis(300))
+        .destination(log.accepting("quick"))
+        .destination(log.slow_handler("slow", millis(60_000), |_| Ok(())));
+    let relay = Running::start(relay).await;
+    enqueue(&database, work(5, 0..10));
+    let bodies: Vec<String> = (0..10).map(|n| format!("{:02} {n:04}", n % 5)).collect();
+    log.until_accepted("quick", &bodies.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    relay.stop().await;
+
+    let relay = relay_on(&database).destination(log.accepting("quick")).destination(log.accepting("slow"));
+    let relay = Running::start(relay).await;
+    until_nothing_is_left(&database).await;
+    relay.stop().await;
+    assert_eq!(log.accepted("quick").len(), 10, "each once, although the other destination did not finish");
+    assert_eq!(log.accepted("slow").len(), 10);
+}
+for_each_database!(a_grace_that_ends_early_repeats_only_what_was_not_finished);
+
 async fn a_stop_while_the_routes_change_repeats_nothing(database: TestDatabase) {
     let log = Log::default();
     let first = relay_on(&database).destination(log.slow_handler("a", millis(2000), |_| Ok(())));
