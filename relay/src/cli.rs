@@ -29,6 +29,8 @@ mod stored;
 pub use args::{BackendName, BenchDrain};
 pub use output::Output;
 
+use crate::cause::chain;
+
 use args::{Arguments, Bench, Command};
 
 /// How a command ends; the numbers are part of the contract.
@@ -70,7 +72,7 @@ impl Failure {
 
     /// A failure with the causes of `error` behind what it says itself.
     fn from_error(exit: Exit, error: &dyn std::error::Error) -> Failure {
-        Failure::new(exit, format!("relay: {}", with_causes(error)))
+        Failure::new(exit, format!("relay: {}", chain(error)))
     }
 }
 
@@ -143,22 +145,6 @@ fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Completions { shell } => completions::run(&global, shell),
         Command::Bench { command: Bench::Drain(drain) } => bench::drain(&global.output(), &drain),
     }
-}
-
-/// What an error says, followed by what its causes add.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        // Many drivers repeat their cause in their own words.
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Runs a future to its end, for commands that ask one question.

@@ -55,6 +55,7 @@
 
 pub mod admin;
 pub mod bench;
+mod cause;
 pub mod cli;
 pub mod config;
 pub mod duration;

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use crate::cause::chain;
+
 /// What fails at the moment.
 #[derive(Debug, Default)]
 pub(crate) struct Outages {
@@ -46,22 +48,6 @@ impl Outages {
             info!(operation, after = ?failing.since.elapsed(), failures = failing.times, "the database works again");
         }
     }
-}
-
-/// The error and everything that caused it, on one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        // Drivers like to repeat their cause in their own text.
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 const REMIND: Duration = Duration::from_secs(30);

@@ -283,7 +283,7 @@ impl Relay {
         }
         let problem = match tokio::time::timeout(self.lease, self.store.relay_leave(id)).await {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(crate::outage::chain(&error)),
+            Ok(Err(error)) => Some(crate::cause::chain(&error)),
             Err(_) => Some("the database does not answer".to_owned()),
         };
         if let Some(error) = problem {
@@ -409,7 +409,7 @@ impl RelayBuilder {
             check(&settings)?;
             let sink = destination.into_sink(&self.source_name).map_err(|error| RelayError::Destination {
                 name: settings.name.clone(),
-                problem: crate::outage::chain(&error),
+                problem: crate::cause::chain(&error),
             })?;
             let concurrency = settings.concurrency.unwrap_or(CONCURRENCY).max(1);
             let keyed = settings.ordering == Ordering::Key;

@@ -3,8 +3,9 @@
 use serde_json::json;
 
 use super::output::say;
-use super::{BenchDrain, Exit, Failure, Output, block_on, with_causes};
+use super::{BenchDrain, Exit, Failure, Output, block_on};
 use crate::bench::{self, BenchError, DrainBench};
+use crate::cause::chain;
 
 /// Measures the floor and the drain in one run, and the drain beside a pinned transaction if asked.
 pub(super) fn drain(output: &Output, options: &BenchDrain) -> Result<Exit, Failure> {
@@ -17,7 +18,7 @@ pub(super) fn drain(output: &Output, options: &BenchDrain) -> Result<Exit, Failu
     let report = block_on(bench::drain(options.database_url.as_deref(), &bench, |step| say(&format!("{step} …"))))?
         .map_err(|error| {
             let exit = if matches!(error, BenchError::Ground(_)) { Exit::Database } else { Exit::Failed };
-            Failure::new(exit, format!("relay: {}", with_causes(&error)))
+            Failure::new(exit, format!("relay: {}", chain(&error)))
         })?;
     let (floor, drain) = (report.rate(report.floor), report.rate(report.drain));
     let pinned = report.pinned.map(|took| report.rate(took));

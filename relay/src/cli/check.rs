@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::args::{Check, Global};
-use super::{Exit, Failure, block_on, run, settings, with_causes};
+use super::{Exit, Failure, block_on, run, settings};
+use crate::cause::chain;
 use crate::config::{Config, Problem, Scope, database_url};
 use crate::store::StoreError;
 
@@ -45,7 +46,7 @@ fn from_store(config: &Config, error: &StoreError) -> Problem {
     let place = database_url::target(config.database.url.expose());
     let (message, help) = match error {
         StoreError::Unsuitable { problem, help } => (problem.clone(), Some(help.clone())),
-        other => (with_causes(other), None),
+        other => (chain(other), None),
     };
     Problem { section: "database".to_owned(), place, message, help }
 }

@@ -172,7 +172,7 @@ impl Engine {
         let store = self.store.clone();
         tokio::spawn(async move {
             if let Err(error) = store.destination_hold(&name, pause, None).await {
-                error!(destination = %name, error = %crate::outage::chain(&error), "the hold could not be recorded");
+                error!(destination = %name, error = %crate::cause::chain(&error), "the hold could not be recorded");
             }
         });
     }
@@ -188,7 +188,7 @@ impl Engine {
             // Until it stands in the table, or nobody is there any more who keeps it in mind.
             while let Err(error) = store.destination_pause(&name, "relay", "the receiver answered 410 Gone", None).await
             {
-                error!(destination = %name, error = %crate::outage::chain(&error), "the pause could not be recorded");
+                error!(destination = %name, error = %crate::cause::chain(&error), "the pause could not be recorded");
                 tokio::time::sleep(PAUSE_AGAIN).await;
                 if answers.is_closed() {
                     return;

@@ -4,7 +4,6 @@
 //! binary, coloured, or try to move the reader's cursor.
 
 use std::error::Error;
-use std::fmt::Write;
 
 /// How many bytes of a receiver's words are kept.
 pub(crate) const TEXT_BYTES_MAX: usize = 4 * 1024;
@@ -39,19 +38,7 @@ pub(crate) fn cleaned(text: &str) -> String {
 
 /// An error and its causes on one line, cleaned.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    // An error whose source is itself would never end.
-    for _ in 0..16 {
-        let Some(error) = cause else { break };
-        let told = error.to_string();
-        // Many errors repeat their source in their own text.
-        if !text.ends_with(&told) {
-            let _ = write!(text, ": {told}");
-        }
-        cause = error.source();
-    }
-    cleaned(&text)
+    cleaned(&crate::cause::chain(error))
 }
 
 /// Skips the rest of a terminal sequence whose escape character was read.
