@@ -35,8 +35,6 @@ pub(super) struct Feeding {
     pass_empty: bool,
     caught_up: bool,
     unrouted_told: HashSet<String>,
-    /// How many messages the sweep found that the frontier had missed; it should be 0.
-    pub(super) sweep_found: u64,
 }
 
 /// What a feed operation brought.
@@ -64,7 +62,6 @@ impl Feeding {
             pass_empty: false,
             caught_up: false,
             unrouted_told: HashSet::new(),
-            sweep_found: 0,
         }
     }
 
@@ -462,7 +459,6 @@ impl Engine {
             }
         }
         if missed > 0 {
-            self.feed.sweep_found += missed;
             self.feed.poll_soon(now);
             if self.frontier_is_exact() {
                 warn!(missed, "the sweep found messages the reader had missed; they are delivered now");

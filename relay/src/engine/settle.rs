@@ -411,7 +411,7 @@ impl Engine {
                         }
                         WaitingChange::Routed(units) => {
                             for unit in units {
-                                self.occupy(&unit.destination, now);
+                                self.occupy(&unit.destination);
                                 self.look_soon(&unit.destination, now);
                             }
                         }
@@ -441,7 +441,7 @@ impl Engine {
             Remains::Dies(dies) => (dies.blocks_key, None),
         };
         if matches!(remains, Remains::Waits(_)) || parks {
-            self.occupy(destination, now);
+            self.occupy(destination);
         }
         let next_look = self.due.next_number();
         let state = &mut self.lanes[lane];
@@ -453,7 +453,7 @@ impl Engine {
         state.next_due = [state.next_due, due].into_iter().flatten().min();
     }
 
-    fn occupy(&mut self, destination: &str, _now: Instant) {
+    fn occupy(&mut self, destination: &str) {
         if let Some(&lane) = self.lane_by_name.get(destination) {
             self.lanes[lane].occupied = true;
             self.lanes[lane].occupied_until = self.due.next_number();
