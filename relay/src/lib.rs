@@ -85,3 +85,4 @@ pub use crate::sink::AfterDeadLetter;
 pub use crate::sink::Ordering;
 pub use crate::sink::handler::{Context, Handler, HandlerError, HandlerResult, Reply};
 pub use crate::sink::http::Http;
+pub use diesel_async;

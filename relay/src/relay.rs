@@ -27,11 +27,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use diesel_async::AsyncConnection;
+use outbox::{Database, OutboxBackend};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use crate::config::database_url;
 use crate::engine::{Ask, End, Engine, Pace, Served};
 use crate::event::{Event, Listener};
 use crate::lane::LaneLimits;
@@ -39,9 +42,10 @@ use crate::membership::{MembershipLoop, Ownership};
 use crate::message::RelayId;
 use crate::outage::Outages;
 use crate::outcome::Policy;
+use crate::poll::Evidence;
 use crate::retry::RetryPolicy;
 use crate::route::Pattern;
-use crate::sink::handler::{Context, Handler, HandlerError, Reply};
+use crate::sink::handler::{Context, Handler, HandlerError, Place, Reply, TransactionalFn};
 use crate::sink::http::{Http, HttpError};
 use crate::sink::{Ordering, Settings, Sink};
 use crate::store::{DestinationSpec, RelayRow, Status, Store, StoreError};
@@ -78,6 +82,23 @@ enum Source {
     Store(Arc<dyn Store>),
 }
 
+impl Source {
+    /// The address, and which database it is, as far as they are known.
+    fn place(&self) -> (Option<String>, Option<Database>) {
+        match self {
+            Source::Url(url) => (Some(url.clone()), database_url::database(url)),
+            Source::Store(store) => {
+                let database = match store.evidence() {
+                    Evidence::Snapshots => Database::Postgres,
+                    Evidence::Ages(_) => Database::Mysql,
+                    Evidence::Serial => Database::Sqlite,
+                };
+                (None, Some(database))
+            }
+        }
+    }
+}
+
 /// A place messages go to, whatever kind it is.
 pub struct Destination {
     settings: Settings,
@@ -96,10 +117,10 @@ impl Destination {
         Destination { settings, kind: Kind::Sink(sink) }
     }
 
-    fn into_sink(self, source: &str) -> Result<Arc<dyn Sink>, HttpError> {
+    fn into_sink(self, source: &str, place: &Place) -> Result<Arc<dyn Sink>, String> {
         Ok(match self.kind {
-            Kind::Handler(handler) => Arc::new(handler.sink()),
-            Kind::Http(http) => Arc::new(http.sink(source)?),
+            Kind::Handler(handler) => Arc::new(handler.sink_at(place)?),
+            Kind::Http(http) => Arc::new(http.sink(source).map_err(|error: HttpError| crate::cause::chain(&error))?),
             Kind::Sink(sink) => sink,
         })
     }
@@ -328,6 +349,24 @@ impl RelayBuilder {
         self.destination(Handler::new(name, function))
     }
 
+    /// Adds a handler whose effects happen exactly once: an `async fn(M, &mut C, Context)` that writes in the transaction
+    /// in which its message ends. See [`Handler::transactional`].
+    pub fn transactional_handler<M, C, F, R, E>(self, name: impl Into<String>, function: F) -> Self
+    where
+        M: outbox::Message + DeserializeOwned + Send + 'static,
+        C: AsyncConnection<Backend: OutboxBackend> + 'static,
+        for<'r> F: AsyncFnOnce(M, &'r mut C, Context) -> Result<R, E>
+            + TransactionalFn<M, &'r mut C, Result<R, E>, Fut: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        R: Into<Reply> + Send + 'static,
+        E: Into<HandlerError> + Send + 'static,
+    {
+        self.destination(Handler::transactional(name, function))
+    }
+
     /// Adds a destination: an [`Http`](crate::Http), or a [`Handler`] with options.
     pub fn destination(mut self, destination: impl Into<Destination>) -> Self {
         self.destinations.push(destination.into());
@@ -407,11 +446,17 @@ impl RelayBuilder {
                 return Err(RelayError::DuplicateDestination { name: settings.name });
             }
             check(&settings)?;
-            let sink = destination.into_sink(&self.source_name).map_err(|error| RelayError::Destination {
-                name: settings.name.clone(),
-                problem: crate::cause::chain(&error),
-            })?;
-            let concurrency = settings.concurrency.unwrap_or(CONCURRENCY).max(1);
+            let timeout = settings.timeout.unwrap_or(self.timeout);
+            let (url, database) = self.source.place();
+            let place = Place { url, database, timeout };
+            let sink = destination
+                .into_sink(&self.source_name, &place)
+                .map_err(|problem| RelayError::Destination { name: settings.name.clone(), problem })?;
+            let concurrency = match settings.concurrency.unwrap_or(CONCURRENCY).max(1) {
+                // SQLite has one writer; the others would wait for it on their own time.
+                _ if sink.deletes_rows() && database == Some(Database::Sqlite) => 1,
+                concurrency => concurrency,
+            };
             let keyed = settings.ordering == Ordering::Key;
             let spec = DestinationSpec {
                 name: settings.name.clone(),
@@ -427,7 +472,7 @@ impl RelayBuilder {
                     after_dead_letter: settings.after_dead_letter,
                     relay: self.name.clone(),
                 },
-                timeout: settings.timeout.unwrap_or(self.timeout),
+                timeout,
             };
             destinations.push((spec, served));
         }

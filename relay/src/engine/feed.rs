@@ -367,28 +367,44 @@ impl Engine {
             return;
         }
         self.hands.take(&message, destinations.len(), version, routes_read);
+        // A sink that deletes its delivery's row needs one of its own. All of them get one at once: were the others
+        // attempted first, the slowest would decide when it may begin.
+        let apart = destinations.len() > 1 && destinations.iter().any(|&destination| self.deletes_rows(destination));
         for &destination in destinations.iter() {
-            self.hand_to(&message, destination, parked);
+            if apart {
+                self.hand_apart(&message, destination);
+            } else {
+                self.hand_to(&message, destination, parked);
+            }
         }
     }
 
+    fn deletes_rows(&self, destination: usize) -> bool {
+        self.lane_of(destination).is_some_and(|lane| self.lanes[lane].served.sink.deletes_rows())
+    }
+
+    /// The delivery becomes a waiting row, due now.
+    fn hand_apart(&mut self, message: &Arc<Message>, destination: usize) {
+        match self.lane_of(destination) {
+            Some(lane) => {
+                let in_order = self.lanes[lane].served.limits.keyed;
+                let work = fresh(message, in_order);
+                self.must_wait(lane, &work, waits(State::Overflow, in_order, DueIn::Pause(Duration::ZERO)));
+            }
+            None => self.unserved(message, destination),
+        }
+    }
+
+    fn unserved(&mut self, message: &Arc<Message>, destination: usize) {
+        let name = self.routing.destinations[destination].spec.name.clone();
+        let remains = waits(State::Unserved, self.keeps_order(destination), DueIn::Pause(Duration::ZERO));
+        self.conclude_fresh(message, &name, Some(remains));
+    }
+
     fn hand_to(&mut self, message: &Arc<Message>, destination: usize, parked: &HashSet<(usize, Key)>) {
-        let Some(lane) = self.lane_of(destination) else {
-            let name = self.routing.destinations[destination].spec.name.clone();
-            let remains = waits(State::Unserved, self.keeps_order(destination), DueIn::Pause(Duration::ZERO));
-            self.conclude_fresh(message, &name, Some(remains));
-            return;
-        };
+        let Some(lane) = self.lane_of(destination) else { return self.unserved(message, destination) };
         let in_order = self.lanes[lane].served.limits.keyed;
-        let work = Work {
-            message: message.clone(),
-            origin: Origin::Fresh,
-            attempts: 0,
-            in_order,
-            first_attempt_at: None,
-            history: Vec::new(),
-            doomed: doom(message),
-        };
+        let work = fresh(message, in_order);
         let state = &mut self.lanes[lane];
         let is_parked = message.ordering_key.as_ref().is_some_and(|key| parked.contains(&(lane, key.clone())));
         let refused = if state.lane.is_closed() || state.lane.is_full() {
@@ -479,6 +495,19 @@ impl Engine {
 
     fn frontier_is_exact(&self) -> bool {
         !matches!(self.store.evidence(), Evidence::Ages(_))
+    }
+}
+
+/// A message on its way to a destination for the first time.
+fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
+    Work {
+        message: message.clone(),
+        origin: Origin::Fresh,
+        attempts: 0,
+        in_order,
+        first_attempt_at: None,
+        history: Vec::new(),
+        doomed: doom(message),
     }
 }
 

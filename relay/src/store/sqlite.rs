@@ -21,6 +21,8 @@ mod settle;
 mod statement;
 mod worker;
 
+pub(crate) use self::file::existing_file_uri;
+
 use std::time::Duration;
 
 use async_trait::async_trait;

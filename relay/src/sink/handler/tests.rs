@@ -16,6 +16,7 @@ struct OrderPlaced {
 
 impl outbox::Message for OrderPlaced {
     const TOPIC: &'static str = "order.placed";
+    const VERSION: u16 = 2;
 }
 
 fn message(payload: &str) -> Message {
@@ -42,7 +43,8 @@ async fn attempt(handler: Handler) -> Judgement {
 }
 
 async fn attempt_at(handler: Handler, payload: &str) -> Judgement {
-    let attempt = Attempt { destination: "invoices".into(), number: 4, timeout: Duration::from_secs(15) };
+    let attempt =
+        Attempt { destination: "invoices".into(), number: 4, timeout: Duration::from_secs(15), unit: Unit::Shared };
     handler.sink().attempt(&message(payload), &attempt).await
 }
 

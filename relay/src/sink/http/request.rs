@@ -140,6 +140,7 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
+    use crate::sink::Unit;
 
     fn message() -> Message {
         Message {
@@ -167,7 +168,8 @@ mod tests {
 
     fn build(message: &Message, configured: &[(&str, &str)]) -> Result<HeaderMap, String> {
         let configured: Vec<_> = configured.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        let attempt = Attempt { destination: "billing".into(), number: 4, timeout: Duration::from_secs(15) };
+        let attempt =
+            Attempt { destination: "billing".into(), number: 4, timeout: Duration::from_secs(15), unit: Unit::Shared };
         let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_000_060_900);
         headers(message, &attempt, "/shop", &fixed(&configured).unwrap(), now)
     }
