@@ -12,5 +12,5 @@ mod pauses;
 mod promise;
 mod retries;
 mod routes;
-mod stage;
+pub(crate) mod stage;
 mod stops;

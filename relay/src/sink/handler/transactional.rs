@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use diesel::result::Error as DieselError;
-use diesel_async::{AsyncConnection, RunQueryDsl};
+use diesel_async::AsyncConnection;
 use outbox::OutboxBackend;
 use serde::de::DeserializeOwned;
 
@@ -100,7 +100,7 @@ where
             if let Some(prelude) = prelude {
                 conn.batch_execute(&prelude).await?;
             }
-            if RunQueryDsl::execute(claim, conn).await? != 1 {
+            if diesel_async::RunQueryDsl::execute(claim, conn).await? != 1 {
                 return Err(Stop::NotClaimed);
             }
             reached.is(Stage::CALLED);
