@@ -13,6 +13,7 @@ mod database;
 mod dead_letters;
 mod delivery;
 mod faults;
+mod handlers;
 mod http;
 mod kill;
 mod library;

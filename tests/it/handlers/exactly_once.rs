@@ -1,0 +1,206 @@
+//! The effects of a transactional handler happen once, however its attempts end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use diesel_async::AsyncConnection;
+use outbox::{Envelope, OutboxBackend};
+use outbox_tests::database::{Kind, TestDatabase};
+use outbox_tests::for_each_database;
+use outbox_tests::receiver::{Answer, Receiver};
+use relay::store::StoreOptions;
+use relay::{Context, Handler, HandlerResult, Http, Relay};
+
+use super::stage::{End, Posted, SHORT, Script, create_effects, effects, posted, shared, sorted_effects, with_driver};
+use crate::delivery::stage::{Log, Running, enqueue, relay_on, until, until_nothing_is_left};
+
+async fn an_effect_happens_once_however_its_attempts_end(database: TestDatabase) {
+    with_driver!(database.kind(), Conn => however_its_attempts_end::<Conn>(&database).await);
+}
+for_each_database!(an_effect_happens_once_however_its_attempts_end);
+
+async fn however_its_attempts_end<C: AsyncConnection<Backend: OutboxBackend> + 'static>(database: &TestDatabase) {
+    create_effects(database);
+    let ends = [
+        ("error", End::Error),
+        ("hang", End::Hang),
+        ("panic", End::Panic),
+        ("sever", End::Sever),
+        ("swallow", End::Swallow),
+        ("well", End::Well),
+    ];
+    let script = Script::new(database, move |body, attempt| {
+        // Twice: the second attempt is one of a waiting row.
+        if attempt > 2 { End::Well } else { ends.iter().find(|(name, _)| *name == body).unwrap().1 }
+    });
+    enqueue(database, ends.map(|(name, _)| posted(name)));
+    let relay = Running::start(relay_on(database).destination(script.ledger::<C>().timeout(SHORT))).await;
+    until_nothing_is_left(database).await;
+    relay.stop().await;
+    assert_eq!(sorted_effects(database), ends.map(|(name, _)| name));
+    for (name, end) in ends {
+        let wanted: &[u32] = if end == End::Well { &[1] } else { &[1, 2, 3] };
+        assert_eq!(script.attempts(name), wanted, "{name}");
+    }
+}
+
+/// An attempt that was given up must not keep its row locked, or nothing else would be settled meanwhile.
+async fn a_statement_that_outlives_its_attempt_is_stopped(database: TestDatabase) {
+    with_driver!(database.kind(), Conn => outlives_its_attempt::<Conn>(&database).await);
+}
+for_each_database!(a_statement_that_outlives_its_attempt_is_stopped);
+
+async fn outlives_its_attempt<C: AsyncConnection<Backend: OutboxBackend> + 'static>(database: &TestDatabase) {
+    create_effects(database);
+    let script = Script::new(database, |_, attempt| if attempt == 1 { End::SlowStatement } else { End::Well });
+    enqueue(database, [posted("slow")]);
+    let relay = Running::start(relay_on(database).destination(script.ledger::<C>().timeout(SHORT))).await;
+    let began = Instant::now();
+    until_nothing_is_left(database).await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    relay.stop().await;
+    assert_eq!(effects(database), ["slow"]);
+}
+
+async fn a_key_stays_in_order_through_failures(database: TestDatabase) {
+    with_driver!(database.kind(), Conn => in_order::<Conn>(&database, &["posted"]).await);
+}
+for_each_database!(a_key_stays_in_order_through_failures);
+
+async fn a_key_stays_in_order_when_others_get_its_messages_too(database: TestDatabase) {
+    with_driver!(database.kind(), Conn => in_order::<Conn>(&database, &["posted", "shared"]).await);
+}
+for_each_database!(a_key_stays_in_order_when_others_get_its_messages_too);
+
+/// Messages of three keys, of these topics in turn; now and then an attempt fails.
+async fn in_order<C: AsyncConnection<Backend: OutboxBackend> + 'static>(database: &TestDatabase, topics: &[&str]) {
+    create_effects(database);
+    let script = Script::new(
+        database,
+        |body, attempt| {
+            if attempt == 1 && body.ends_with(['2', '5']) { End::Error } else { End::Well }
+        },
+    );
+    let log = Log::default();
+    let bodies: Vec<String> = (0..8).flat_map(|n| ["a", "b", "c"].map(|key| format!("{key}{n}"))).collect();
+    let messages = |part: &[String]| {
+        let of = |(at, body): (usize, &String)| {
+            let body_json = format!("{{\"body\":\"{body}\"}}");
+            Envelope::raw(topics[at / 3 % topics.len()].to_owned(), body_json).key(&body[..1])
+        };
+        part.iter().enumerate().map(of).collect::<Vec<_>>()
+    };
+    enqueue(database, messages(&bodies[..12]));
+    let builder = relay_on(database)
+        .destination(script.ledger::<C>().topics(["posted", "shared"]))
+        .destination(log.accepting("audit").topics(["shared"]));
+    let relay = Running::start(builder).await;
+    enqueue(database, messages(&bodies[12..]));
+    until_nothing_is_left(database).await;
+    relay.stop().await;
+    for key in ["a", "b", "c"] {
+        let of_key = |bodies: Vec<String>| bodies.into_iter().filter(|b| b.starts_with(key)).collect::<Vec<_>>();
+        assert_eq!(of_key(effects(database)), of_key(bodies.clone()), "{key}");
+    }
+}
+
+async fn a_slow_neighbour_delays_no_effect(database: TestDatabase) {
+    with_driver!(database.kind(), Conn => beside_a_slow_neighbour::<Conn>(&database).await);
+}
+for_each_database!(a_slow_neighbour_delays_no_effect);
+
+async fn beside_a_slow_neighbour<C: AsyncConnection<Backend: OutboxBackend> + 'static>(database: &TestDatabase) {
+    create_effects(database);
+    let answers = Arc::new(AtomicBool::new(false));
+    let answering = answers.clone();
+    let receiver =
+        Receiver::start(move |_| if answering.load(Ordering::SeqCst) { Answer::status(200) } else { Answer::Never })
+            .await;
+    let script = Script::new(database, |_, attempt| if attempt == 1 { End::Error } else { End::Well });
+    let builder = relay_on(database)
+        .destination(script.ledger::<C>().topics(["shared"]))
+        .destination(Http::new("billing", receiver.url("/")).topics(["shared"]).timeout(SHORT));
+    let relay = Running::start(builder).await;
+    let bodies = ["s1", "s2", "s3", "s4"];
+    enqueue(database, bodies.map(|body| shared(body).key("k")));
+    until(database, "all effects", || effects(database) == bodies).await;
+    answers.store(true, Ordering::SeqCst);
+    until_nothing_is_left(database).await;
+    relay.stop().await;
+    assert_eq!(effects(database), bodies, "nothing happened again");
+    for body in bodies {
+        assert_eq!(script.attempts(body), [1, 2]);
+    }
+}
+
+async fn messages_enqueued_by_a_handler_are_enqueued_once(database: TestDatabase) {
+    with_driver!(database.kind(), Conn => enqueued_by_a_handler::<Conn>(&database).await);
+}
+for_each_database!(messages_enqueued_by_a_handler_are_enqueued_once);
+
+async fn enqueued_by_a_handler<C: AsyncConnection<Backend: OutboxBackend> + 'static>(database: &TestDatabase) {
+    async fn pass_on<C>(message: Posted, conn: &mut C, context: Context) -> HandlerResult
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+    {
+        outbox::aio::enqueue(conn, Envelope::raw("mail", message.body)).await?;
+        if context.attempt() == 1 { Err("not now".into()) } else { Ok(()) }
+    }
+    let log = Log::default();
+    enqueue(database, [posted("one"), posted("two")]);
+    let builder = relay_on(database)
+        .transactional_handler("ledger", pass_on::<C>)
+        .destination(log.accepting("mailer").topics(["mail"]));
+    let relay = Running::start(builder).await;
+    until_nothing_is_left(database).await;
+    relay.stop().await;
+    let mut mailed = log.accepted("mailer");
+    mailed.sort();
+    assert_eq!(mailed, ["one", "two"]);
+}
+
+async fn a_drain_runs_transactional_handlers_too(database: TestDatabase) {
+    with_driver!(database.kind(), Conn => drained::<Conn>(&database).await);
+}
+for_each_database!(a_drain_runs_transactional_handlers_too);
+
+async fn drained<C: AsyncConnection<Backend: OutboxBackend> + 'static>(database: &TestDatabase) {
+    create_effects(database);
+    let (script, log) = (Script::well(database), Log::default());
+    enqueue(database, [posted("p1").key("k"), shared("s1").key("k"), posted("p2").key("k"), shared("s2")]);
+    let builder = relay_on(database)
+        .destination(script.ledger::<C>().topics(["posted", "shared"]))
+        .destination(log.accepting("audit").topics(["shared"]));
+    let drained = builder.build().await.unwrap().drain().await.unwrap();
+    assert!(drained.is_clean(), "{drained:?}");
+    assert_eq!(sorted_effects(database), ["p1", "p2", "s1", "s2"]);
+    assert_eq!(log.arrivals().len(), 2);
+}
+
+async fn a_handler_for_another_database_is_refused_when_the_relay_is_built(database: TestDatabase) {
+    async fn post<C>(_: Posted, _: &mut C, _: Context) -> HandlerResult {
+        Ok(())
+    }
+    let builder = relay_on(&database);
+    let builder = match database.kind() {
+        Kind::Postgres => builder.transactional_handler("ledger", post::<diesel_async::AsyncMysqlConnection>),
+        _ => builder.transactional_handler("ledger", post::<diesel_async::AsyncPgConnection>),
+    };
+    let error = builder.build().await.err().unwrap().to_string();
+    assert!(error.starts_with("destination `ledger`: its function takes a connection to "), "{error}");
+    assert!(error.contains("\n  help: let it take `&mut "), "{error}");
+
+    let store = relay::store::open::open(database.url(), &StoreOptions::default()).await.unwrap();
+    let fitting = with_driver!(database.kind(), Conn => Handler::transactional("ledger", post::<Conn>));
+    let error = Relay::builder_from_store(store.clone()).destination(fitting).build().await.err().unwrap().to_string();
+    assert!(error.contains("help: use `Handler::transactional_with` and say how to connect"), "{error}");
+    let unfit = Relay::builder_from_store(store);
+    let unfit = match database.kind() {
+        Kind::Sqlite => unfit.transactional_handler("ledger", post::<diesel_async::AsyncMysqlConnection>),
+        _ => with_driver!(Kind::Sqlite, Conn => unfit.transactional_handler("ledger", post::<Conn>)),
+    };
+    let error = unfit.build().await.err().unwrap().to_string();
+    assert!(error.contains("its function takes a connection to "), "{error}");
+}
+for_each_database!(a_handler_for_another_database_is_refused_when_the_relay_is_built);
