@@ -47,6 +47,7 @@
 //! # Where to look
 //!
 //! - [`Relay::builder`] sets a relay up; [`Handler`] and [`Http`] are destinations with options.
+//! - [`Handler::transactional`] is for effects that must happen exactly once; [`Handler::on`] takes several types.
 //! - [`HandlerError`] lets a handler say more than "try again": reject, hold, retry not before.
 //! - [`retry::RetryPolicy`] says when failed attempts are repeated and when to give up.
 //! - [`Event`] tells a listener what happens to deliveries.
@@ -85,4 +86,5 @@ pub use crate::sink::AfterDeadLetter;
 pub use crate::sink::Ordering;
 pub use crate::sink::handler::{Context, Handler, HandlerError, HandlerResult, Reply};
 pub use crate::sink::http::Http;
+/// What connections of transactional handlers come from, in the version this crate was built with.
 pub use diesel_async;

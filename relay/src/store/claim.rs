@@ -64,7 +64,7 @@ fn routes(database: Database, version: i64) -> String {
 pub(crate) fn prelude(database: Database, timeout: Duration) -> Option<String> {
     match database {
         Database::Postgres => {
-            let limit = timeout.as_millis().max(1);
+            let limit = timeout.as_millis().clamp(1, i32::MAX as u128);
             Some(format!(
                 "SET LOCAL statement_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}"
             ))
@@ -78,7 +78,7 @@ pub(crate) fn prelude(database: Database, timeout: Duration) -> Option<String> {
 ///
 /// No statement lasts much longer than the attempt it belongs to: what was abandoned must not keep its row locked.
 pub(crate) fn session(database: Database, timeout: Duration) -> Option<String> {
-    let seconds = timeout.as_secs_f64().ceil().max(1.0);
+    let seconds = timeout.as_secs_f64().ceil().clamp(1.0, 86_400.0);
     match database {
         Database::Postgres => None,
         // MariaDB executes what stands in `/*M! … */`, MySQL 8 what stands in `/*!80000 … */`.
@@ -86,7 +86,7 @@ pub(crate) fn session(database: Database, timeout: Duration) -> Option<String> {
             "SET SESSION innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds} \
              /*M! , max_statement_time = {seconds}, idle_transaction_timeout = {seconds} */ \
              /*!80000 , max_execution_time = {} */",
-            timeout.as_millis().max(1)
+            timeout.as_millis().clamp(1, 86_400_000)
         )),
         // What commits has to survive a power cut, as the message did.
         Database::Sqlite => Some(format!(

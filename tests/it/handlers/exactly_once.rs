@@ -1,7 +1,7 @@
 //! The effects of a transactional handler happen once, however its attempts end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use diesel_async::AsyncConnection;
@@ -13,7 +13,7 @@ use relay::store::StoreOptions;
 use relay::{Context, Handler, HandlerResult, Http, Relay};
 
 use super::stage::{End, Posted, SHORT, Script, create_effects, effects, posted, shared, sorted_effects, with_driver};
-use crate::delivery::stage::{Log, Running, enqueue, relay_on, until, until_nothing_is_left};
+use crate::delivery::stage::{Log, Running, enqueue, quick, relay_on, until, until_nothing_is_left};
 
 async fn an_effect_happens_once_however_its_attempts_end(database: TestDatabase) {
     with_driver!(database.kind(), Conn => however_its_attempts_end::<Conn>(&database).await);
@@ -158,6 +158,80 @@ async fn enqueued_by_a_handler<C: AsyncConnection<Backend: OutboxBackend> + 'sta
     let mut mailed = log.accepted("mailer");
     mailed.sort();
     assert_eq!(mailed, ["one", "two"]);
+}
+
+/// The pauses of a hold are seconds, so the connection is refused only twice.
+async fn a_handler_without_a_connection_holds_its_destination_and_counts_no_attempt(database: TestDatabase) {
+    with_driver!(database.kind(), Conn => without_a_connection::<Conn>(&database).await);
+}
+for_each_database!(a_handler_without_a_connection_holds_its_destination_and_counts_no_attempt);
+
+async fn without_a_connection<C: AsyncConnection<Backend: OutboxBackend> + 'static>(database: &TestDatabase) {
+    create_effects(database);
+    let (script, refusals) = (Script::well(database), Arc::new(AtomicUsize::new(2)));
+    let (acting, left, url) = (script.clone(), refusals.clone(), driver_url(database));
+    let connect = move || {
+        let refuse = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        let url = url.clone();
+        async move {
+            if refuse {
+                return Err(diesel::ConnectionError::BadConnection("the door is shut".to_owned()));
+            }
+            C::establish(&url).await
+        }
+    };
+    let ledger =
+        Handler::transactional_with("ledger", connect, async move |posted: Posted, conn: &mut C, context: Context| {
+            acting.act(&posted.body, conn, &context).await
+        });
+    enqueue(database, [posted("one")]);
+    let relay = Running::start(relay_on(database).destination(ledger.retry(quick(0)))).await;
+    until(database, "the effect", || effects(database) == ["one"]).await;
+    until_nothing_is_left(database).await;
+    relay.stop().await;
+    assert_eq!((refusals.load(Ordering::SeqCst), script.attempts("one")), (0, vec![1]));
+}
+
+fn driver_url(database: &TestDatabase) -> String {
+    match database.kind() {
+        Kind::Postgres => database.url().to_owned(),
+        Kind::Mariadb => format!("{}?prefer_socket=false", database.url()),
+        Kind::Sqlite => database.path().display().to_string(),
+    }
+}
+
+async fn an_idle_connection_the_server_has_closed_costs_no_attempt(database: TestDatabase) {
+    with_driver!(database.kind(), Conn => closed_while_idle::<Conn>(&database).await);
+}
+for_each_database!(
+    an_idle_connection_the_server_has_closed_costs_no_attempt,
+    an_idle_connection_the_server_has_closed_costs_no_attempt,
+    [postgres, mariadb]
+);
+
+async fn closed_while_idle<C: AsyncConnection<Backend: OutboxBackend> + 'static>(database: &TestDatabase) {
+    create_effects(database);
+    let (own_id, kill) = match database.kind() {
+        Kind::Postgres => ("pg_backend_pid()", "SELECT pg_terminate_backend"),
+        _ => ("connection_id()", "KILL "),
+    };
+    let note = move |attempt: u32| format!("INSERT INTO effects (body) SELECT concat({own_id}, ' ', {attempt})");
+    let ledger = Handler::transactional("ledger", async move |_: Posted, conn: &mut C, context: Context| {
+        conn.batch_execute(&note(context.attempt())).await
+    });
+    enqueue(database, [posted("one")]);
+    let relay = Running::start(relay_on(database).destination(ledger.concurrency(1))).await;
+    until_nothing_is_left(database).await;
+    let first = effects(database).remove(0);
+    let id = first.strip_suffix(" 1").unwrap();
+    database.exec(&if database.kind() == Kind::Postgres { format!("{kill}({id})") } else { format!("{kill}{id}") });
+    enqueue(database, [posted("two"), posted("three")]);
+    until_nothing_is_left(database).await;
+    relay.stop().await;
+    let ids: Vec<String> = effects(database).iter().map(|line| line.strip_suffix(" 1").unwrap().to_owned()).collect();
+    assert_eq!(ids.len(), 3);
+    assert!(ids[1] != ids[0], "a new connection was opened");
+    assert_eq!(ids[1], ids[2], "and kept");
 }
 
 async fn a_drain_runs_transactional_handlers_too(database: TestDatabase) {

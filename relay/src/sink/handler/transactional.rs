@@ -26,6 +26,12 @@ use crate::verdict::Verdict;
 
 /// A function that takes a message, a connection in a transaction and a [`Context`], and whose future can be sent to
 /// another thread: `async fn(M, &mut C, Context)`, or an async closure. Implemented for all of them.
+#[diagnostic::on_unimplemented(
+    message = "this function cannot be a transactional handler",
+    note = "write `async fn post(message: M, conn: &mut AsyncPgConnection, context: Context) -> Result<(), E>`, or an \
+            async closure: `async move |message: M, conn: &mut AsyncPgConnection, context: Context| {{ … }}`",
+    note = "its future must be `Send`"
+)]
 pub trait TransactionalFn<M, C, R>:
     AsyncFnOnce(M, C, Context) -> R + FnOnce(M, C, Context) -> <Self as TransactionalFn<M, C, R>>::Fut
 {
@@ -188,3 +194,25 @@ fn failure(stage: u8, error: DieselError) -> Judgement {
 
 /// How long a destination waits when its handler's database cannot be reached.
 const NO_CONNECTION_PAUSE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_commit_that_was_cut_off_may_have_happened() {
+        let gone = || DieselError::BrokenTransactionManager;
+        let not_committed = || DieselError::from(outbox::Error::NotCommitted(DieselError::NotInTransaction));
+        for (stage, error, code, maybe) in [
+            (0, gone(), "database", false),
+            (Stage::BEGUN, gone(), "database", false),
+            (Stage::CALLED, gone(), "database", false),
+            (Stage::RETURNED, gone(), "commit", true),
+            (Stage::RETURNED, not_committed(), "not_committed", false),
+        ] {
+            let judgement = failure(stage, error);
+            assert_eq!((judgement.verdict, judgement.code.as_str(), judgement.maybe), (RETRY, code, maybe));
+            assert_eq!(judgement.row, Row::Untouched, "the relay writes it down");
+        }
+    }
+}
