@@ -118,14 +118,20 @@ async fn beside_a_slow_neighbour<C: AsyncConnection<Backend: OutboxBackend> + 's
         Receiver::start(move |_| if answering.load(Ordering::SeqCst) { Answer::status(200) } else { Answer::Never })
             .await;
     let script = Script::new(database, |_, attempt| if attempt == 1 { End::Error } else { End::Well });
-    let builder = relay_on(database)
-        .destination(script.ledger::<C>().topics(["shared"]))
-        .destination(Http::new("billing", receiver.url("/")).topics(["shared"]).timeout(SHORT));
-    let relay = Running::start(builder).await;
+    let start = || {
+        // Far longer than this test waits for the effects.
+        let billing = Http::new("billing", receiver.url("/")).topics(["shared"]).timeout(Duration::from_secs(120));
+        let builder = relay_on(database).destination(script.ledger::<C>().topics(["shared"])).destination(billing);
+        Running::start(builder.shutdown_grace(SHORT))
+    };
+    let relay = start().await;
     let bodies = ["s1", "s2", "s3", "s4"];
     enqueue(database, bodies.map(|body| shared(body).key("k")));
     until(database, "all effects", || effects(database) == bodies).await;
+    until(database, "a neighbour that does not answer", || !receiver.requests().is_empty()).await;
+    relay.stop().await;
     answers.store(true, Ordering::SeqCst);
+    let relay = start().await;
     until_nothing_is_left(database).await;
     relay.stop().await;
     assert_eq!(effects(database), bodies, "nothing happened again");
