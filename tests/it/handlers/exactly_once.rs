@@ -1,7 +1,7 @@
 //! The effects of a transactional handler happen once, however its attempts end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use diesel_async::AsyncConnection;
@@ -13,7 +13,9 @@ use relay::store::StoreOptions;
 use relay::{Context, Handler, HandlerResult, Http, Relay};
 
 use super::stage::{End, Posted, SHORT, Script, create_effects, effects, posted, shared, sorted_effects, with_driver};
-use crate::delivery::stage::{Log, Running, enqueue, quick, relay_on, until, until_nothing_is_left};
+use crate::delivery::stage::{
+    Log, Running, dead_letters, enqueue, quick, relay_on, until, until_dead, until_nothing_is_left,
+};
 
 async fn an_effect_happens_once_however_its_attempts_end(database: TestDatabase) {
     with_driver!(database.kind(), Conn => however_its_attempts_end::<Conn>(&database).await);
@@ -138,6 +140,77 @@ async fn beside_a_slow_neighbour<C: AsyncConnection<Backend: OutboxBackend> + 's
     for body in bodies {
         assert_eq!(script.attempts(body), [1, 2]);
     }
+}
+
+/// A handler that passes over the failure of its transaction is not believed, and whoever looks is told.
+async fn ok_over_a_lost_transaction_ends_in_the_dead_letters(database: TestDatabase) {
+    with_driver!(database.kind(), Conn => ok_over_a_lost_transaction::<Conn>(&database).await);
+}
+for_each_database!(ok_over_a_lost_transaction_ends_in_the_dead_letters);
+
+async fn ok_over_a_lost_transaction<C: AsyncConnection<Backend: OutboxBackend> + 'static>(database: &TestDatabase) {
+    create_effects(database);
+    let script = Script::new(database, |_, _| End::Swallow);
+    enqueue(database, [posted("lost")]);
+    let relay = Running::start(relay_on(database).destination(script.ledger::<C>().retry(quick(1)))).await;
+    until_dead(database, &["ledger exhausted"]).await;
+    relay.stop().await;
+    assert_eq!(script.attempts("lost"), [1, 2]);
+    assert!(effects(database).is_empty());
+    let told = dead_letters(database).remove(0).letter.last_error.unwrap();
+    let wanted = "not_committed: the handler returned Ok, but outbox: the transaction did not commit: ";
+    assert!(told.starts_with(wanted) && told.contains("help: return the error of a failed statement"), "{told}");
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Credited {
+    body: String,
+}
+
+impl outbox::Message for Credited {
+    const TOPIC: &'static str = "credited";
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Noted {
+    body: String,
+}
+
+impl outbox::Message for Noted {
+    const TOPIC: &'static str = "noted";
+}
+
+async fn functions_with_and_without_a_transaction_share_a_name_and_the_order(database: TestDatabase) {
+    with_driver!(database.kind(), Conn => under_one_name::<Conn>(Arc::new(database)).await);
+}
+for_each_database!(functions_with_and_without_a_transaction_share_a_name_and_the_order);
+
+async fn under_one_name<C: AsyncConnection<Backend: OutboxBackend> + 'static>(tables: Arc<TestDatabase>) {
+    let database = &*tables;
+    create_effects(database);
+    let script = Script::new(database, |_, attempt| if attempt == 1 { End::Error } else { End::Well });
+    let (crediting, seen) = (script.clone(), Arc::new(Mutex::new(Vec::new())));
+    let (noting, looking) = (seen.clone(), tables.clone());
+    let ledger = script
+        .ledger::<C>()
+        .on_transactional(async move |credited: Credited, conn: &mut C, context: Context| {
+            crediting.act(&credited.body, conn, &context).await
+        })
+        .on(move |noted: Noted, _: Context| {
+            // What is in the ledger when a note arrives is what was enqueued before it.
+            noting.lock().unwrap().push(format!("{} {}", noted.body, effects(&looking).join(",")));
+            std::future::ready(HandlerResult::Ok(()))
+        });
+    assert_eq!(ledger.settings().topics, ["posted", "credited", "noted"]);
+    let credited = |body: &str| outbox::envelope(&Credited { body: body.to_owned() });
+    let noted = |body: &str| outbox::envelope(&Noted { body: body.to_owned() });
+    let messages = [posted("p"), noted("n1"), credited("c"), noted("n2")];
+    enqueue(database, messages.map(|message| message.key("k")));
+    let relay = Running::start(relay_on(database).destination(ledger)).await;
+    until_nothing_is_left(database).await;
+    relay.stop().await;
+    assert_eq!(*seen.lock().unwrap(), ["n1 p", "n2 p,c"]);
+    assert_eq!(effects(database), ["p", "c"]);
 }
 
 async fn messages_enqueued_by_a_handler_are_enqueued_once(database: TestDatabase) {

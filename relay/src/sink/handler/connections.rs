@@ -144,8 +144,24 @@ fn by_url<C: AsyncConnection + 'static>(database: Database, url: &str) -> Result
     };
     Ok(Arc::new(move || {
         let url = url.clone();
-        Box::pin(async move { Ok(C::establish(&url).await?) })
+        Box::pin(async move {
+            if TypeId::of::<C>() != TypeId::of::<AsyncPgConnection>() {
+                return Ok(C::establish(&url).await?);
+            }
+            let conn: Box<dyn Any> = Box::new(postgres(&url).await?);
+            Ok(*conn.downcast::<C>().expect("the types were compared"))
+        })
     }))
+}
+
+/// diesel's own way of connecting keeps only the first words of an error, so that "connection refused" is lost.
+async fn postgres(url: &str) -> Result<AsyncPgConnection, Cause> {
+    let mut config: tokio_postgres::Config = url.parse()?;
+    if config.get_application_name().is_none() {
+        config.application_name("outbox-relay handler");
+    }
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    Ok(AsyncPgConnection::try_from_client_and_connection(client, connection).await?)
 }
 
 fn name(database: Database) -> &'static str {
@@ -252,6 +268,17 @@ mod tests {
         assert_eq!(problem::<SyncConnectionWrapper<SqliteConnection>>(&place(url, Database::Sqlite)), None);
         let told = problem::<AsyncMysqlConnection>(&place(None, Database::Mysql)).unwrap();
         assert!(told.contains("help: use `Handler::transactional_with`"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_told_in_the_systems_words() {
+        // Nobody listens on the port of a socket that was closed again.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let url = format!("postgres://me@127.0.0.1:{port}/shop");
+        let connections: Connections<AsyncPgConnection> =
+            Connections::new(&place(Some(&url), Database::Postgres), None).unwrap();
+        let error = Arc::new(connections).take().await.err().unwrap();
+        assert!(crate::cause::chain(&*error).contains("refused"), "{error}");
     }
 
     #[test]
