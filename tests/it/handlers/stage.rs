@@ -102,9 +102,12 @@ pub(crate) enum End {
 #[derive(Clone)]
 pub(crate) struct Script(Arc<Inner>);
 
+/// How an attempt at a message of this body ends, by its number.
+type Ends = Box<dyn Fn(&str, u32) -> End + Send + Sync>;
+
 struct Inner {
     kind: Kind,
-    end: Box<dyn Fn(&str, u32) -> End + Send + Sync>,
+    end: Ends,
     attempts: Mutex<BTreeMap<String, Vec<u32>>>,
 }
 
