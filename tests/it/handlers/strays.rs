@@ -75,7 +75,11 @@ async fn gone_before_its_turn<C: AsyncConnection<Backend: OutboxBackend> + 'stat
     until(database, "one is under way", || attempted().is_some()).await;
     // The other one is in the lane, behind it. Its row leaves without the relay.
     let (done, gone) = if attempted() == Some("first") { ("first", "second") } else { ("second", "first") };
-    database.exec(&format!("DELETE FROM outbox_deliveries WHERE destination = 'ledger' AND payload LIKE '%{gone}%'"));
+    until_waiting(database, &["ledger overflow", "ledger overflow"]).await;
+    // Found first: a DELETE that searches waits for the row that is claimed.
+    let row = format!("SELECT id FROM outbox_deliveries WHERE payload LIKE '%{gone}%'");
+    let row = database.query_i64(&row);
+    database.exec(&format!("DELETE FROM outbox_deliveries WHERE id = {row}"));
     gate.add_permits(3);
     until_waiting(database, &[]).await;
     // What comes later is delivered, so the one that is gone has had its turn.
