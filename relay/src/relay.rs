@@ -33,7 +33,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::engine::{Ask, End, Engine, Pace, Served};
-use crate::event::{Event, Listener};
+use crate::event::{Event, Listener, Tally};
 use crate::lane::LaneLimits;
 use crate::membership::{MembershipLoop, Ownership};
 use crate::message::RelayId;
@@ -140,9 +140,18 @@ pub enum RelayError {
     },
 }
 
-/// What a drain leaves behind.
+/// What a drain did, and what it leaves behind.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Drained {
+    /// Attempts that were made.
+    pub attempts: u64,
+    /// Attempts that delivered. A message for two destinations is delivered twice.
+    pub delivered: u64,
+    /// Attempts that failed and left a delivery that waits for another one.
+    pub retried: u64,
+    /// Deliveries that were given up.
+    pub dead_lettered: u64,
     /// The tables after the last pass.
     pub status: Status,
 }
@@ -185,15 +194,23 @@ impl Relay {
         work.await
     }
 
-    /// Delivers what is there and due now, then ends and says what is left behind.
+    /// Delivers what is there and due, then ends and says what it did and what is left behind.
+    ///
+    /// Messages that are committed after the start, and have a higher number than any that was there, are left where
+    /// they are: beside busy producers, too, a drain ends.
     ///
     /// # Errors
     /// When the database is not fit at the start, or cannot be asked at the end.
-    pub async fn drain(self) -> Result<Drained, RelayError> {
+    pub async fn drain(mut self) -> Result<Drained, RelayError> {
         let store = self.store.clone();
-        let (_ask, asked) = watch::channel(Ask::Drain);
+        let tally = Arc::new(Tally::default());
+        self.listener = Some(tally.listener(self.listener.take()));
+        let until = store.message_last().await?;
+        let (_ask, asked) = watch::channel(Ask::Drain { until });
         self.work(asked).await?;
-        Ok(Drained { status: store.status(None).await? })
+        let status = store.status(None).await?;
+        let [attempts, delivered, retried, dead_lettered] = tally.counts();
+        Ok(Drained { attempts, delivered, retried, dead_lettered, status })
     }
 
     /// Rises while the delivery loop turns; stands still when it is wedged.

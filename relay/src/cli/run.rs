@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use tracing::{info, warn};
 
 use super::args::{Global, Run};
@@ -10,7 +11,7 @@ use super::output::say;
 use super::{Exit, Failure, settings, status};
 use crate::admin::{self, Missing, with_connection};
 use crate::config::{Config, Destination, Migrate, Scope};
-use crate::relay::{Relay, RelayError, shutdown_signal};
+use crate::relay::{Drained, Relay, RelayError, shutdown_signal};
 use crate::server::health::{self, Health};
 use crate::sink::http::Http;
 use crate::store::{Store, StoreError};
@@ -108,7 +109,19 @@ async fn drain(global: &Global, relay: Relay) -> Result<Exit, Failure> {
             return Err(Failure::new(Exit::Partly, "relay: stopped before the drain was done"));
         }
     };
-    status::show(global, &drained.status)?;
+    let Drained { attempts, delivered, retried, dead_lettered, status, .. } = &drained;
+    let text = format!(
+        "attempts  {attempts}: {delivered} delivered, {retried} to be tried again\ngiven up  {dead_lettered}\n{}",
+        status::as_text(status)
+    );
+    let mut value = status::as_json(status);
+    value["drained"] = json!({
+        "attempts": attempts,
+        "delivered": delivered,
+        "retried": retried,
+        "dead_lettered": dead_lettered,
+    });
+    global.output().one(&text, &value)?;
     if drained.is_clean() {
         return Ok(Exit::Ok);
     }
