@@ -46,6 +46,7 @@ use crate::sink::http::{Http, HttpError};
 use crate::sink::{Ordering, Settings, Sink};
 use crate::store::{DestinationSpec, RelayRow, Status, Store, StoreError};
 use crate::store::{StoreOptions, open::open};
+use crate::testing::Clock;
 
 /// A relay that is set up and has not started.
 pub struct Relay {
@@ -71,6 +72,7 @@ pub struct RelayBuilder {
     source_name: String,
     destinations: Vec<Destination>,
     listener: Option<Listener>,
+    clock: Option<Clock>,
 }
 
 enum Source {
@@ -330,6 +332,7 @@ impl RelayBuilder {
             source_name: "/outbox".to_owned(),
             destinations: Vec::new(),
             listener: None,
+            clock: None,
         }
     }
 
@@ -411,6 +414,12 @@ impl RelayBuilder {
         self
     }
 
+    /// Asks the database with the hour of a test's clock instead of its own.
+    pub fn clock(mut self, clock: &Clock) -> Self {
+        self.clock = Some(clock.clone());
+        self
+    }
+
     /// Opens the database and checks everything that can be checked before the start.
     ///
     /// # Errors
@@ -464,6 +473,10 @@ impl RelayBuilder {
                 };
                 open(&url, &options).await?
             }
+        };
+        let store = match &self.clock {
+            Some(clock) => clock.over(store),
+            None => store,
         };
         store.verify().await?;
         Ok(Relay {

@@ -13,5 +13,5 @@ mod pauses;
 mod promise;
 mod retries;
 mod routes;
-mod stage;
+pub(crate) mod stage;
 mod stops;

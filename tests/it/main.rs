@@ -22,4 +22,5 @@ mod readme;
 mod sqlite;
 mod store;
 mod tables;
+mod testing_kit;
 mod toy;
