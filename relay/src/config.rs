@@ -17,10 +17,12 @@ use crate::retry::RetryPolicy;
 use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
 
+mod accepts;
 pub mod database_url;
 mod example;
 mod problem;
 mod read;
+mod schema;
 mod secret;
 mod sections;
 mod shown;
@@ -28,6 +30,7 @@ mod size;
 
 pub use example::EXAMPLE;
 pub use problem::{ConfigError, Problem};
+pub use schema::schema;
 pub use secret::Secret;
 
 use read::{Place, Reader, Section};

@@ -169,6 +169,11 @@ pub(super) enum ConfigCommand {
     /// Print a configuration file with every key and its default
     #[command(after_help = "Example:\n  relay config example > relay.toml")]
     Example,
+    /// Print a JSON Schema of the configuration, for editors and checks
+    ///
+    /// Draft 2020-12. `relay check` knows more than a schema can say.
+    #[command(after_help = "Example:\n  relay config schema > relay.schema.json")]
+    Schema,
     /// Show the values the relay would run with, after flags, environment, file and defaults
     ///
     /// Written as a configuration file, or as JSON. Credentials, header values and the queries of urls are masked.
