@@ -339,7 +339,7 @@ impl Engine {
     /// Stops feeding, lets attempts finish within the grace, writes every outcome.
     async fn wind_down(mut self) -> End {
         let mut deadline = Instant::now() + self.pace.shutdown_grace;
-        let mut cut_off = false;
+        let (mut cut_off, mut given_back) = (false, PartitionSet::EMPTY);
         info!(attempts = self.running.len(), in_hands = self.hands.open(), "finishing what is under way");
         let mut left = Vec::new();
         loop {
@@ -372,6 +372,9 @@ impl Engine {
             if self.settling.needs_routes() {
                 self.start_routing(now);
             }
+            if self.settling.is_idle() {
+                self.give_back(&mut given_back);
+            }
             let until = self.settle_wake(now).min(deadline).min(now + TICK).max(now);
             tokio::select! {
                 biased;
@@ -383,6 +386,24 @@ impl Engine {
         }
         self.attempts.abort_all();
         End::Stopped
+    }
+
+    /// Gives back the partitions nothing is under way in; a slow attempt keeps its own only. Nothing may be unwritten.
+    fn give_back(&self, given_back: &mut PartitionSet) {
+        let busy = self.running.values().map(attempt::Running::partition_no);
+        let busy: PartitionSet = busy.chain(self.hands.half_done()).collect();
+        let idle = self.owned.without(busy).without(*given_back);
+        if idle.is_empty() {
+            return;
+        }
+        *given_back = given_back.or(idle);
+        let (store, relay) = (self.store.clone(), self.relay);
+        tokio::spawn(async move {
+            if let Err(error) = store.partition_release(relay, idle).await {
+                // They are given up with the rest when the relay leaves.
+                debug!(error = %crate::cause::chain(&error), "partitions could not be given back early");
+            }
+        });
     }
 
     /// What was not started is simply left in the table, unless another destination already has the message: then the

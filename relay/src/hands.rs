@@ -135,6 +135,12 @@ impl Hands {
         self.held.get(&seq).is_some_and(|held| held.undecided > 0 && held.undecided < held.destinations)
     }
 
+    /// The partitions of all such messages.
+    pub(crate) fn half_done(&self) -> impl Iterator<Item = u8> {
+        let half_done = self.held.values().filter(|held| held.undecided > 0 && held.undecided < held.destinations);
+        half_done.filter_map(|held| held.message.as_ref()).map(|message| message.partition_no)
+    }
+
     /// Its settle committed; reads numbered `next_read` and later cannot show it.
     pub(crate) fn settled(&mut self, seq: Seq, next_read: u64) {
         if let Some(held) = self.held.get_mut(&seq) {

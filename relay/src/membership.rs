@@ -10,6 +10,9 @@
 //!   accuses nobody.
 //! - No renewal for an engine that does not tick.
 //!
+//! A relay that stops says so with its beat, takes nothing more, and gives back partition by partition what it has
+//! finished. Whoever sees it beats faster, to take them over without a gap.
+//!
 //! Sharing partitions out between several living relays is not done yet: a second relay stands by and takes over.
 
 use std::collections::HashMap;
@@ -20,6 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::engine::Ask;
 use crate::message::{PartitionSet, RelayId};
 use crate::outage::Outages;
 use crate::store::{Membership, Store, StoreError};
@@ -54,6 +58,8 @@ pub(crate) struct MembershipLoop {
     pub publish: watch::Sender<Ownership>,
     /// Rises with every round of the engine.
     pub ticks: Arc<AtomicU64>,
+    /// What the engine is asked for: one that is to stop takes nothing more.
+    pub asked: watch::Receiver<Ask>,
 }
 
 /// What was seen of the other relays.
@@ -99,7 +105,7 @@ impl Watch {
 
 impl MembershipLoop {
     /// Renews until `stop` is dropped or says so, or the relay is expelled.
-    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut watch = Watch::default();
         let mut outages = Outages::default();
         let mut last_tick = (self.ticks.load(Ordering::Relaxed), Instant::now());
@@ -115,8 +121,13 @@ impl MembershipLoop {
                 watch.start_over();
             } else {
                 match self.renew(&mut watch, &mut outages, began).await {
-                    Ok(true) => outages.recovered("relay_beat"),
-                    Ok(false) => {
+                    Ok(Renewal::Done { handed_over }) => {
+                        outages.recovered("relay_beat");
+                        if handed_over {
+                            pause = pause.min(HANDOVER_PAUSE);
+                        }
+                    }
+                    Ok(Renewal::Expelled) => {
                         self.publish.send_modify(|ownership| ownership.expelled = true);
                         return;
                     }
@@ -128,14 +139,17 @@ impl MembershipLoop {
             }
             tokio::select! {
                 changed = stop.changed() => if changed.is_err() || *stop.borrow() { return },
+                // Closed, it would be ready for ever.
+                Ok(()) = self.asked.changed() => {}
                 () = tokio::time::sleep_until((began + pause).into()) => {}
             }
         }
     }
 
-    /// One renewal. False when our row is gone.
-    async fn renew(&self, watch: &mut Watch, outages: &mut Outages, began: Instant) -> Result<bool, StoreError> {
-        let Some(seen) = self.store.relay_beat(self.relay, false).await? else { return Ok(false) };
+    /// One renewal.
+    async fn renew(&self, watch: &mut Watch, outages: &mut Outages, began: Instant) -> Result<Renewal, StoreError> {
+        let stops = matches!(*self.asked.borrow(), Ask::Stop | Ask::Abandon);
+        let Some(seen) = self.store.relay_beat(self.relay, stops).await? else { return Ok(Renewal::Expelled) };
         let dead = watch.observe(self.relay, &seen, self.lease, began);
         let mut buried = Vec::new();
         if !dead.is_empty() {
@@ -160,7 +174,7 @@ impl MembershipLoop {
         }
         // A few at a time: each repairs the keys of what it takes, however many rows wait there, and neither the beat nor
         // the patience of a store may depend on that. What is left is taken with the next renewals.
-        let mut wanted: Vec<u8> = free.iter().collect();
+        let mut wanted: Vec<u8> = if stops { Vec::new() } else { free.iter().collect() };
         let turn = watch.turn.checked_rem(wanted.len()).unwrap_or(0);
         wanted.rotate_left(turn);
         for some in wanted.chunks(ACQUIRED_AT_ONCE) {
@@ -191,9 +205,21 @@ impl MembershipLoop {
             ownership.settled = settled;
             changed
         });
-        Ok(true)
+        let handed_over = !stops && seen.relays.iter().any(|relay| relay.draining && relay.id != self.relay);
+        Ok(Renewal::Done { handed_over })
     }
 }
+
+/// What came of a renewal.
+enum Renewal {
+    /// `handed_over`: another relay is giving its partitions up.
+    Done { handed_over: bool },
+    /// Our row is gone.
+    Expelled,
+}
+
+/// Between two renewals while another relay gives its partitions up.
+const HANDOVER_PAUSE: Duration = Duration::from_millis(50);
 
 /// Partitions taken in one transaction.
 const ACQUIRED_AT_ONCE: usize = 4;

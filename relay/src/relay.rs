@@ -273,6 +273,7 @@ impl Relay {
             lease: self.lease,
             publish,
             ticks: self.ticks.clone(),
+            asked: asked.clone(),
         };
         let mut membership = tokio::spawn(membership.run(stopped));
         let engine = Engine::new(

@@ -24,6 +24,11 @@ pub(super) struct Running {
 }
 
 impl Running {
+    /// The partition of its message.
+    pub(super) fn partition_no(&self) -> u8 {
+        self.work.message.partition_no
+    }
+
     /// The lane and the delivery, which is no longer attempted.
     pub(super) fn into_work(self) -> (usize, Work) {
         (self.lane, self.work)
