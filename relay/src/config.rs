@@ -22,6 +22,7 @@ pub mod database_url;
 mod example;
 mod problem;
 mod read;
+mod reload;
 mod schema;
 mod secret;
 mod sections;
@@ -30,6 +31,7 @@ mod size;
 
 pub use example::EXAMPLE;
 pub use problem::{ConfigError, Problem};
+pub use reload::Reloaded;
 pub use schema::schema;
 pub use secret::Secret;
 

@@ -19,6 +19,7 @@ mod library;
 mod process;
 mod producers;
 mod readme;
+mod reload;
 mod sqlite;
 mod store;
 mod tables;
