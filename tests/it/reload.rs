@@ -43,7 +43,8 @@ impl Daemon {
     }
 
     fn text(health: SocketAddr, destinations: &str) -> String {
-        format!("[health]\nlisten = \"{health}\"\n[relay]\npoll_idle = \"20ms\"\n{destinations}")
+        // A lease so long that nobody waits for a third of it unnoticed.
+        format!("[health]\nlisten = \"{health}\"\n[relay]\nlease = \"15s\"\npoll_idle = \"20ms\"\n{destinations}")
     }
 
     fn write(&self, destinations: &str) {
@@ -146,9 +147,9 @@ async fn a_wrong_file_is_told_with_its_place_and_changes_nothing() {
     let good = destination("billing", &receiver.url("/in"), "**", "");
     let daemon = Daemon::start(&database, &good);
     for (n, (wrong, told)) in [
-        ("[destinations.billing]\nurl = \"https://b/\"\ntopics = [\"**\"]\nconcurency = 4\n", ":8:1: unknown key"),
-        ("[destinations.billing]\nurl = \n", ":6:7: "),
-        ("[destinations.billing]\nurl = \"https://b/\"\ntopics = [\"a..b\"]\n", ":7:1: `topics`"),
+        ("[destinations.billing]\nurl = \"https://b/\"\ntopics = [\"**\"]\nconcurency = 4\n", ":9:1: unknown key"),
+        ("[destinations.billing]\nurl = \n", ":7:7: "),
+        ("[destinations.billing]\nurl = \"https://b/\"\ntopics = [\"a..b\"]\n", ":8:1: `topics`"),
     ]
     .into_iter()
     .enumerate()
@@ -242,9 +243,10 @@ for_each_database!(reloads_under_load_lose_nothing_and_repeat_nothing);
 
 async fn a_slow_attempt_holds_up_its_own_partition_only(database: TestDatabase) {
     const QUICK: usize = 64;
+    const SLOW: Duration = Duration::from_secs(3);
     let receiver = Receiver::start(|request| {
         let is_slow = request.line.starts_with("POST /slow ");
-        Answer::status(200).after(if is_slow { millis(4000) } else { Duration::ZERO })
+        Answer::status(200).after(if is_slow { SLOW } else { Duration::ZERO })
     })
     .await;
     let configuration = |concurrency: usize| {
@@ -252,7 +254,7 @@ async fn a_slow_attempt_holds_up_its_own_partition_only(database: TestDatabase) 
             + &destination("quick", &receiver.url("/quick"), "quick", &format!("concurrency = {concurrency}"))
     };
     let daemon = Daemon::start(&database, &configuration(4));
-    enqueue(&database, [message("slow", "slow")]);
+    enqueue(&database, [message("slow", "slow").key("k")]);
     receiver.wait_until(LIMIT, "the slow one is under way", |requests| requests.len() == 1).await;
     let began = Instant::now();
     daemon.write(&configuration(5));
@@ -264,11 +266,17 @@ async fn a_slow_attempt_holds_up_its_own_partition_only(database: TestDatabase) 
     let gap = began.elapsed();
     daemon.until_told(IN_FORCE, 1).await;
     assert_eq!(daemon.told("the relay of the previous configuration has finished"), 0, "too slow a machine");
-    println!("{}: others went on {gap:?} after the signal", database.kind());
-    assert!(gap < millis(2000), "others stood still for {gap:?}");
+    enqueue(&database, [message("quick", "same key").key("k")]);
+    assert!(gap < SLOW / 2, "others stood still for {gap:?}");
     until_nothing_is_left(&database).await;
     daemon.end(&database);
-    assert_eq!(receiver.requests().len(), QUICK + 1, "each once");
+    let requests = receiver.requests();
+    assert_eq!(requests.len(), QUICK + 2, "each once");
+    let last = requests.iter().find(|request| &request.body[..] == b"same key").unwrap();
+    let behind = last.at.saturating_duration_since(requests[0].at + SLOW);
+    println!("{}: others went on {gap:?} after the signal, its key {behind:?} after its end", database.kind());
+    assert!(last.at >= requests[0].at + SLOW, "the partition changed hands while it was in use");
+    assert!(behind < millis(1000), "its partition stood still for {behind:?}");
 }
 for_each_database!(a_slow_attempt_holds_up_its_own_partition_only);
 

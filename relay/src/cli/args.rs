@@ -75,6 +75,9 @@ pub(super) enum Command {
     ///
     /// SIGTERM or SIGINT stops feeding, finishes what is under way within the grace, settles, gives the partitions up
     /// and exits 0; a second one exits at once.
+    ///
+    /// SIGHUP reads the configuration anew. A wrong one is logged with its place and changes nothing; a right one takes
+    /// over without losing or repeating anything. What needs a restart is named in the log.
     #[command(
         after_help = "Examples:\n  relay run -c /etc/relay.toml\n  relay run --drain    deliver what is due, then end"
     )]

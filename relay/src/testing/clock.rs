@@ -88,7 +88,7 @@ fn lock(ahead: &Mutex<TimeDelta>) -> MutexGuard<'_, TimeDelta> {
     ahead.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A store that is asked with the hour of a clock.
+/// A store that is asked with the hour of a clock. Each method is passed on, those with a default as well.
 struct Clocked {
     store: Arc<dyn Store>,
     clock: Clock,
