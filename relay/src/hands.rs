@@ -135,12 +135,6 @@ impl Hands {
         self.held.get(&seq).is_some_and(|held| held.undecided > 0 && held.undecided < held.destinations)
     }
 
-    /// The partitions of all such messages.
-    pub(crate) fn half_done(&self) -> impl Iterator<Item = u8> {
-        let half_done = self.held.values().filter(|held| held.undecided > 0 && held.undecided < held.destinations);
-        half_done.filter_map(|held| held.message.as_ref()).map(|message| message.partition_no)
-    }
-
     /// Its settle committed; reads numbered `next_read` and later cannot show it.
     pub(crate) fn settled(&mut self, seq: Seq, next_read: u64) {
         if let Some(held) = self.held.get_mut(&seq) {
@@ -170,6 +164,11 @@ impl Hands {
             .filter(|(_, held)| held.message.as_ref().is_some_and(|m| partitions.contains(m.partition_no)))
             .map(|(seq, _)| *seq)
             .collect()
+    }
+
+    /// The partitions of unsettled messages.
+    pub(crate) fn partitions(&self) -> PartitionSet {
+        self.held.values().filter_map(|held| held.message.as_ref()).map(|message| message.partition_no).collect()
     }
 
     /// Read number `read` has answered. Returns numbers that should be looked for once more.

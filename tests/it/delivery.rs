@@ -13,5 +13,6 @@ mod pauses;
 mod promise;
 mod retries;
 mod routes;
+mod shares;
 pub(crate) mod stage;
 mod stops;

@@ -183,6 +183,10 @@ impl Store for Clocked {
         self.store.relay_beat(relay, draining).await
     }
 
+    async fn membership_read(&self) -> Result<Membership, StoreError> {
+        self.store.membership_read().await
+    }
+
     async fn relay_bury(&self, dead: &[(RelayId, i64)]) -> Result<Vec<RelayId>, StoreError> {
         self.store.relay_bury(dead).await
     }
