@@ -29,7 +29,7 @@ pub(super) fn show(global: &Global, status: &Status) -> std::io::Result<()> {
     global.output().one(&as_text(status), &as_json(status))
 }
 
-fn as_text(status: &Status) -> String {
+pub(super) fn as_text(status: &Status) -> String {
     let mut text = String::new();
     match status.oldest_pending {
         Some(age) => text.push_str(&format!("pending   {}, the oldest {}\n", status.pending, ago(age))),
@@ -148,7 +148,7 @@ fn rounded(age: Duration) -> String {
     duration::format(Duration::from_secs(age.as_secs() / step * step)).to_string()
 }
 
-fn as_json(status: &Status) -> Value {
+pub(super) fn as_json(status: &Status) -> Value {
     let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let membership = &status.membership;
     json!({
