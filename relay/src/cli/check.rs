@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::args::{Check, Global};
-use super::{Exit, Failure, block_on, run, settings};
+use super::database::open_store;
+use super::{Exit, Failure, block_on, settings};
 use crate::cause::chain;
 use crate::config::{Config, Problem, Scope, database_url};
 use crate::store::StoreError;
@@ -37,7 +38,7 @@ pub(super) fn run(global: &Global, check: &Check) -> Result<Exit, Failure> {
 
 /// Connects as the relay would and returns the schema version.
 async fn look(config: &Config) -> Result<i32, StoreError> {
-    let store = run::open_store(config).await?;
+    let store = open_store(config).await?;
     store.verify().await?;
     Ok(store.status(None).await?.schema_version)
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::args::Global;
+use super::database::open_store;
 use super::output::table;
-use super::{Exit, Failure, block_on, run, settings};
+use super::{Exit, Failure, block_on, settings};
 use crate::config::Scope;
 use crate::duration;
 use crate::store::{Status, StoreError};
@@ -15,7 +16,7 @@ use crate::store::{Status, StoreError};
 pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
     let config = settings::load(global, Scope::Database)?;
     let status = block_on(async {
-        let store = run::open_store(&config).await?;
+        let store = open_store(&config).await?;
         store.verify().await?;
         store.status(None).await
     })?;

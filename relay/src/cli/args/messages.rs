@@ -1,0 +1,69 @@
+//! `relay messages` and `relay explain`.
+
+use clap::{Args, Subcommand};
+
+#[derive(Debug, Subcommand)]
+pub(in crate::cli) enum Messages {
+    /// List pending messages and waiting deliveries, the oldest first
+    ///
+    /// A pending message is committed and no relay has settled it yet; it has a destination only if its sender named
+    /// one, so `--destination` leaves the others out. A waiting delivery is one that could not be sent at once.
+    ///
+    /// No more than the oldest --scan rows of each are looked at, because the tables are not indexed by topic or key.
+    #[command(after_help = "\
+Examples:
+  relay messages list --topic order.placed
+  relay messages list --destination billing --key 4711
+  relay messages list --state retry -o jsonl | jq -r .message_id")]
+    List(MessageFilter),
+    /// Say where a message is: pending, waiting, dead, or not here
+    ///
+    /// Exits 1 when it is in none of the tables: it was delivered, was discarded, or never was.
+    ///
+    /// Waiting deliveries and dead letters are found by the message's id. Pending messages are not indexed by it: without
+    /// --seq, no more than the oldest --scan of them are looked at.
+    #[command(after_help = "\
+Examples:
+  relay messages show 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10
+  relay messages show 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10 --seq 4711 --payload")]
+    Show {
+        /// The message's id
+        #[arg(value_name = "MESSAGE_ID")]
+        id: uuid::Uuid,
+        /// The number it drew when it was inserted: `seq` in outbox_messages
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..), conflicts_with = "scan")]
+        seq: Option<i64>,
+        /// Also show its payload and its headers
+        #[arg(long)]
+        payload: bool,
+        #[command(flatten)]
+        scan: Scan,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Filters")]
+pub(in crate::cli) struct MessageFilter {
+    /// Only for this destination
+    #[arg(long, value_name = "NAME")]
+    pub(in crate::cli) destination: Option<String>,
+    /// Only of this topic
+    #[arg(long, value_name = "TOPIC")]
+    pub(in crate::cli) topic: Option<String>,
+    /// Only with this ordering key
+    #[arg(long, value_name = "KEY")]
+    pub(in crate::cli) key: Option<String>,
+    /// Only `pending`, or waiting in this state: retry, blocked, scheduled, unrouted, unserved, overflow, suspect
+    #[arg(long, value_name = "STATE")]
+    pub(in crate::cli) state: Option<String>,
+    #[command(flatten)]
+    pub(in crate::cli) scan: Scan,
+}
+
+/// How far to look.
+#[derive(Clone, Copy, Debug, Args)]
+pub(in crate::cli) struct Scan {
+    /// The most rows of a table to look at, the oldest first
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(in crate::cli) scan: u32,
+}
