@@ -18,10 +18,14 @@ mod config;
 mod database;
 mod dead;
 mod destinations;
+mod explain;
+mod listen;
 mod messages;
 mod migrate;
 mod output;
 mod run;
+mod secret;
+mod send;
 mod settings;
 mod status;
 mod stored;
@@ -31,7 +35,7 @@ pub use output::Output;
 
 use crate::cause::chain;
 
-use args::{Arguments, Bench, Command};
+use args::{Arguments, Bench, Command, Secret};
 
 /// How a command ends; the numbers are part of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +141,11 @@ fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Run(run) => run::run(&global, &run),
         Command::Migrate { command } => migrate::run(&global, &command),
         Command::Check(check) => check::run(&global, &check),
-        Command::Status => status::run(&global),
+        Command::Status(status) => status::run(&global, &status),
+        Command::Explain { message } => explain::run(&global, &message),
+        Command::Send(send) => send::run(&global, &send),
+        Command::Listen(listen) => listen::run(&global, &listen),
+        Command::Secret { command: Secret::New } => secret::new(&global),
         Command::Messages { command } => messages::run(&global, command),
         Command::Destinations { command } => destinations::run(&global, &command),
         Command::Dead { command } => dead::dispatch(&global, command),

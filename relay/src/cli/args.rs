@@ -3,25 +3,32 @@
 //! Names, help texts and examples; nothing is decided here. Options of commands with several are in `args/`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::output::{Format, Output};
+use crate::duration;
 
 mod bench;
 mod dead;
 mod destinations;
 mod messages;
 mod migrate;
+mod status;
+mod trying;
 
 pub(super) use bench::Bench;
 pub use bench::BenchDrain;
 pub(super) use dead::{Dead, DeadFilter, DeadSelection};
 pub(super) use destinations::Destinations;
-pub(super) use messages::{MessageFilter, Messages, Scan};
+pub(super) use messages::{MessageFilter, Messages, OneMessage};
 pub use migrate::BackendName;
 pub(super) use migrate::Migrate;
+pub(super) use status::Status;
+pub(super) use trying::{Listen, Send};
 
 /// Delivers the messages of a transactional outbox to handlers and HTTP destinations.
 #[derive(Debug, Parser)]
@@ -35,6 +42,7 @@ Examples:
   relay check                                       is relay.toml right?
   relay run                                         deliver, until SIGTERM
   relay status                                      what waits, what is dead, who is running
+  relay explain MESSAGE_ID                          why is this message not moving?
   relay dead list --destination billing --since 2h  what was given up lately
 
 Exit codes: 0 done, 1 failed, 2 found something, 64 usage, 69 database, 75 partly done, 78 configuration."
@@ -104,8 +112,31 @@ pub(super) enum Command {
     #[command(after_help = "Examples:\n  relay check\n  relay check --connect -o json")]
     Check(Check),
     /// Show what is pending, waiting and dead, and who is delivering
-    #[command(after_help = "Examples:\n  relay status\n  relay status -o json | jq .pending")]
-    Status,
+    ///
+    /// With --exit-code it ends with 2 when something needs a person: dead letters (more than --dead-max), a delivery due
+    /// for longer than --due-max, a message pending for longer than --pending-max, a partition without an owner, a
+    /// destination that somebody paused, or messages no destination wants. What it found stands under ATTENTION.
+    #[command(after_help = "\
+Examples:
+  relay status
+  relay status -o json | jq .pending
+  relay status --exit-code --dead-max 10 --due-max 15m")]
+    Status(Status),
+    /// Say why a message is not moving, and what to do about it
+    ///
+    /// Looks at where the message is, at its destinations, at what is ahead of it, and at who should deliver it. Watches
+    /// for a lease at most whether that relay is alive. On PostgreSQL it also names transactions that may hold the message
+    /// back.
+    ///
+    /// Exits 1 when the message is nowhere: it was delivered, was cancelled or discarded, or never was.
+    #[command(after_help = "\
+Examples:
+  relay explain 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10
+  relay explain 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10 --seq 4711 -o json | jq .next")]
+    Explain {
+        #[command(flatten)]
+        message: OneMessage,
+    },
     /// Look for messages that are not delivered yet
     Messages {
         #[command(subcommand)]
@@ -120,6 +151,31 @@ pub(super) enum Command {
     Dead {
         #[command(subcommand)]
         command: Dead,
+    },
+    /// Enqueue one message by hand, in a transaction of its own
+    ///
+    /// Prints its id and the number it drew. With --dry-run it is checked and nothing is enqueued.
+    #[command(after_help = "\
+Examples:
+  relay send order.placed '{\"order_id\": 1}' --key order-1
+  relay send order.placed @order.json --to billing --header 'x-tenant: 7'
+  relay send cart.forgotten --delay 10m --dedup-key cart-7
+  echo '{}' | relay send order.placed - --dry-run")]
+    Send(Send),
+    /// Receive what is delivered here, show it, and answer: a destination to try things out with
+    ///
+    /// Ends with Ctrl-C, or after --limit requests.
+    #[command(after_help = "\
+Examples:
+  relay listen
+  relay listen --port 9000 --fail-first 2
+  relay listen --status 503 --delay 2s
+  relay listen -o jsonl | jq .topic")]
+    Listen(Listen),
+    /// Make secrets
+    Secret {
+        #[command(subcommand)]
+        command: Secret,
     },
     /// Show what can be configured, and what is
     Config {
@@ -169,4 +225,22 @@ pub(super) struct Check {
     /// Also connect to the database and look at its schema
     #[arg(long)]
     pub(super) connect: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Secret {
+    /// Print a fresh secret for signing: `whsec_` and 32 random bytes
+    #[command(after_help = "Example:\n  relay secret new > /run/secrets/billing-whsec")]
+    New,
+}
+
+/// A span of time such as `5m`.
+fn span(text: &str) -> Result<Duration, String> {
+    duration::parse(text).map_err(|error| error.to_string())
+}
+
+/// A time such as `2026-11-22T10:00:00Z`.
+fn instant(text: &str) -> Result<DateTime<Utc>, String> {
+    let time = DateTime::parse_from_rfc3339(text).map(|time| time.to_utc());
+    time.map_err(|_| "write it as `2026-11-22T10:00:00Z`".to_owned())
 }

@@ -226,7 +226,7 @@ fn understood(filter: &DeadFilter) -> Result<Filter, Failure> {
 }
 
 /// `2h` ago, or a time.
-fn instant(option: &str, text: &str) -> Result<DateTime<Utc>, Failure> {
+pub(super) fn instant(option: &str, text: &str) -> Result<DateTime<Utc>, Failure> {
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return Ok(time.to_utc());
     }

@@ -1,4 +1,4 @@
-//! `relay messages` and `relay explain`.
+//! `relay messages`, and how a message is named.
 
 use clap::{Args, Subcommand};
 
@@ -14,6 +14,7 @@ pub(in crate::cli) enum Messages {
 Examples:
   relay messages list --topic order.placed
   relay messages list --destination billing --key 4711
+  relay messages list --since 1h --error timeout
   relay messages list --state retry -o jsonl | jq -r .message_id")]
     List(MessageFilter),
     /// Say where a message is: pending, waiting, dead, or not here
@@ -27,18 +28,39 @@ Examples:
   relay messages show 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10
   relay messages show 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10 --seq 4711 --payload")]
     Show {
-        /// The message's id
-        #[arg(value_name = "MESSAGE_ID")]
-        id: uuid::Uuid,
-        /// The number it drew when it was inserted: `seq` in outbox_messages
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..), conflicts_with = "scan")]
-        seq: Option<i64>,
+        #[command(flatten)]
+        message: OneMessage,
         /// Also show its payload and its headers
         #[arg(long)]
         payload: bool,
-        #[command(flatten)]
-        scan: Scan,
     },
+    /// Take a message back that was not delivered yet; leaves an audit entry
+    ///
+    /// It is not attempted again. A relay that is sending it at that moment finishes its attempt, and with several
+    /// destinations some may have it already. Dead letters stay: see `relay dead discard`.
+    ///
+    /// Exits 1 when there is nothing to take back: it was delivered, is dead, was cancelled before, or never was.
+    #[command(after_help = "\
+Examples:
+  relay messages cancel 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10 --dry-run
+  relay messages cancel 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10 --seq 4711 --reason \"wrong price\" --yes")]
+    Cancel {
+        #[command(flatten)]
+        message: OneMessage,
+    },
+}
+
+/// Which message.
+#[derive(Clone, Copy, Debug, Args)]
+pub(in crate::cli) struct OneMessage {
+    /// The message's id
+    #[arg(value_name = "MESSAGE_ID")]
+    pub(in crate::cli) id: uuid::Uuid,
+    /// The number it drew when it was inserted: `seq` in outbox_messages
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..), conflicts_with = "scan")]
+    pub(in crate::cli) seq: Option<i64>,
+    #[command(flatten)]
+    pub(in crate::cli) scan: Scan,
 }
 
 #[derive(Debug, Args)]
@@ -53,6 +75,18 @@ pub(in crate::cli) struct MessageFilter {
     /// Only with this ordering key
     #[arg(long, value_name = "KEY")]
     pub(in crate::cli) key: Option<String>,
+    /// Only whose last error contains this; pending messages have none
+    #[arg(long, value_name = "TEXT")]
+    pub(in crate::cli) error: Option<String>,
+    /// Only enqueued since then: `2h` ago, or a time such as `2026-11-22T10:00:00Z`
+    #[arg(long, value_name = "WHEN")]
+    pub(in crate::cli) since: Option<String>,
+    /// Only enqueued before then
+    #[arg(long, value_name = "WHEN")]
+    pub(in crate::cli) until: Option<String>,
+    /// Only whose payload contains this
+    #[arg(long, value_name = "TEXT")]
+    pub(in crate::cli) contains: Option<String>,
     /// Only `pending`, or waiting in this state: retry, blocked, scheduled, unrouted, unserved, overflow, suspect
     #[arg(long, value_name = "STATE")]
     pub(in crate::cli) state: Option<String>,
