@@ -48,7 +48,7 @@ pub(super) fn run(global: &Global, message: &OneMessage) -> Result<Exit, Failure
     };
     let now = Utc::now();
     let facts =
-        Facts { found: &found, destinations: &destinations, relays: &relays, silent, lease, ahead, writers, now };
+        Facts { found: &found, look, destinations: &destinations, relays: &relays, silent, lease, ahead, writers, now };
     let reasons = reasons(&facts);
     let next = reasons.iter().find_map(|reason| reason.next.clone());
     let mut value = found_json(id, &found);
