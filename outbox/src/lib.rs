@@ -91,6 +91,7 @@ pub mod migrations;
 pub mod relays;
 pub mod rights;
 pub mod schema;
+pub mod signature;
 
 mod by_hand;
 mod cancel;
