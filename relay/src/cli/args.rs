@@ -170,6 +170,7 @@ Examples:
   relay listen
   relay listen --port 9000 --fail-first 2
   relay listen --status 503 --delay 2s
+  relay listen --secret @/run/secrets/billing-whsec
   relay listen -o jsonl | jq .topic")]
     Listen(Listen),
     /// Make secrets

@@ -1,7 +1,7 @@
 //! `relay listen`: a destination to try things out with.
 //!
-//! Receives over plain HTTP, shows what came, and answers as it was told to. Nothing is stored, and nothing is checked.
-//! What arrives is shown as it came, with what could steer a terminal made visible; credentials are masked.
+//! Receives over plain HTTP, shows what came, and answers as it was told to. Nothing is stored, and nothing is checked but
+//! signatures, when there is a secret. What arrives is shown as it came, with what could steer a terminal made visible; credentials are masked.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Request, StatusCode};
 use chrono::{DateTime, Utc};
+use outbox::signature::{Headers, Secret, VerifyError, verify};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -48,6 +49,7 @@ const KNOWN: &[&str] = &[
     "transfer-encoding",
     "user-agent",
     "webhook-id",
+    "webhook-signature",
     "webhook-timestamp",
 ];
 
@@ -57,10 +59,21 @@ pub(super) fn run(global: &Global, listen: &Listen) -> Result<Exit, Failure> {
         let help = "use `-o jsonl`: one document per request, as they come";
         return Err(Failure::new(Exit::Usage, format!("relay: requests have no end\n  help: {help}")));
     }
-    block_on(receive(global, listen))?
+    let secret = listen.secret.as_deref().map(secret).transpose()?;
+    block_on(receive(global, listen, secret))?
 }
 
-async fn receive(global: &Global, listen: &Listen) -> Result<Exit, Failure> {
+/// A secret as it was written, or the one in a file.
+fn secret(written: &str) -> Result<Secret, Failure> {
+    let text = match written.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file)
+            .map_err(|error| Failure::new(Exit::Usage, format!("relay: `{file}` cannot be read: {error}")))?,
+        None => written.to_owned(),
+    };
+    Secret::parse(text.trim()).map_err(|error| Failure::new(Exit::Usage, format!("relay: the secret is none: {error}")))
+}
+
+async fn receive(global: &Global, listen: &Listen, secret: Option<Secret>) -> Result<Exit, Failure> {
     let address = SocketAddr::new(listen.address, listen.port);
     let listener = TcpListener::bind(address).await.map_err(|error| {
         let help = "another program may be using the port: choose one with --port, or --port 0 for a free one";
@@ -71,7 +84,7 @@ async fn receive(global: &Global, listen: &Listen) -> Result<Exit, Failure> {
     let (sender, mut requests) = mpsc::channel(64);
     let (stop, stopped) = watch::channel(false);
     let answers = Answers { status: listen.status, fail_first: listen.fail_first, delay: listen.delay };
-    let receiver = Arc::new(Receiver { answers, seen: AtomicU64::new(0), sender });
+    let receiver = Arc::new(Receiver { answers, secret, seen: AtomicU64::new(0), sender });
     let router = Router::new().fallback(handle).with_state(receiver);
     let serving = tokio::spawn(async move {
         let mut stopped = stopped;
@@ -115,6 +128,7 @@ impl Answers {
 
 struct Receiver {
     answers: Answers,
+    secret: Option<Secret>,
     seen: AtomicU64,
     sender: mpsc::Sender<Arrived>,
 }
@@ -127,6 +141,8 @@ struct Arrived {
     headers: HeaderMap,
     body: Vec<u8>,
     status: u16,
+    /// What is wrong with the signature, when it was checked.
+    signature: Option<Result<(), VerifyError>>,
 }
 
 async fn handle(State(receiver): State<Arc<Receiver>>, request: Request<Body>) -> StatusCode {
@@ -135,15 +151,24 @@ async fn handle(State(receiver): State<Arc<Receiver>>, request: Request<Body>) -
     let Ok(body) = to_bytes(body, BODY_MAX).await else {
         return StatusCode::PAYLOAD_TOO_LARGE;
     };
-    let status = receiver.answers.status(receiver.seen.fetch_add(1, Ordering::Relaxed));
+    let signature = receiver.secret.as_ref().map(|secret| verified(secret, &head.headers, &body));
+    let status = match &signature {
+        Some(Err(_)) => 401,
+        _ => receiver.answers.status(receiver.seen.fetch_add(1, Ordering::Relaxed)),
+    };
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let arrived =
-        Arrived { at, method: head.method.to_string(), path, headers: head.headers, body: body.to_vec(), status };
+    let (method, body) = (head.method.to_string(), body.to_vec());
+    let arrived = Arrived { at, method, path, headers: head.headers, body, status, signature };
     // When nobody shows requests any more, it is over anyway.
     let _ = receiver.sender.send(arrived).await;
     // Shown first: a sender that loses patience meanwhile ends this right here.
     tokio::time::sleep(receiver.answers.delay.unwrap_or_default()).await;
     StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+fn verified(secret: &Secret, headers: &HeaderMap, body: &[u8]) -> Result<(), VerifyError> {
+    let found = Headers::find(|name| headers.get(name).and_then(|value| value.to_str().ok()))?;
+    verify([secret], &found, body)
 }
 
 impl Arrived {
@@ -177,6 +202,11 @@ impl Arrived {
             }
         }
         let mut text = format!("{}\n", visible(&line));
+        match &self.signature {
+            Some(Ok(())) => text.push_str("    signature: right\n"),
+            Some(Err(error)) => text.push_str(&format!("    signature: {error}\n")),
+            None => {}
+        }
         for (name, value) in self.others() {
             text.push_str(&format!("    {}: {}\n", visible(&name), visible(&value)));
         }
@@ -207,6 +237,10 @@ impl Arrived {
             "seq": number("outbox-sequence"),
             "headers": headers,
             "body": body,
+            "signature": self.signature.as_ref().map(|signature| match signature {
+                Ok(()) => "right".to_owned(),
+                Err(error) => error.to_string(),
+            }),
             "status": self.status,
         })
     }

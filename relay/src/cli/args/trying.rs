@@ -58,6 +58,9 @@ pub(in crate::cli) struct Listen {
     /// Answer the first N requests with 503
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(in crate::cli) fail_first: u64,
+    /// Verify signatures with this secret, `whsec_…` or `@FILE`; what fails is answered with 401
+    #[arg(long, value_name = "SECRET")]
+    pub(in crate::cli) secret: Option<String>,
     /// Wait so long before each answer
     #[arg(long, value_name = "SPAN", value_parser = span)]
     pub(in crate::cli) delay: Option<Duration>,
