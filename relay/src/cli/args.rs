@@ -223,7 +223,7 @@ pub(super) enum ConfigCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// Also connect to the database and look at its schema
+    /// Also connect to the database, look at its schema, and try what its role may do; leaves nothing behind
     #[arg(long)]
     pub(super) connect: bool,
 }
