@@ -43,7 +43,7 @@ const NEEDS: &[Needs] = &[
         table: "outbox_dead_letters",
         rights: ALL,
         columns: "message_id, seq, partition_no, topic, payload, content_type, headers, version, created_at, \
-                  destination, life, attempts, in_order, reason, fingerprint",
+                  destination, life, attempts, in_order, history, reason, fingerprint, blocks_key, died_at",
     },
     Needs { table: "outbox_partitions", rights: &["SELECT", "UPDATE"], columns: "partition_no" },
     Needs { table: "outbox_relays", rights: ALL, columns: "id, name, version" },

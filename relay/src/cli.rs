@@ -6,8 +6,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 mod args;
 mod ask;
@@ -133,6 +133,11 @@ pub fn main() -> ExitCode {
         }
     };
     ExitCode::from(exit as u8)
+}
+
+/// The whole command line, for those who make manual pages from it, or tests.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {

@@ -8,6 +8,7 @@ pub(in crate::cli) enum Migrate {
     #[command(after_help = "Example:\n  relay migrate up --database-url sqlite:shop.db")]
     Up,
     /// Show which migrations are applied; exits 2 when one is missing
+    #[command(after_help = "Example:\n  relay migrate status -o json")]
     Status,
     /// Print the whole schema as SQL for other tools; needs no connection
     #[command(after_help = "Example:\n  relay migrate print --backend postgres | psql shop")]
