@@ -152,7 +152,7 @@ fn change(global: &Global, selection: &DeadSelection, change: &Change) -> Result
         return dry_run(global, &mut conn, &ids, change);
     }
     if change.loses && !ids.is_empty() {
-        ask::confirm(global, &format!("{} dead letters would be discarded and never be sent.", ids.len()))?;
+        ask::confirm(global, &format!("{} would be discarded and never be sent.", letters(ids.len() as u64)))?;
     }
     let by = By { actor: settings::actor(global), reason: global.reason.clone() };
     let mut outcome = Outcome::default();
@@ -189,6 +189,11 @@ fn dry_run(global: &Global, conn: &mut Connection, ids: &[i64], change: &Change)
         _ => global.output().many(&[], &found.iter().map(letter_json).collect::<Vec<_>>(), |_| Vec::new())?,
     }
     Ok(Exit::Ok)
+}
+
+/// So many of them.
+pub(super) fn letters(count: u64) -> String {
+    if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") }
 }
 
 /// Tells what was done and what was not.

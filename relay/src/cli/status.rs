@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::args::{Global, Status as Options};
 use super::database::open_store;
+use super::dead::letters;
 use super::output::{table, visible};
 use super::{Exit, Failure, block_on, settings};
 use crate::config::Scope;
@@ -49,7 +50,7 @@ fn attention(status: &Status, options: &Options) -> Vec<(&'static str, String)> 
     let mut found = Vec::new();
     let dead: i64 = status.dead.iter().map(|(_, _, count)| count).sum();
     if u64::try_from(dead).unwrap_or(0) > options.dead_max {
-        let them = if dead == 1 { "1 dead letter".to_owned() } else { format!("{dead} dead letters") };
+        let them = letters(dead.unsigned_abs());
         found.push(("dead_letters", format!("{them}: see `relay dead groups`")));
     }
     for (destination, age) in status.oldest_due.iter().filter(|(_, age)| *age > options.due_max) {
@@ -72,10 +73,8 @@ fn attention(status: &Status, options: &Options) -> Vec<(&'static str, String)> 
     let unrouted = status.waiting.iter().filter(|(_, state, _)| state == State::Unrouted.as_str());
     let unrouted: i64 = unrouted.map(|(_, _, count)| count).sum();
     if unrouted > 0 {
-        found.push((
-            "unrouted",
-            format!("{unrouted} waiting that no destination wants: see `relay messages list --state unrouted`"),
-        ));
+        let text = format!("no destination wants {unrouted} of what waits: see `relay messages list --state unrouted`");
+        found.push(("unrouted", text));
     }
     found
 }

@@ -2,6 +2,7 @@
 //!
 //! The message is looked for first, within bounds, and then removed by its number: the search itself locks nothing.
 
+use chrono::Utc;
 use outbox::destinations::By;
 use outbox::messages::{self, Cancelled, Found};
 use outbox::relays::{self, Relays};
@@ -29,8 +30,7 @@ pub(super) fn run(global: &Global, message: &OneMessage) -> Result<Exit, Failure
         return nothing(global, id, &told);
     }
     if global.dry_run {
-        say(&format!("would be cancelled: {}", what(&found)));
-        return told(global, id, &Cancelled::default(), format!("{id} would be cancelled"));
+        return told(global, id, &Cancelled::default(), format!("would be cancelled: {}", what(&found)));
     }
     ask::confirm(global, &format!("Message {id} ({}) would never be sent.", what(&found)))?;
     let relays = with_connection!(&mut conn, conn => relays::list(conn))?;
@@ -59,12 +59,13 @@ fn what(found: &Found) -> String {
     visible(&pending.chain(waiting).collect::<Vec<_>>().join("; "))
 }
 
-/// Nothing is written before an attempt begins, so whatever a relay may attempt may be under way.
+/// Nothing is written before an attempt begins, so whatever is due and has an owner may be under way.
 fn may_be_on_its_way(found: &Found, relays: &Relays) -> bool {
-    let pending =
-        found.pending.iter().filter(|pending| pending.deliver_at.is_none()).map(|pending| pending.partition_no);
-    let waiting = found.waiting.iter().filter(|waiting| !waiting.blocked && waiting.state != "scheduled");
-    pending.chain(waiting.map(|waiting| waiting.partition_no)).any(|partition| relays.owner(partition).is_some())
+    let now = Utc::now();
+    let pending = found.pending.iter().filter(|pending| pending.deliver_at.is_none_or(|at| at <= now));
+    let waiting = found.waiting.iter().filter(|waiting| !waiting.blocked && waiting.due_at <= now);
+    let partitions = pending.map(|pending| pending.partition_no).chain(waiting.map(|waiting| waiting.partition_no));
+    partitions.into_iter().any(|partition| relays.owner(partition).is_some())
 }
 
 fn nothing(global: &Global, id: Uuid, why: &[String]) -> Result<Exit, Failure> {
