@@ -158,18 +158,21 @@ fn played(session: &str) -> String {
 
 /// The text with whatever differs from run to run replaced by its kind.
 fn settled(text: &str) -> String {
-    let line = |line: &str| {
-        if line.starts_with("$ ") {
-            return line.to_owned();
-        }
-        // Two words on both sides of a wide column are as far apart as on both sides of a narrow one.
-        line.split(' ').filter(|word| !word.is_empty()).map(kind).collect::<Vec<_>>().join(" ")
-    };
-    text.lines().map(line).collect::<Vec<_>>().join("\n")
+    text.lines().map(|line| if line.starts_with("$ ") { line.to_owned() } else { settled_line(line) }).collect()
+}
+
+fn settled_line(line: &str) -> String {
+    // Two words on both sides of a wide column are as far apart as on both sides of a narrow one.
+    let words = line.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+    let pieces = words.split_inclusive([' ', '"', ',', '(', ')', '`']).map(|piece| {
+        let word = piece.trim_end_matches([' ', '"', ',', '(', ')', '`']);
+        format!("{}{}", kind(word), &piece[word.len()..])
+    });
+    pieces.chain(["\n".to_owned()]).collect()
 }
 
 fn kind(word: &str) -> String {
-    let core = word.trim_matches(|c: char| "\"',;:()[]{}`.".contains(c));
+    let core = word.trim_matches([':', ';', '.', '[', ']', '{', '}']);
     if core.is_empty() {
         return word.to_owned();
     }
@@ -281,5 +284,6 @@ fn help_is_the_same_however_it_is_asked_for() {
 fn what_differs_from_run_to_run_is_compared_by_its_kind() {
     let text = "sent 01a20534-4872-7619-bd77-38e9e4d2fee9, number 1 41ms ago  (2026-11-22T10:00:00Z)\n$ a  b 5m";
     assert_eq!(settled(text), "sent <id>, number 1 <span> ago (<time>)\n$ a  b 5m");
-    assert_eq!(settled("0199c0de-0000-7000-8000-000000000001"), "0199c0de-0000-7000-8000-000000000001");
+    assert_eq!(settled("{\"at\":\"2026-11-22T10:00:00Z\",\"n\":1}"), "{\"at\":\"<time>\",\"n\":1}\n");
+    assert_eq!(settled("0199c0de-0000-7000-8000-000000000001"), "0199c0de-0000-7000-8000-000000000001\n");
 }

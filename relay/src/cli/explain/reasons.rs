@@ -386,3 +386,18 @@ fn near(topic: &str, destinations: &[Destination]) -> Vec<String> {
     let near = all.filter(|(pattern, _)| comes_close(pattern));
     near.map(|(pattern, name)| format!("`{pattern}` of {name}")).take(SHOWN).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    #[test]
+    fn what_is_past_and_what_is_to_come_are_told_apart() {
+        let now = DateTime::UNIX_EPOCH + TimeDelta::hours(1);
+        assert_eq!(when(now + TimeDelta::seconds(90), now), "in 1m30s (1970-01-01T01:01:30Z)");
+        assert_eq!(when(now - TimeDelta::seconds(90), now), "1m30s ago");
+        assert_eq!(ago(now + TimeDelta::seconds(90), now), "just now", "clocks differ");
+    }
+}
