@@ -2,6 +2,16 @@
 //!
 //! Each right is tried with a statement that touches no row, and everything is rolled back: nothing is left behind, and
 //! it works alike on databases that can be asked about rights and on those that cannot.
+//!
+//! ```
+//! # use diesel::prelude::*;
+//! # let mut conn = SqliteConnection::establish(":memory:")?;
+//! # outbox::migrations::run(&mut conn)?;
+//! for missing in outbox::rights::missing(&mut conn)? {
+//!     println!("GRANT {} ON {} TO …", missing.right, missing.table);
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use diesel::connection::LoadConnection;
 use diesel::result::Error as DieselError;
