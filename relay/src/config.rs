@@ -30,6 +30,7 @@ mod shown;
 mod size;
 
 pub use example::EXAMPLE;
+pub(crate) use problem::suggestion;
 pub use problem::{ConfigError, Problem};
 pub use reload::Reloaded;
 pub use schema::schema;

@@ -13,8 +13,6 @@ use crate::admin::{self, Missing, with_connection};
 use crate::config::{Config, Destination, Migrate, Scope};
 use crate::relay::{Drained, Relay, RelayError, shutdown_signal};
 use crate::sink::http::Http;
-use crate::store::{Store, StoreError};
-use crate::store::{StoreOptions, open::open};
 use crate::telemetry;
 use serve::Hangups;
 
@@ -121,14 +119,4 @@ impl From<RelayError> for Failure {
         };
         Failure::from_error(exit, &error)
     }
-}
-
-/// Opens the database as the relay does.
-pub(super) async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
-    let options = StoreOptions {
-        lease: config.relay.lease,
-        transaction_age_max: config.database.transaction_age_max,
-        application_name: "outbox-relay command".to_owned(),
-    };
-    open(config.database.url.expose(), &options).await
 }
