@@ -9,7 +9,7 @@ use super::args::{Global, Run};
 use super::output::say;
 use super::{Exit, Failure, settings, status};
 use crate::admin::{self, Missing, with_connection};
-use crate::config::{Config, Destination, Migrate, Scope};
+use crate::config::{Config, Destination, Migrate, Scheme, Scope, Signing};
 use crate::relay::{Relay, RelayError, shutdown_signal};
 use crate::server::health::{self, Health};
 use crate::sink::http::Http;
@@ -67,6 +67,8 @@ fn http(name: &str, destination: &Destination) -> Http {
         .ordering(destination.ordering)
         .after_dead_letter(destination.after_dead_letter)
         .retry(destination.retry.clone());
+    let Signing { scheme: Scheme::Standard, keys } = &destination.signing;
+    let http = keys.iter().fold(http, |http, key| http.signing_key(key.clone()));
     destination.headers.iter().fold(http, |http, (name, value)| http.header(name, value.expose()))
 }
 

@@ -8,11 +8,13 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use outbox::limits::HeaderOwner;
+use outbox::signature;
 
 use super::read::{Given, Origin, Section};
 use super::size;
 use super::{
-    Config, Database, Defaults, Destination, Health, Migrate, Mode, RelayOptions, Secret, Sources, database_url,
+    Config, Database, Defaults, Destination, Health, Migrate, Mode, RelayOptions, Scheme, Secret, Signing, Sources,
+    database_url,
 };
 use crate::duration;
 use crate::retry::RetryPolicy;
@@ -169,6 +171,7 @@ fn destination(mut into: Destination, section: Section<'_, '_>) -> Destination {
     let words = [("continue", AfterDeadLetter::Continue), ("block", AfterDeadLetter::Block)];
     section.set("after_dead_letter", &mut into.after_dead_letter, one_of(&words));
     retry(&mut into.retry, &section);
+    signing(&mut into.signing, &section);
     headers(&mut into, section.section("headers"));
     section.finish();
     into
@@ -242,6 +245,23 @@ fn pauses(given: &Given<'_, '_>) -> Result<RetryPolicy, String> {
     let fits = |pauses: &Vec<Duration>| pauses.iter().all(|pause| *pause <= 30 * 24 * HOUR);
     let must = "{ preset = \"internal\" }, { preset = \"webhook\" } or a list of 1 to 100 durations up to `30d`";
     pauses.filter(fits).map(RetryPolicy::pauses).ok_or_else(|| must.to_owned())
+}
+
+fn signing(into: &mut Signing, section: &Section<'_, '_>) {
+    let table = section.section("signing");
+    table.set("scheme", &mut into.scheme, one_of(&[("standard", Scheme::Standard)]));
+    let must = "a list of references such as `[{ file = \"path\" }]`, the newest first";
+    let parse = |text: &str| signature::Secret::parse(text).map_err(|error| error.to_string());
+    if let Some(keys) = table.secrets("keys", must, parse) {
+        into.keys = keys;
+    } else if table.is_written() && !table.has("keys") {
+        table.problem(
+            "keys",
+            format!("[{}] needs `keys`", table.name()),
+            Some("write what to sign with: `keys = [{ file = \"path\" }]`"),
+        );
+    }
+    table.finish();
 }
 
 fn headers(into: &mut Destination, section: Section<'_, '_>) {
