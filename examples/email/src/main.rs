@@ -17,10 +17,6 @@ use crate::mail::{Mail, Mailer};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// How long one mail may take in all. lettre limits only the time to connect, so this is what keeps a server that has
-/// fallen silent from holding a place for ever.
-const TIMEOUT: Duration = Duration::from_secs(60);
-
 fn main() -> Result<(), Failure> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let database = variable("DATABASE", "email.db")?;
@@ -51,9 +47,13 @@ async fn deliver(database: String) -> Result<(), Failure> {
     open(&database)?;
     let from = variable("MAIL_FROM", "Shop <shop@example.org>")?;
     let mailer = Mailer::new(&variable("SMTP_HOST", "127.0.0.1")?, variable("SMTP_PORT", "1025")?.parse()?, &from)?;
-    // Few at a time: a mail server that sees many connections from one place begins to refuse them.
-    let handler = Handler::new("email", move |mail, context| mailer.clone().send(mail, context));
-    let handler = handler.timeout(TIMEOUT).concurrency(4);
+    let timeout = Duration::from_secs(variable("SMTP_TIMEOUT_SECS", "60")?.parse()?);
+    let handler = Handler::new("email", move |mail, context| mailer.clone().send(mail, context))
+        // For all of an attempt. lettre limits only the time to connect, so this is what keeps a server that has fallen
+        // silent from holding a place for ever.
+        .timeout(timeout)
+        // A mail server that sees many connections from one place begins to refuse them.
+        .concurrency(4);
     let relay = Relay::builder(format!("sqlite:{database}")).name("email").destination(handler).build().await?;
     relay.run_until(relay::shutdown_signal()).await?;
     Ok(())

@@ -60,6 +60,7 @@ async fn main() -> Result<(), Failure> {
         }
     }
 
+    info!("no new requests are taken");
     // First no new requests, then the relay: what the last request enqueued may still be delivered, and nothing is lost
     // when it is not, because it is committed and waits for the next start.
     drop(stop_server);

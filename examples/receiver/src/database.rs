@@ -17,7 +17,8 @@ diesel::table! {
 
 /// Opens the pool and creates what is missing. Of the outbox' tables only `outbox_inbox` is used here.
 pub(crate) fn open(url: &str) -> Result<Pool, Failure> {
-    let pool = Pool::builder().max_size(8).connection_customizer(Box::new(Settings)).build(ConnectionManager::new(url))?;
+    let pool =
+        Pool::builder().max_size(8).connection_customizer(Box::new(Settings)).build(ConnectionManager::new(url))?;
     let mut conn = pool.get()?;
     outbox::migrations::run(&mut conn)?;
     conn.batch_execute("CREATE TABLE IF NOT EXISTS balances (customer TEXT PRIMARY KEY, cents INTEGER NOT NULL)")?;
