@@ -10,6 +10,7 @@ mod email;
 mod http;
 mod orders;
 mod producers;
+mod quickstart;
 mod receiver;
 mod sidecar;
 mod signups;

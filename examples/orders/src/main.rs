@@ -41,7 +41,7 @@ async fn main() -> Result<(), Failure> {
         .handler("confirmation", handlers::send_confirmation)
         .build()
         .await?;
-    let listener = TcpListener::bind(&listen).await?;
+    let listener = TcpListener::bind(&listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     info!(address = %listener.local_addr()?, "orders are taken");
 
     let (stop_relay, stopped) = oneshot::channel::<()>();

@@ -48,7 +48,7 @@ async fn main() -> Result<(), Failure> {
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .route("/balances", get(hook::balances))
         .with_state(Ledger { pool, secrets });
-    let listener = TcpListener::bind(&listen).await?;
+    let listener = TcpListener::bind(&listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     info!(address = %listener.local_addr()?, "the ledger listens");
     axum::serve(listener, router).with_graceful_shutdown(ended()).await?;
     Ok(())

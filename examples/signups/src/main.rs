@@ -23,7 +23,7 @@ async fn main() -> Result<(), Failure> {
     let url = std::env::var("DATABASE_URL").unwrap_or_else(|_| "signups.db".to_owned());
     let listen = std::env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let pool = tokio::task::spawn_blocking(move || database::open(&url)).await??;
-    let listener = TcpListener::bind(&listen).await?;
+    let listener = TcpListener::bind(&listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     info!(address = %listener.local_addr()?, "sign-ups are taken");
     // Requests that have begun are answered; what they enqueued is the relay's affair.
     axum::serve(listener, api::router(pool)).with_graceful_shutdown(ended()).await?;

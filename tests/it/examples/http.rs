@@ -55,12 +55,13 @@ pub(super) fn call(address: &str, method: &str, path: &str, headers: &[(&str, &s
 /// Does what a line that begins with `curl` says, at this address. It knows what the pages use.
 pub(super) fn curl(line: &str, address: &str) -> Answer {
     let words = words(line);
-    let (mut url, mut body, mut headers) = (None, None, Vec::new());
+    let (mut url, mut method, mut body, mut headers) = (None, None, None, Vec::new());
     let mut rest = words.iter().map(String::as_str).skip(1);
     while let Some(word) = rest.next() {
         match word {
             "-i" => {}
             "-d" => body = rest.next(),
+            "-X" => method = rest.next(),
             "-H" => headers.push(rest.next().and_then(|header| header.split_once(": ")).expect("-H takes a header")),
             word if word.starts_with("http://") => url = Some(word),
             other => panic!("`{other}` in `{line}` is not known here"),
@@ -71,7 +72,7 @@ pub(super) fn curl(line: &str, address: &str) -> Answer {
     if body.is_some() && !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
         headers.push(("content-type", "application/x-www-form-urlencoded"));
     }
-    let method = if body.is_some() { "POST" } else { "GET" };
+    let method = method.unwrap_or(if body.is_some() { "POST" } else { "GET" });
     call(address, method, path, &headers, body.unwrap_or_default().as_bytes())
 }
 
