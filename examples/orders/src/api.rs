@@ -35,8 +35,9 @@ async fn place(State(pool): State<Pool>, headers: HeaderMap, Json(new): Json<New
     let order = outbox::aio::transaction(&mut *conn, async |conn: &mut AsyncPgConnection| {
         let NewOrder { customer, item, quantity } = new;
         let id = Uuid::new_v4();
-        // A key belongs to the customer who made it up; nobody else may find an order by it.
-        let dedup_key = format!("{customer}/{key}");
+        // A key belongs to the customer who made it up; nobody else may find an order by it. A header holds no line break,
+        // so no two pairs of customer and key become the same text.
+        let dedup_key = format!("{customer}\n{key}");
         let placed = OrderPlaced { order_id: id, customer, item, quantity };
         let receipt = outbox::aio::enqueue(conn, outbox::envelope(&placed).dedup_key(dedup_key)).await?;
         if receipt.is_duplicate() {

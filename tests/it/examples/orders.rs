@@ -87,7 +87,10 @@ fn requests_repeated_at_the_same_time_make_one_order_and_customers_do_not_share_
     ids.dedup();
     assert_eq!(ids.len(), 1, "{ids:?}");
     assert_eq!(order(&service, "7", &body.replace("ada", "grace")).status, 202);
-    assert_eq!(database.query_i64("SELECT count(*) FROM orders"), 2);
+    // Nor can a customer's name be chosen so that another's key is hit.
+    assert_eq!(order(&service, "7/x", body).status, 202);
+    assert_eq!(order(&service, "x", &body.replace("ada", "ada/7")).status, 202);
+    assert_eq!(database.query_i64("SELECT count(*) FROM orders"), 4);
     service.stop();
 }
 
