@@ -116,6 +116,30 @@ fn wait_until<T: std::fmt::Debug>(wanted: &str, look: impl Fn() -> T, is_so: imp
 }
 
 #[test]
+fn relay_check_finds_nothing_wrong_with_any_configuration() {
+    let secret = outbox::signature::Secret::generate().expose();
+    let variables = [("DATABASE_URL", "postgres://localhost/shop"), ("WEBHOOK_SECRET", secret.as_str())];
+    let mut seen = 0;
+    for entry in std::fs::read_dir(folder("")).unwrap() {
+        let configuration = entry.unwrap().path().join("relay.toml");
+        let Ok(text) = std::fs::read_to_string(&configuration) else { continue };
+        let place = tempfile::tempdir().unwrap();
+        let text = if text.contains("{ file = ") {
+            sidecar::with_secret(&text, place.path(), "postgres://relay@database/shop")
+        } else {
+            text
+        };
+        std::fs::write(place.path().join("relay.toml"), text).unwrap();
+        let mut check = relay(["check"]);
+        check.current_dir(place.path()).envs(variables);
+        let ended = Process::run(check, LIMIT);
+        assert!(ended.status.success(), "{}: {ended:?}", configuration.display());
+        seen += 1;
+    }
+    assert_eq!(seen, 4);
+}
+
+#[test]
 fn every_example_has_a_page_that_the_main_one_can_lead_to() {
     let mut seen = 0;
     for entry in std::fs::read_dir(folder("")).unwrap() {

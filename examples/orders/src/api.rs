@@ -24,7 +24,7 @@ pub(crate) fn router(pool: Pool) -> Router {
 /// second request finds that its message exists, and with it the order. Two requests at the same time are no different:
 /// the second waits until the first has committed or rolled back.
 async fn place(State(pool): State<Pool>, headers: HeaderMap, Json(new): Json<NewOrder>) -> Result<Response, Problem> {
-    let key = headers.get("idempotency-key").and_then(|value| value.to_str().ok());
+    let key = headers.get("idempotency-key").and_then(|value| value.to_str().ok()).filter(|key| !key.is_empty());
     let key = key.ok_or(Problem::Request("send an Idempotency-Key, and the same one when you ask again".to_owned()))?;
     if new.quantity < 1 {
         return Err(Problem::Request("order at least one".to_owned()));

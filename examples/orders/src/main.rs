@@ -28,6 +28,8 @@ const REQUESTS_GRACE: Duration = Duration::from_secs(5);
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    // Listened to from the beginning: a signal that comes during the start ends the service in order, too.
+    let mut shutdown = tokio::spawn(relay::shutdown_signal());
     let url = std::env::var("DATABASE_URL").map_err(|_| "set DATABASE_URL to a postgres:// url")?;
     let listen = std::env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
 
@@ -51,7 +53,7 @@ async fn main() -> Result<(), Failure> {
     let server = tokio::spawn(server.into_future());
 
     tokio::select! {
-        () = relay::shutdown_signal() => {}
+        asked = &mut shutdown => asked?,
         // It survives outages of the database; what ends it is for a person to mend, and orders without a relay would
         // be promises that nobody keeps.
         ended = &mut relay => {
@@ -66,7 +68,7 @@ async fn main() -> Result<(), Failure> {
     drop(stop_server);
     match tokio::time::timeout(REQUESTS_GRACE, server).await {
         Ok(served) => served??,
-        Err(_) => warn!("requests were cut off; they had not been answered"),
+        Err(_) => warn!("some requests take too long; they are cut off when this ends"),
     }
     drop(stop_relay);
     relay.await??;

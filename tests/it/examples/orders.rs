@@ -63,6 +63,7 @@ fn what_cannot_be_an_order_leaves_nothing_behind() {
         ("1", r#"{"customer": "ada", "item": "teapot", "quantity": 0}"#, 422),
         ("1", r#"{"customer": "ada", "item": "teapot"}"#, 422),
         ("1", "{", 400),
+        ("", r#"{"customer": "ada", "item": "teapot", "quantity": 1}"#, 422),
         (&"k".repeat(300), r#"{"customer": "ada", "item": "teapot", "quantity": 1}"#, 422),
     ] {
         let answer = order(&service, key, body);

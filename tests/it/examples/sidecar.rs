@@ -51,7 +51,7 @@ fn kubernetes_configuration() -> String {
 }
 
 /// The same configuration where the file of the secret is one that exists here, holding this url.
-fn with_secret(configuration: &str, folder: &Path, url: &str) -> String {
+pub(super) fn with_secret(configuration: &str, folder: &Path, url: &str) -> String {
     let secret = folder.join("database-url");
     // With the line break an editor leaves.
     std::fs::write(&secret, format!("{url}\n")).unwrap();
