@@ -16,6 +16,7 @@ mod cli_trying;
 mod database;
 mod dead_letters;
 mod delivery;
+mod examples;
 mod faults;
 mod handlers;
 mod http;

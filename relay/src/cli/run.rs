@@ -10,7 +10,7 @@ use super::args::{Global, Run};
 use super::output::say;
 use super::{Exit, Failure, settings, status};
 use crate::admin::{self, Missing, with_connection};
-use crate::config::{Config, Destination, Migrate, Scope};
+use crate::config::{Config, Destination, Migrate, Scheme, Scope, Signing};
 use crate::relay::{Drained, Relay, RelayError, shutdown_signal};
 use crate::sink::http::Http;
 use crate::telemetry;
@@ -72,6 +72,8 @@ fn http(name: &str, destination: &Destination) -> Http {
         .ordering(destination.ordering)
         .after_dead_letter(destination.after_dead_letter)
         .retry(destination.retry.clone());
+    let Signing { scheme: Scheme::Standard, keys } = &destination.signing;
+    let http = keys.iter().fold(http, |http, key| http.signing_key(key.clone()));
     destination.headers.iter().fold(http, |http, (name, value)| http.header(name, value.expose()))
 }
 

@@ -105,8 +105,8 @@ pub(super) fn duration_schema() -> Value {
     json!({ "type": "string", "pattern": format!("^\\s*([0-9]+({}))+\\s*$", duration::units().join("|")) })
 }
 
-/// A text, or where to find it.
-pub(super) fn secret_schema() -> Value {
+/// Where to find a secret.
+pub(super) fn reference_schema() -> Value {
     let reference = |key: &str, what: &str| {
         json!({
             "type": "object",
@@ -116,8 +116,12 @@ pub(super) fn secret_schema() -> Value {
         })
     };
     json!({ "anyOf": [
-        { "type": "string" },
         reference("env", "The environment variable that holds it."),
         reference("file", "The file that holds it; a relative path starts at the folder of this file."),
     ] })
+}
+
+/// A text, or where to find it.
+pub(super) fn secret_schema() -> Value {
+    json!({ "anyOf": [{ "type": "string" }, reference_schema()] })
 }

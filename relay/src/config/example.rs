@@ -20,9 +20,10 @@ pub(super) mod tests {
     use super::EXAMPLE;
 
     const URL: &str = "sqlite:shop.db";
+    const KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
     fn sources(text: &str) -> Sources {
-        let environment = [("DATABASE_URL", URL), ("BILLING_TOKEN", "t0ken")];
+        let environment = [("DATABASE_URL", URL), ("BILLING_TOKEN", "t0ken"), ("BILLING_SIGNING_KEY", KEY)];
         Sources {
             file: Some((PathBuf::from("relay.toml"), text.to_owned())),
             environment: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
@@ -84,6 +85,7 @@ pub(super) mod tests {
         let config = load(&uncommented(true));
         assert_ne!(config.defaults.retry, defaults().defaults.retry);
         assert_eq!(config.destinations["billing"].headers["authorization"].expose(), "t0ken");
+        assert_eq!(config.destinations["billing"].signing.keys[0].expose(), KEY);
     }
 
     #[test]

@@ -190,6 +190,11 @@ impl<'r, 'a> Section<'r, 'a> {
         &self.name
     }
 
+    /// True when the table stands in the file, with or without keys.
+    pub(crate) fn is_written(&self) -> bool {
+        self.table.is_some()
+    }
+
     /// The keys that stand in the file.
     pub(crate) fn keys(&self) -> Vec<String> {
         self.table.map(|table| table.keys().map(|key| key.get_ref().to_string()).collect()).unwrap_or_default()
@@ -280,10 +285,54 @@ impl<'r, 'a> Section<'r, 'a> {
                 return fail(format!("{here} must be a text or a reference, not {}", kind(other)), REFERENCE);
             }
         };
+        Some((self.referenced(&here, table, &given.place)?, Origin::Reference))
+    }
+
+    /// A list of references to secrets, each of which `understand` accepts or says what is wrong with it. From the file
+    /// only. What is wrong is noted, and left out of the list.
+    pub(crate) fn secrets<T>(
+        &self,
+        key: &str,
+        must: &str,
+        understand: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let given = self.value(key)?;
+        let here = format!("`{key}` in [{}]", self.name);
+        let wrong = |place: &Place, message: String| {
+            self.reader.problem(&self.name, place, message, Some(REFERENCE.to_owned()));
+        };
+        let Raw::File(DeValue::Array(list)) = &given.value else {
+            wrong(&given.place, format!("{here} must be {must}"));
+            return None;
+        };
+        if list.is_empty() {
+            wrong(&given.place, format!("{here} must be {must}"));
+        }
+        let mut secrets = Vec::new();
+        for each in list {
+            let place = Place::File(each.span());
+            let DeValue::Table(table) = each.get_ref() else {
+                wrong(&place, format!("{here}: a secret must not stand in the file"));
+                continue;
+            };
+            let Some(secret) = self.referenced(&here, table, &place) else { continue };
+            match understand(secret.expose()) {
+                Ok(secret) => secrets.push(secret),
+                Err(problem) => self.reader.problem(&self.name, &place, format!("{here}: {problem}"), None),
+            }
+        }
+        Some(secrets)
+    }
+
+    fn referenced(&self, here: &str, table: &DeTable<'_>, place: &Place) -> Option<Secret> {
+        let fail = |message: String, help: &str| {
+            self.reader.problem(&self.name, place, message, Some(help.to_owned()));
+            None
+        };
         let mut entries = table.iter().map(|(key, value)| (key.get_ref().as_ref(), value.get_ref()));
         match (entries.next(), entries.next()) {
             (Some(("env", DeValue::String(name))), None) => match self.reader.environment.get(name.as_ref()) {
-                Some(text) if !text.is_empty() => Some((Secret::new(text.clone()), Origin::Reference)),
+                Some(text) if !text.is_empty() => Some(Secret::new(text.clone())),
                 _ => fail(
                     format!("{here}: the environment variable {name} is not set"),
                     "set it where the relay is started",
@@ -293,7 +342,7 @@ impl<'r, 'a> Section<'r, 'a> {
                 let path = self.reader.folder.join(path.as_ref());
                 match std::fs::read_to_string(&path) {
                     // Editors end a file with a line break; no secret ends with one.
-                    Ok(text) => Some((Secret::new(text.trim_end_matches(['\r', '\n'])), Origin::Reference)),
+                    Ok(text) => Some(Secret::new(text.trim_end_matches(['\r', '\n']))),
                     Err(error) => fail(
                         format!("{here}: the file {} cannot be read: {error}", path.display()),
                         "a relative path starts at the folder of the configuration file",

@@ -7,12 +7,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use outbox::limits::HeaderOwner;
+use outbox::signature;
 use serde_json::json;
 
 use super::accepts::{self, Accepts, bytes_in, duration_in, number_in, one_of, text, texts};
 use super::read::{Origin, Section};
 use super::{
-    Config, Database, Defaults, Destination, Health, Migrate, Mode, RelayOptions, Secret, Sources, database_url,
+    Config, Database, Defaults, Destination, Health, Migrate, Mode, RelayOptions, Scheme, Secret, Signing, Sources,
+    database_url,
 };
 use crate::duration;
 use crate::retry::RetryPolicy;
@@ -171,6 +173,7 @@ fn destination(mut into: Destination, section: Section<'_, '_>) -> Destination {
     let words = [("continue", AfterDeadLetter::Continue), ("block", AfterDeadLetter::Block)];
     section.set("after_dead_letter", &mut into.after_dead_letter, one_of(&words));
     retry(&mut into.retry, &section);
+    signing(&mut into.signing, &section);
     headers(&mut into, section.section("headers"));
     section.finish();
     into
@@ -248,6 +251,24 @@ fn pauses() -> Accepts<'static, RetryPolicy> {
         let pauses: Option<Vec<Duration>> = texts.iter().map(|text| duration::parse(text).ok()).collect();
         pauses.filter(|pauses| pauses.iter().all(|pause| *pause <= 30 * 24 * HOUR)).map(RetryPolicy::pauses)
     })
+}
+
+fn signing(into: &mut Signing, section: &Section<'_, '_>) {
+    let table = section.section("signing");
+    table.set("scheme", &mut into.scheme, one_of(&[("standard", Scheme::Standard)]));
+    let must = "a list of references such as `[{ file = \"path\" }]`, the newest first";
+    let parse = |text: &str| signature::Secret::parse(text).map_err(|error| error.to_string());
+    table.shape("keys", json!({ "type": "array", "items": accepts::reference_schema(), "minItems": 1 }));
+    if let Some(keys) = table.secrets("keys", must, parse) {
+        into.keys = keys;
+    } else if table.is_written() && !table.has("keys") {
+        table.problem(
+            "keys",
+            format!("[{}] needs `keys`", table.name()),
+            Some("write what to sign with: `keys = [{ file = \"path\" }]`"),
+        );
+    }
+    table.finish();
 }
 
 fn headers(into: &mut Destination, section: Section<'_, '_>) {
