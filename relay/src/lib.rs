@@ -51,6 +51,7 @@
 //! - [`HandlerError`] lets a handler say more than "try again": reject, hold, retry not before.
 //! - [`retry::RetryPolicy`] says when failed attempts are repeated and when to give up.
 //! - [`Event`] tells a listener what happens to deliveries.
+//! - [`testing`] helps to test programs that use all this: a throw-away outbox, a scripted receiver, a clock that jumps.
 //! - [`cli`] is the `relay` command, [`config`] its configuration file.
 //! - [`store::Store`] is the seam to the database.
 
@@ -79,6 +80,7 @@ pub mod server;
 pub mod sink;
 pub mod store;
 pub mod telemetry;
+pub mod testing;
 pub mod verdict;
 
 pub use crate::event::Event;

@@ -36,7 +36,7 @@ use tracing::{info, warn};
 
 use crate::config::database_url;
 use crate::engine::{Ask, End, Engine, Pace, Served};
-use crate::event::{Event, Listener};
+use crate::event::{Event, Listener, Tally};
 use crate::lane::LaneLimits;
 use crate::membership::{MembershipLoop, Ownership};
 use crate::message::{PartitionSet, RelayId};
@@ -50,6 +50,7 @@ use crate::sink::http::{Http, HttpError};
 use crate::sink::{Ordering, Settings, Sink};
 use crate::store::{DestinationSpec, RelayRow, Status, Store, StoreError};
 use crate::store::{StoreOptions, open::open};
+use crate::testing::Clock;
 
 /// A relay that is set up and has not started.
 pub struct Relay {
@@ -75,6 +76,7 @@ pub struct RelayBuilder {
     source_name: String,
     destinations: Vec<Destination>,
     listener: Option<Listener>,
+    clock: Option<Clock>,
 }
 
 enum Source {
@@ -161,9 +163,18 @@ pub enum RelayError {
     },
 }
 
-/// What a drain leaves behind.
+/// What a drain did, and what it leaves behind.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Drained {
+    /// Attempts that were made.
+    pub attempts: u64,
+    /// Attempts that delivered. A message for two destinations is delivered twice.
+    pub delivered: u64,
+    /// Attempts that failed and left a delivery that waits for another one.
+    pub retried: u64,
+    /// Deliveries that were given up.
+    pub dead_lettered: u64,
     /// The tables after the last pass.
     pub status: Status,
 }
@@ -206,15 +217,23 @@ impl Relay {
         work.await
     }
 
-    /// Delivers what is there and due now, then ends and says what is left behind.
+    /// Delivers what is there and due, then ends and says what it did and what is left behind.
+    ///
+    /// Messages that are committed after the start, and have a higher number than any that was there, are left where
+    /// they are: beside busy producers, too, a drain ends.
     ///
     /// # Errors
     /// When the database is not fit at the start, or cannot be asked at the end.
-    pub async fn drain(self) -> Result<Drained, RelayError> {
+    pub async fn drain(mut self) -> Result<Drained, RelayError> {
         let store = self.store.clone();
-        let (_ask, asked) = watch::channel(Ask::Drain);
+        let tally = Arc::new(Tally::default());
+        self.listener = Some(tally.listener(self.listener.take()));
+        let until = store.message_last().await?;
+        let (_ask, asked) = watch::channel(Ask::Drain { until });
         self.work(asked).await?;
-        Ok(Drained { status: store.status(None).await? })
+        let status = store.status(None).await?;
+        let [attempts, delivered, retried, dead_lettered] = tally.counts();
+        Ok(Drained { attempts, delivered, retried, dead_lettered, status })
     }
 
     /// Rises while the delivery loop turns; stands still when it is wedged.
@@ -338,6 +357,7 @@ impl RelayBuilder {
             source_name: "/outbox".to_owned(),
             destinations: Vec::new(),
             listener: None,
+            clock: None,
         }
     }
 
@@ -437,6 +457,12 @@ impl RelayBuilder {
         self
     }
 
+    /// Asks the database with the hour of a test's clock instead of its own.
+    pub fn clock(mut self, clock: &Clock) -> Self {
+        self.clock = Some(clock.clone());
+        self
+    }
+
     /// Opens the database and checks everything that can be checked before the start.
     ///
     /// # Errors
@@ -496,6 +522,10 @@ impl RelayBuilder {
                 };
                 open(&url, &options).await?
             }
+        };
+        let store = match &self.clock {
+            Some(clock) => clock.over(store),
+            None => store,
         };
         store.verify().await?;
         Ok(Relay {

@@ -66,6 +66,9 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Seq>, StoreError>;
 
+    /// The highest number of a committed message, in any partition; 0 when there is none.
+    async fn message_last(&self) -> Result<Seq, StoreError>;
+
     /// Draws a transaction id as evidence (PostgreSQL); `None` elsewhere.
     async fn mark_draw(&self) -> Result<Option<u64>, StoreError>;
 

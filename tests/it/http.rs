@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use outbox::signature::{self, Secret, VerifyError};
 use outbox_tests::receiver::{Answer, Receiver, Request};
 use relay::message::{Headers, Message};
 use relay::sink::http::{Http, HttpSink};
@@ -90,6 +91,30 @@ async fn a_message_arrives_byte_for_byte_under_its_headers() {
         "x-tenant: eu".to_owned(),
     ];
     assert_eq!(headers, expected);
+}
+
+#[tokio::test]
+async fn a_signed_request_is_believed_by_receivers_that_know_either_key() {
+    let receiver = Receiver::always(Answer::status(202)).await;
+    let (new, old, other) = (Secret::generate(), Secret::generate(), Secret::generate());
+    let http = Http::new("billing", receiver.url("/")).signing_key(new.clone()).signing_key(old.clone());
+    let sink = http.sink("/shop").unwrap();
+    for payload in [Bytes::from_static(b""), (0..=255).cycle().take(100_000).collect::<Vec<u8>>().into()] {
+        let attempt = Attempt { destination: "billing".into(), number: 1, timeout: LIMIT, unit: Unit::Shared };
+        assert_eq!(sink.attempt(&message(payload.clone()), &attempt).await, Judgement::delivered("202"));
+        let request = receiver.requests().pop().unwrap();
+        let headers = signature::Headers::find(|name| request.header(name)).unwrap();
+        assert_eq!(headers.id, "01935a7e-0000-7000-8000-00000000002a");
+        for known in [&new, &old] {
+            assert_eq!(signature::verify([known], &headers, &request.body), Ok(()));
+        }
+        let newest = headers.signature.split(' ').next().unwrap();
+        let first = signature::Headers { signature: newest, ..headers };
+        assert_eq!(signature::verify([&new], &first, &request.body), Ok(()), "the newest key signs first");
+        assert_eq!(signature::verify([&other], &headers, &request.body), Err(VerifyError::Mismatch));
+        let body = [&request.body[..], b"x"].concat();
+        assert_eq!(signature::verify([&new], &headers, &body), Err(VerifyError::Mismatch));
+    }
 }
 
 #[tokio::test]

@@ -34,6 +34,8 @@ pub(super) struct Feeding {
     pass_from: u64,
     pass_empty: bool,
     caught_up: bool,
+    /// The read under way began when everything that is to be fed from above the cursor had been read.
+    tail_is_done: bool,
     unrouted_told: HashSet<String>,
 }
 
@@ -61,6 +63,7 @@ impl Feeding {
             pass_from: 0,
             pass_empty: false,
             caught_up: false,
+            tail_is_done: false,
             unrouted_told: HashSet::new(),
         }
     }
@@ -130,6 +133,7 @@ impl Engine {
             self.feed.busy = true;
             self.feed.read += 1;
             let wanted = self.frontier.wanted(now);
+            self.feed.tail_is_done = wanted.tail && wanted.cursor >= self.feeds_until();
             let room = self.pace.in_hands.saturating_sub(self.hands.open());
             let limit = u32::try_from(room).unwrap_or(u32::MAX).clamp(1, PAGE_MAX);
             let owned = self.kept();
@@ -255,7 +259,7 @@ impl Engine {
         let mut messages: Vec<Arc<Message>> = rows.into_iter().filter_map(|row| self.accept(row)).collect();
         messages.sort_by_key(|message| message.seq);
 
-        if full {
+        if full && !self.feed.tail_is_done {
             self.feed.pause = Duration::ZERO;
         } else if rows_read > 0 {
             self.feed.pause = self.pace.poll_busy;
@@ -266,7 +270,9 @@ impl Engine {
         if with_tail && wanted.tail && page_ends {
             self.feed.caught_up = true;
         }
-        if messages.is_empty() && !full && wanted.tail && self.feed.read >= self.feed.pass_from {
+        // What has come above the last number that is to be fed does not count, however much of it there is.
+        let read_all = wanted.tail && (!full || self.feed.tail_is_done && !page.holes_full);
+        if messages.is_empty() && read_all && self.feed.read >= self.feed.pass_from {
             self.feed.pass_empty = true;
         }
         if messages.is_empty() {
@@ -286,7 +292,7 @@ impl Engine {
     /// Ours, and not in hands already.
     fn accept(&mut self, row: Row) -> Option<Arc<Message>> {
         let Row::Mine(message) = row else { return None };
-        if !self.kept().contains(message.partition_no) {
+        if !self.kept().contains(message.partition_no) || message.seq > self.feeds_until() {
             return None;
         }
         if self.hands.contains(message.seq) {

@@ -99,6 +99,10 @@ impl Store for Sqlite {
         self.reader.run("message_sweep", move |open| read::message_sweep(open, after, until, owned, limit)).await
     }
 
+    async fn message_last(&self) -> Result<Seq, StoreError> {
+        self.reader.run("message_last", read::message_last).await
+    }
+
     async fn mark_draw(&self) -> Result<Option<u64>, StoreError> {
         Ok(None)
     }
