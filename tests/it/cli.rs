@@ -509,4 +509,9 @@ fn a_drain_says_what_it_leaves_behind() {
     let ended = with(DESTINATION, &["--database-url", database.url(), "run", "--drain", "-o", "json"]);
     assert_ended(&ended, 2);
     assert_eq!(json(&ended)["waiting"], json!([{ "destination": "billing", "state": "retry", "count": 1 }]));
+    let drained = json!({ "attempts": 1, "delivered": 0, "retried": 1, "dead_lettered": 0 });
+    assert_eq!(json(&ended)["drained"], drained);
+    let ended = with(DESTINATION, &["--database-url", database.url(), "run", "--drain"]);
+    assert!(ended.stdout.starts_with("attempts  "), "{}", ended.stdout);
+    assert!(ended.stdout.contains(": 0 delivered, ") && ended.stdout.contains("\ngiven up  0\n"), "{}", ended.stdout);
 }

@@ -97,6 +97,9 @@ pub(super) enum Command {
     ///
     /// SIGTERM or SIGINT stops feeding, finishes what is under way within the grace, settles, gives the partitions up
     /// and exits 0; a second one exits at once.
+    ///
+    /// SIGHUP reads the configuration anew. A wrong one is logged with its place and changes nothing; a right one takes
+    /// over without losing or repeating anything. What needs a restart is named in the log.
     #[command(
         after_help = "Examples:\n  relay run -c /etc/relay.toml\n  relay run --drain    deliver what is due, then end"
     )]
@@ -212,6 +215,11 @@ pub(super) enum ConfigCommand {
     /// Print a configuration file with every key and its default
     #[command(after_help = "Example:\n  relay config example > relay.toml")]
     Example,
+    /// Print a JSON Schema of the configuration, for editors and checks
+    ///
+    /// Draft 2020-12. `relay check` knows more than a schema can say.
+    #[command(after_help = "Example:\n  relay config schema > relay.schema.json")]
+    Schema,
     /// Show the values the relay would run with, after flags, environment, file and defaults
     ///
     /// Written as a configuration file, or as JSON. Credentials, header values and the queries of urls are masked.

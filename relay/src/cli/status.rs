@@ -79,7 +79,7 @@ fn attention(status: &Status, options: &Options) -> Vec<(&'static str, String)> 
     found
 }
 
-fn as_text(status: &Status) -> String {
+pub(super) fn as_text(status: &Status) -> String {
     let mut text = String::new();
     match status.oldest_pending {
         Some(age) => text.push_str(&format!("pending   {}, the oldest {}\n", status.pending, ago(age))),
@@ -196,7 +196,7 @@ pub(super) fn rounded(age: Duration) -> String {
     duration::format(Duration::from_secs(age.as_secs() / step * step)).to_string()
 }
 
-fn as_json(status: &Status) -> Value {
+pub(super) fn as_json(status: &Status) -> Value {
     let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let membership = &status.membership;
     json!({

@@ -131,6 +131,13 @@ impl Store for Mysql {
         Ok(found)
     }
 
+    async fn message_last(&self) -> Result<Seq, StoreError> {
+        let mut session = self.lend(&self.feed, "message_last").await?;
+        let last = feed::message_last(&mut session).await?;
+        session.give_back();
+        Ok(last)
+    }
+
     async fn mark_draw(&self) -> Result<Option<u64>, StoreError> {
         Ok(None)
     }

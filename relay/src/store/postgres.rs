@@ -168,6 +168,13 @@ impl Store for Postgres {
         Ok(found)
     }
 
+    async fn message_last(&self) -> Result<Seq, StoreError> {
+        let mut held = self.feed.take(&self.connector).await?;
+        let last = feed::message_last(&mut held.connection).await?;
+        held.put_back();
+        Ok(last)
+    }
+
     async fn mark_draw(&self) -> Result<Option<u64>, StoreError> {
         let mut held = self.feed.take(&self.connector).await?;
         let mark = feed::mark_draw(&mut held.connection).await?;
