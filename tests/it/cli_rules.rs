@@ -66,6 +66,7 @@ const CASES: &[Case] = &[
     case("listen", &["--port", "0", "--limit", "1"], Shows, false),
     case("secret new", &[], Shows, false),
     case("config example", &[], Shows, false),
+    case("config schema", &[], Shows, false),
     case("config show", &[], Shows, false),
     case("completions", &["bash"], Shows, false),
     case("bench drain", &[], Shows, false),

@@ -7,6 +7,7 @@
 mod checker;
 mod cli;
 mod cli_config;
+mod cli_database;
 mod cli_destinations;
 mod cli_docs;
 mod cli_explain;
