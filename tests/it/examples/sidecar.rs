@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use outbox_tests::database::{Kind, TestDatabase};
-use outbox_tests::process::{Process, free_address, relay, relay_path};
+use outbox_tests::process::{Process, Signal, free_address, relay, relay_path};
 use relay::config::{Config, Scope, Sources};
 use serde_json::{Value, json};
 
@@ -112,6 +113,62 @@ fn unit_starts_the_relay_and_waits_long_enough_for_its_end() {
     let [credential] = &unit["Service.LoadCredential"][..] else { panic!("{unit:?}") };
     let name = credential.split(':').next().unwrap();
     assert!(configuration.contains(&format!("/run/credentials/outbox-relay.service/{name}")));
+}
+
+/// What the relay tells systemd, waited for.
+struct Manager {
+    socket: UnixDatagram,
+}
+
+impl Manager {
+    fn hears(&self, wanted: &str) {
+        let mut heard = Vec::new();
+        loop {
+            let mut bytes = [0; 512];
+            let length =
+                self.socket.recv(&mut bytes).unwrap_or_else(|error| panic!("{wanted}: {error}, after {heard:?}"));
+            let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+            if text.lines().any(|line| line == wanted) {
+                return;
+            }
+            heard.push(text);
+        }
+    }
+}
+
+#[test]
+fn unit_counts_on_what_the_relay_tells_systemd() {
+    let unit = unit();
+    assert_eq!(unit["Service.Type"], ["notify"]);
+    assert_eq!(unit["Service.ExecReload"], ["/bin/kill -HUP $MAINPID"]);
+    let watchdog = secs(&unit["Service.WatchdogSec"][0]);
+    let place = tempfile::tempdir().unwrap();
+    // Health calls a loop stuck after three leases; systemd should not be quicker.
+    assert!(watchdog > 3 * loaded(&file("sidecar/relay.toml"), place.path()).relay.lease);
+
+    let path = place.path().join("notify");
+    let manager = Manager { socket: UnixDatagram::bind(&path).unwrap() };
+    manager.socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    let configuration = place.path().join("relay.toml");
+    let text = with_secret(&file("sidecar/relay.toml"), place.path(), database.url());
+    std::fs::write(&configuration, &text).unwrap();
+    let mut command = relay(["-c", configuration.to_str().unwrap(), "run"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "500000").env("RELAY__HEALTH__LISTEN", "off");
+    let process = Process::start(command);
+    manager.hears("READY=1");
+    manager.hears("WATCHDOG=1");
+
+    // A reload, as ExecReload asks for it; it is over when the relay says that it is ready again.
+    std::fs::write(&configuration, format!("{text}concurrency = 2\n")).unwrap();
+    process.signal(Signal::Hup);
+    manager.hears("RELOADING=1");
+    manager.hears("READY=1");
+    manager.hears("WATCHDOG=1");
+    process.signal(Signal::Term);
+    manager.hears("STOPPING=1");
+    let ended = process.wait(LIMIT);
+    assert!(ended.status.success(), "{ended:?}");
 }
 
 #[test]
