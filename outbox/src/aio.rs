@@ -1,6 +1,9 @@
 //! The same over diesel-async's connections. Feature `async`.
 //!
-//! Messages are turned into rows before the future is made, so the future is `Send` whatever the message is.
+//! Messages are put into envelopes before the future is made, so the future is `Send` whatever the message is. With feature
+//! `opentelemetry` a message belongs to the span in which its future is first polled, as in `enqueue(…).instrument(span)`,
+//! or else to the one in which the function was called.
+//!
 //! As with every future that speaks in a transaction: do not drop it half-way, or diesel no longer knows where the
 //! server stands.
 
@@ -17,7 +20,7 @@ use crate::connection::OutboxBackend;
 use crate::connection::sealed::Dialect;
 use crate::dedup::By;
 use crate::enqueue::{Next, Receipt, collect, only};
-use crate::envelope::IntoEnvelope;
+use crate::envelope::{Envelope, IntoEnvelope};
 use crate::error::Error;
 use crate::insert::{ByCaller, ByProbe, ByStatement, Form, MessageInsert, MessageInsertMany, Work, works};
 
@@ -32,10 +35,10 @@ pub fn enqueue<C>(conn: &mut C, message: impl IntoEnvelope) -> impl Future<Outpu
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
-    let row = message.into_envelope().into_row();
+    let envelope = message.into_envelope().in_current_trace();
     async move {
         require_transaction(conn)?;
-        let row = row?;
+        let row = envelope.into_row()?;
         if row.dedup_key.is_some() {
             return dedup::write_claimed(conn, vec![row], By::Library).await.map(only);
         }
@@ -55,10 +58,11 @@ where
     C: AsyncConnection<Backend: OutboxBackend>,
     I: IntoIterator<Item: IntoEnvelope>,
 {
-    let rows = collect(messages);
+    let envelopes = messages.into_iter().map(|message| message.into_envelope().in_current_trace());
+    let envelopes: Vec<Envelope> = envelopes.collect();
     async move {
         require_transaction(conn)?;
-        let rows = rows?;
+        let rows = collect(envelopes)?;
         if rows.iter().any(|row| row.dedup_key.is_some()) {
             return dedup::write_claimed(conn, rows, By::Library).await;
         }
@@ -82,9 +86,9 @@ pub fn enqueue_unchecked<C>(
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
-    let row = message.into_envelope().into_row();
+    let envelope = message.into_envelope().in_current_trace();
     async move {
-        let row = row?;
+        let row = envelope.into_row()?;
         if row.dedup_key.is_some() {
             return dedup::write_claimed(conn, vec![row], By::Caller).await.map(only);
         }

@@ -77,6 +77,9 @@
 //! # Features
 //!
 //! `postgres`, `mysql`, `sqlite` choose the databases, `async` adds diesel-async, `sqlite-bundled` compiles SQLite in.
+//! `opentelemetry` stores the current trace with each message (headers `traceparent` and `tracestate`), and the relay sends
+//! it along. It reads the OpenTelemetry context: with `tracing-opentelemetry` that is the span you are in, unless you
+//! switched `with_context_activation` off; then attach the span's context around the call.
 //! None of them links libpq or libmysqlclient; that choice is the application's.
 
 #[cfg(feature = "async")]
@@ -105,6 +108,7 @@ mod mysql;
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+mod trace;
 mod transaction;
 
 pub use cancel::cancel;

@@ -3,4 +3,5 @@
 mod cancel;
 mod dedup;
 mod inbox;
+mod trace;
 mod transaction;
