@@ -93,6 +93,7 @@ pub mod messages;
 pub mod migrations;
 pub mod schema;
 pub mod signature;
+pub mod testing;
 
 mod by_hand;
 mod cancel;

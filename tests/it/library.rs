@@ -3,5 +3,6 @@
 mod cancel;
 mod dedup;
 mod inbox;
+mod testing;
 mod trace;
 mod transaction;
