@@ -110,7 +110,8 @@ impl Envelope {
         self
     }
 
-    /// Marks what this message belongs to: sets the header `correlation-id`.
+    /// Marks what this message belongs to: sets the header `correlation-id`, the name most use, without the `x-` that
+    /// RFC 6648 took out of fashion. Handlers read it as a header, receivers find it on the request.
     pub fn correlation_id(self, id: impl Into<String>) -> Envelope {
         self.header("correlation-id", id)
     }
