@@ -115,7 +115,8 @@
 //! the one inside. Its transactions are those of the connection inside.
 //!
 //! ```
-//! # #[cfg(feature = "sqlite")] {
+//! # #[cfg(feature = "sqlite")]
+//! # mod shop {
 //! use diesel::connection::LoadConnection;
 //! use outbox::{Envelope, OutboxBackend, Receipt};
 //!
@@ -127,7 +128,7 @@
 //! }
 //!
 //! #[derive(diesel::MultiConnection)]
-//! enum AnyConnection {
+//! pub enum AnyConnection {
 //!     Sqlite(diesel::SqliteConnection),
 //!     // Postgres(diesel::PgConnection), Mysql(diesel::MysqlConnection),
 //! }
@@ -138,7 +139,13 @@
 //!         // AnyConnection::Postgres(conn) => place_order(conn), …
 //!     }
 //! }
-//! # place_order_on_any(&mut AnyConnection::Sqlite(outbox::testing::memory())).unwrap();
+//! # pub fn run() {
+//! #     place_order_on_any(&mut AnyConnection::Sqlite(outbox::testing::memory())).unwrap();
+//! # }
+//! # }
+//! # fn main() {
+//! #     #[cfg(feature = "sqlite")]
+//! #     shop::run();
 //! # }
 //! ```
 //!

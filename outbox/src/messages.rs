@@ -82,7 +82,7 @@ impl Default for Bounds {
 
 /// A message somebody asks about: its id, and its number where that is known.
 ///
-/// Made from an id, a [`Receipt`](crate::Receipt), or an id with the number, which is on `outbox-sequence` of the requests
+/// Made from an id, a [`Receipt`], or an id with the number, which is on `outbox-sequence` of the requests
 /// and in what this module returns. With its number a pending message is found at once; without, by its place in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageRef {
