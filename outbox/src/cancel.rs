@@ -51,6 +51,22 @@ pub fn cancel<C>(conn: &mut C, message: impl Into<MessageRef>) -> Result<bool, E
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
+    let removed = remove(conn, message)?;
+    Ok(removed.pending + removed.waiting > 0)
+}
+
+/// How many rows went.
+#[derive(Default)]
+pub(crate) struct Removed {
+    pub(crate) pending: usize,
+    pub(crate) waiting: usize,
+}
+
+/// Removes the message. With its number a pending one is found at once.
+pub(crate) fn remove<C>(conn: &mut C, message: impl Into<MessageRef>) -> Result<Removed, Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
     require_transaction(conn, CALL)?;
     // Otherwise the message would be gone although the caller's reason for it is rolled back.
     require_server_transaction(conn, CALL)?;
@@ -61,13 +77,13 @@ where
 pub(crate) const CALL: &str = "cancel";
 
 /// All of it but the question whether there is a transaction.
-pub(crate) async fn take_back<A: Ask>(ask: &mut A, message: MessageRef) -> Result<bool, Error> {
+pub(crate) async fn take_back<A: Ask>(ask: &mut A, message: MessageRef) -> Result<Removed, Error> {
     let id = uuid_literal(A::DATABASE, message.id);
     if A::DATABASE == Database::Sqlite {
         // The first statement writes, so it waits for the write lock before anything is read.
         ask.execute(Statement::new("-- write_lock\nDELETE FROM outbox_deliveries WHERE id IS NULL")).await?;
     }
-    let Some(place) = find(ask, message, &id).await? else { return Ok(false) };
+    let Some(place) = find(ask, message, &id).await? else { return Ok(Removed::default()) };
     let (lock, partition) = (current_read(A::DATABASE), place.partition);
     let column = text(A::DATABASE, "partition_no");
     ask.load(Statement::new(format!(
@@ -75,13 +91,13 @@ pub(crate) async fn take_back<A: Ask>(ask: &mut A, message: MessageRef) -> Resul
     )))
     .await?;
     // Between the search and the lock it may have moved from the one table to the other.
-    let mut removed = 0;
+    let mut removed = Removed::default();
     if let Some(seq) = place.seq {
         let delete = format!("-- message_cancel\nDELETE FROM outbox_messages WHERE seq = {seq} AND id = {id}");
-        removed += ask.execute(Statement::new(delete)).await?;
+        removed.pending = ask.execute(Statement::new(delete)).await?;
     }
-    removed += remove_waiting(ask, &id).await?;
-    Ok(removed > 0)
+    removed.waiting = remove_waiting(ask, &id).await?;
+    Ok(removed)
 }
 
 /// Where a message is.

@@ -184,6 +184,15 @@ impl Envelope {
         self
     }
 
+    /// Checks what [`enqueue`](crate::enqueue) would check, and enqueues nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] or [`Error::Serialize`] for a message that can never be sent.
+    pub fn check(self) -> Result<(), Error> {
+        self.into_row().map(drop)
+    }
+
     /// Checks everything and draws the id.
     pub(crate) fn into_row(self) -> Result<Row, Error> {
         let mut this = self.in_current_trace();

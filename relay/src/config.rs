@@ -17,17 +17,23 @@ use crate::retry::RetryPolicy;
 use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
 
+mod accepts;
 pub mod database_url;
 mod example;
 mod problem;
 mod read;
+mod reload;
+mod schema;
 mod secret;
 mod sections;
 mod shown;
 mod size;
 
 pub use example::EXAMPLE;
+pub(crate) use problem::suggestion;
 pub use problem::{ConfigError, Problem};
+pub use reload::Reloaded;
+pub use schema::schema;
 pub use secret::Secret;
 
 use read::{Place, Reader, Section};

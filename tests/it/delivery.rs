@@ -5,6 +5,7 @@
 
 mod cancel;
 mod dead;
+mod drains;
 mod many;
 mod order;
 mod outage;
@@ -12,5 +13,6 @@ mod pauses;
 mod promise;
 mod retries;
 mod routes;
-mod stage;
+mod shares;
+pub(crate) mod stage;
 mod stops;

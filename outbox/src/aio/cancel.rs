@@ -26,6 +26,7 @@ where
         require_transaction(conn, CALL)?;
         // Otherwise the message would be gone although the caller's reason for it is rolled back.
         require_server_transaction(conn, CALL).await?;
-        take_back(&mut Awaiting(conn), message).await
+        let removed = take_back(&mut Awaiting(conn), message).await?;
+        Ok(removed.pending + removed.waiting > 0)
     }
 }

@@ -8,7 +8,7 @@
 pub const EXAMPLE: &str = include_str!("example.toml");
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
     use std::path::PathBuf;
 
@@ -49,7 +49,7 @@ mod tests {
     }
 
     /// The example with its defaults uncommented, and where `alternatives` says so with the other ways to write it.
-    fn uncommented(alternatives: bool) -> String {
+    pub(in crate::config) fn uncommented(alternatives: bool) -> String {
         let mut lines: Vec<&str> = Vec::new();
         for line in EXAMPLE.lines() {
             match (line.strip_prefix("#or "), line.strip_prefix('#')) {

@@ -11,8 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use toml::de::{DeTable, DeValue};
 
+use super::accepts::Accepts;
 use super::problem::{Problem, suggestion};
 use super::secret::Secret;
 
@@ -27,6 +29,8 @@ pub(crate) struct Reader<'a> {
     environment: &'a BTreeMap<String, String>,
     used: RefCell<BTreeSet<String>>,
     known: RefCell<BTreeMap<(String, String), Kind>>,
+    shapes: RefCell<BTreeMap<(String, String), Value>>,
+    sections: RefCell<BTreeSet<String>>,
     problems: RefCell<Vec<(usize, Problem)>>,
 }
 
@@ -76,6 +80,8 @@ impl<'a> Reader<'a> {
             environment,
             used: RefCell::default(),
             known: RefCell::default(),
+            shapes: RefCell::default(),
+            sections: RefCell::default(),
             problems: RefCell::default(),
         }
     }
@@ -117,6 +123,16 @@ impl<'a> Reader<'a> {
         self.known.borrow().clone()
     }
 
+    /// What every key that was asked for accepts, as JSON Schema.
+    pub(crate) fn shapes(&self) -> BTreeMap<(String, String), Value> {
+        self.shapes.borrow().clone()
+    }
+
+    /// Every section that was asked for.
+    pub(crate) fn sections(&self) -> BTreeSet<String> {
+        self.sections.borrow().clone()
+    }
+
     /// Every environment variable that would be listened to.
     fn overrides(&self) -> Vec<String> {
         let known = self.known().into_iter();
@@ -154,6 +170,7 @@ impl<'r, 'a> Section<'r, 'a> {
     pub(crate) fn section(&self, key: &str) -> Section<'r, 'a> {
         self.known.borrow_mut().push(key.to_owned());
         let name = if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) };
+        self.reader.sections.borrow_mut().insert(name.clone());
         let mut section = Section { reader: self.reader, name, table: None, header: None, known: RefCell::default() };
         if let Some((range, value)) = self.find(key) {
             section.header = Some(range.clone());
@@ -223,25 +240,27 @@ impl<'r, 'a> Section<'r, 'a> {
         Some(Given { value: Raw::File(value), place: Place::File(range) })
     }
 
-    /// Sets `into` from the scalar `key` if it is there and `understand` accepts it. `understand` says otherwise what
-    /// the value must be, to end the sentence "`key` in [section] must be …".
-    pub(crate) fn set<T>(&self, key: &str, into: &mut T, understand: impl FnOnce(&Given<'r, 'a>) -> Result<T, String>) {
+    /// Sets `into` from the scalar `key` if it is there and accepted.
+    pub(crate) fn set<T>(&self, key: &str, into: &mut T, accepts: Accepts<'_, T>) {
         if let Some(given) = self.scalar(key) {
-            self.accept(key, &given, into, understand);
+            self.accept(key, &given, into, accepts);
+        } else {
+            self.shape(key, described(&accepts));
         }
     }
 
+    /// Notes what `key` accepts, as JSON Schema.
+    pub(crate) fn shape(&self, key: &str, shape: Value) {
+        self.reader.shapes.borrow_mut().insert((self.name.clone(), key.to_owned()), shape);
+    }
+
     /// Like [`Section::set`], for a value that was fetched already.
-    pub(crate) fn accept<T>(
-        &self,
-        key: &str,
-        given: &Given<'r, 'a>,
-        into: &mut T,
-        understand: impl FnOnce(&Given<'r, 'a>) -> Result<T, String>,
-    ) {
-        match understand(given) {
-            Ok(value) => *into = value,
-            Err(must) => {
+    pub(crate) fn accept<T>(&self, key: &str, given: &Given<'r, 'a>, into: &mut T, accepts: Accepts<'_, T>) {
+        self.shape(key, described(&accepts));
+        match (accepts.understand)(given) {
+            Some(value) => *into = value,
+            None => {
+                let must = accepts.must;
                 let message = format!("`{key}` in [{}] must be {must}, not {}", self.name, given.show());
                 self.reader.problem(&self.name, &given.place, message, None);
             }
@@ -437,6 +456,13 @@ impl Given<'_, '_> {
             Raw::File(other) => kind(other).to_owned(),
         }
     }
+}
+
+/// The shape, and in words what it cannot say.
+fn described<T>(accepts: &Accepts<'_, T>) -> Value {
+    let mut shape = accepts.schema.clone();
+    shape["description"] = accepts.must.as_str().into();
+    shape
 }
 
 fn kind(value: &DeValue<'_>) -> &'static str {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const GOOD: &str = r#"
+pub(super) const GOOD: &str = r#"
 [database]
 url = { env = "SHOP_DATABASE" }
 migrate = "auto"
@@ -211,11 +211,11 @@ fn an_operator_needs_the_database_section_only() {
     assert!(Config::load(&sources, Scope::Database).is_err());
 }
 
-#[test]
-fn wrong_files_are_answered_with_the_place_and_the_remedy() {
+/// Files with one mistake each, and what is said about it.
+pub(super) fn wrong_files() -> Vec<(String, &'static str)> {
     let destination = "[destinations.billing]\nurl = \"https://b/\"\ntopics = [\"order.*\"]\n";
     let with = |line: &str| format!("{destination}{line}\n");
-    for (file, expected) in [
+    vec![
         (
             with("concurency = 1"),
             "relay.toml:4:1: unknown key `concurency` in [destinations.billing] - did you mean `concurrency`?",
@@ -354,7 +354,12 @@ fn wrong_files_are_answered_with_the_place_and_the_remedy() {
             "[database]\nurl = \"sqlite:\"".into(),
             "relay.toml:2:1: the database url names no file\n  help: write `sqlite:path/to/file.db`",
         ),
-    ] {
+    ]
+}
+
+#[test]
+fn wrong_files_are_answered_with_the_place_and_the_remedy() {
+    for (file, expected) in wrong_files() {
         assert_eq!(problems(&file, &[]), expected, "for the file\n{file}");
     }
 }
@@ -440,7 +445,7 @@ fn all_problems_are_reported_at_once_in_the_order_of_the_file() {
 }
 
 /// The document, and what it claims about every key: section, key, default or `needed`, values, environment variable.
-mod document {
+pub(super) mod document {
     use super::*;
     use crate::config::read::{Kind, Reader, Section, override_name};
 
@@ -479,7 +484,7 @@ mod document {
     }
 
     /// The first block of TOML.
-    fn example() -> &'static str {
+    pub(in crate::config) fn example() -> &'static str {
         let (_, rest) = DOCUMENT.split_once("```toml\n").expect("there is an example");
         rest.split_once("```").expect("the example ends").0
     }

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub(crate) use self::connection::turned_away;
 use self::connection::{Connector, Session, Slot, Work};
 use super::StoreOptions;
 use super::{
@@ -130,6 +131,13 @@ impl Store for Mysql {
         Ok(found)
     }
 
+    async fn message_last(&self) -> Result<Seq, StoreError> {
+        let mut session = self.lend(&self.feed, "message_last").await?;
+        let last = feed::message_last(&mut session).await?;
+        session.give_back();
+        Ok(last)
+    }
+
     async fn mark_draw(&self) -> Result<Option<u64>, StoreError> {
         Ok(None)
     }
@@ -196,6 +204,13 @@ impl Store for Mysql {
     async fn relay_beat(&self, relay: RelayId, draining: bool) -> Result<Option<Membership>, StoreError> {
         let mut session = self.lend(&self.beat, "relay_beat").await?;
         let seen = membership::relay_beat(&mut session, relay, draining).await?;
+        session.give_back();
+        Ok(seen)
+    }
+
+    async fn membership_read(&self) -> Result<Membership, StoreError> {
+        let mut session = self.lend(&self.beat, "membership_read").await?;
+        let seen = membership::membership(&mut session).await?;
         session.give_back();
         Ok(seen)
     }

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub(crate) use self::connection::turned_away;
 use self::connection::{Connector, Role, Slot};
 use super::StoreOptions;
 use super::{
@@ -167,6 +168,13 @@ impl Store for Postgres {
         Ok(found)
     }
 
+    async fn message_last(&self) -> Result<Seq, StoreError> {
+        let mut held = self.feed.take(&self.connector).await?;
+        let last = feed::message_last(&mut held.connection).await?;
+        held.put_back();
+        Ok(last)
+    }
+
     async fn mark_draw(&self) -> Result<Option<u64>, StoreError> {
         let mut held = self.feed.take(&self.connector).await?;
         let mark = feed::mark_draw(&mut held.connection).await?;
@@ -241,6 +249,13 @@ impl Store for Postgres {
     async fn relay_beat(&self, relay: RelayId, draining: bool) -> Result<Option<Membership>, StoreError> {
         let mut held = self.beat.take(&self.connector).await?;
         let seen = membership::relay_beat(&mut held.connection, relay, draining).await?;
+        held.put_back();
+        Ok(seen)
+    }
+
+    async fn membership_read(&self) -> Result<Membership, StoreError> {
+        let mut held = self.beat.take(&self.connector).await?;
+        let seen = membership::membership_read(&mut held.connection).await?;
         held.put_back();
         Ok(seen)
     }

@@ -21,6 +21,8 @@ mod settle;
 mod statement;
 mod worker;
 
+pub(crate) use self::file::existing_file_uri;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -97,6 +99,10 @@ impl Store for Sqlite {
         self.reader.run("message_sweep", move |open| read::message_sweep(open, after, until, owned, limit)).await
     }
 
+    async fn message_last(&self) -> Result<Seq, StoreError> {
+        self.reader.run("message_last", read::message_last).await
+    }
+
     async fn mark_draw(&self) -> Result<Option<u64>, StoreError> {
         Ok(None)
     }
@@ -150,6 +156,10 @@ impl Store for Sqlite {
 
     async fn relay_beat(&self, relay: RelayId, draining: bool) -> Result<Option<Membership>, StoreError> {
         self.writer.run("relay_beat", move |open| membership::relay_beat(open, relay, draining)).await
+    }
+
+    async fn membership_read(&self) -> Result<Membership, StoreError> {
+        self.reader.run("membership_read", membership::membership_read).await
     }
 
     async fn relay_bury(&self, dead: &[(RelayId, i64)]) -> Result<Vec<RelayId>, StoreError> {

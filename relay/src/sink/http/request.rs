@@ -147,6 +147,7 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
+    use crate::sink::Unit;
 
     fn message() -> Message {
         Message {
@@ -174,7 +175,8 @@ mod tests {
 
     fn build(message: &Message, configured: &[(&str, &str)]) -> Result<HeaderMap, String> {
         let configured: Vec<_> = configured.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        let attempt = Attempt { destination: "billing".into(), number: 4, timeout: Duration::from_secs(15) };
+        let attempt =
+            Attempt { destination: "billing".into(), number: 4, timeout: Duration::from_secs(15), unit: Unit::Shared };
         let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_000_060_900);
         headers(message, &attempt, "/shop", &fixed(&configured).unwrap(), &[], now)
     }
@@ -231,7 +233,8 @@ x-tenant: caf\u{e9}
     #[test]
     fn each_attempt_is_signed_for_its_own_hour() {
         let key = Secret::generate();
-        let attempt = Attempt { destination: "billing".into(), number: 1, timeout: Duration::from_secs(15) };
+        let attempt =
+            Attempt { destination: "billing".into(), number: 1, timeout: Duration::from_secs(15), unit: Unit::Shared };
         for secs in [1_795_000_060, 1_795_000_061, 1_795_086_400] {
             let now = SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
             let sent =
