@@ -1,11 +1,17 @@
 //! The same over diesel-async's connections. Feature `async`.
 //!
-//! Messages are turned into rows before the future is made, so the future is `Send` whatever the message is.
+//! Messages are put into envelopes before the future is made, so the future is `Send` whatever the message is. With feature
+//! `opentelemetry` a message belongs to the span in which its future is first polled, as in `enqueue(…).instrument(span)`,
+//! or else to the one in which the function was called.
+//!
 //! As with every future that speaks in a transaction: do not drop it half-way, or diesel no longer knows where the
 //! server stands.
 
+mod ask;
+mod cancel;
 pub mod dedup;
 pub mod inbox;
+pub mod testing;
 mod transaction;
 
 use std::future::Future;
@@ -17,10 +23,12 @@ use crate::connection::OutboxBackend;
 use crate::connection::sealed::Dialect;
 use crate::dedup::By;
 use crate::enqueue::{Next, Receipt, collect, only};
-use crate::envelope::IntoEnvelope;
+use crate::envelope::{Envelope, IntoEnvelope};
 use crate::error::Error;
 use crate::insert::{ByCaller, ByProbe, ByStatement, Form, MessageInsert, MessageInsertMany, Work, works};
+use crate::testing::Strict;
 
+pub use cancel::cancel;
 pub use transaction::transaction;
 
 /// Puts a message into the outbox, as part of the transaction that is open on `conn`. See [`crate::enqueue`].
@@ -32,15 +40,15 @@ pub fn enqueue<C>(conn: &mut C, message: impl IntoEnvelope) -> impl Future<Outpu
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
-    let row = message.into_envelope().into_row();
+    let envelope = message.into_envelope().in_current_trace();
     async move {
-        require_transaction(conn)?;
-        let row = row?;
+        require_transaction(conn, "enqueue")?;
+        let row = envelope.into_row()?;
         if row.dedup_key.is_some() {
-            return dedup::write_claimed(conn, vec![row], By::Library).await.map(only);
+            return dedup::write_claimed(conn, vec![row], By::Library, "enqueue").await.map(only);
         }
         let receipt = Receipt::of(&row);
-        write(conn, &Work::One(row)).await?;
+        write(conn, &Work::One(row), "enqueue").await?;
         Ok(receipt)
     }
 }
@@ -55,16 +63,17 @@ where
     C: AsyncConnection<Backend: OutboxBackend>,
     I: IntoIterator<Item: IntoEnvelope>,
 {
-    let rows = collect(messages);
+    let envelopes = messages.into_iter().map(|message| message.into_envelope().in_current_trace());
+    let envelopes: Vec<Envelope> = envelopes.collect();
     async move {
-        require_transaction(conn)?;
-        let rows = rows?;
+        require_transaction(conn, "enqueue_all")?;
+        let rows = collect(envelopes)?;
         if rows.iter().any(|row| row.dedup_key.is_some()) {
-            return dedup::write_claimed(conn, rows, By::Library).await;
+            return dedup::write_claimed(conn, rows, By::Library, "enqueue_all").await;
         }
         let receipts = rows.iter().map(Receipt::of).collect();
         for work in works::<C::Backend>(rows) {
-            write(conn, &work).await?;
+            write(conn, &work, "enqueue_all").await?;
         }
         Ok(receipts)
     }
@@ -82,11 +91,11 @@ pub fn enqueue_unchecked<C>(
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
-    let row = message.into_envelope().into_row();
+    let envelope = message.into_envelope().in_current_trace();
     async move {
-        let row = row?;
+        let row = envelope.into_row()?;
         if row.dedup_key.is_some() {
-            return dedup::write_claimed(conn, vec![row], By::Caller).await.map(only);
+            return dedup::write_claimed(conn, vec![row], By::Caller, "enqueue_unchecked").await.map(only);
         }
         let receipt = Receipt::of(&row);
         execute::<C, ByCaller>(conn, &Work::One(row)).await?;
@@ -94,27 +103,33 @@ where
     }
 }
 
-fn require_transaction<C: AsyncConnection>(conn: &mut C) -> Result<(), Error> {
-    let depth = C::TransactionManager::transaction_manager_status_mut(conn).transaction_depth()?;
-    if depth.is_some() { Ok(()) } else { Err(Error::NotInTransaction) }
+fn require_transaction<C: AsyncConnection>(conn: &mut C, call: &'static str) -> Result<(), Error> {
+    match transaction::depth(conn)? {
+        0 => Err(Error::NotInTransaction { call }),
+        // Only a test transaction is one in which a pool would take the connection back.
+        1 if !C::TransactionManager::is_broken_transaction_manager(conn) && Strict::is_set(conn.instrumentation()) => {
+            Err(Error::OnlyInTestTransaction { call })
+        }
+        _ => Ok(()),
+    }
 }
 
-async fn write<C>(conn: &mut C, work: &Work<C::Backend>) -> Result<(), Error>
+async fn write<C>(conn: &mut C, work: &Work<C::Backend>, call: &'static str) -> Result<(), Error>
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
     let probe = <C::Backend as Dialect>::probe();
     if probe.is_none_or(|probe| !probe.is_needed()) {
-        match Next::after::<C::Backend>(execute::<C, ByStatement>(conn, work).await) {
+        match Next::after::<C::Backend>(execute::<C, ByStatement>(conn, work).await, call) {
             Next::Done => return Ok(()),
             Next::Fail(error) => return Err(error),
             Next::Probe => {}
         }
     }
     if let Some(probe) = probe {
-        Next::finish::<C::Backend>(conn.batch_execute(probe.sql).await)?;
+        Next::finish::<C::Backend>(conn.batch_execute(probe.sql).await, call)?;
     }
-    Next::finish::<C::Backend>(execute::<C, ByProbe>(conn, work).await)
+    Next::finish::<C::Backend>(execute::<C, ByProbe>(conn, work).await, call)
 }
 
 async fn execute<C, F: Form>(conn: &mut C, work: &Work<C::Backend>) -> Result<(), DieselError>

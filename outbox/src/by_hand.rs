@@ -12,6 +12,7 @@ use crate::connection::OutboxBackend;
 use crate::dead_letters::By;
 use crate::error::Error;
 
+pub(crate) mod ask;
 pub(crate) mod sql;
 mod statement;
 

@@ -7,14 +7,15 @@
 //! - Afterwards the first in-order delivery of each key that was touched is unblocked, unless a dead letter blocks it.
 
 use diesel::connection::LoadConnection;
-use uuid::Uuid;
 
+use crate::by_hand::ask::{self, Ask, Blocking};
 use crate::by_hand::sql::{current_read, locked_rows, text, uuid_literal};
 use crate::by_hand::{Statement, unreadable};
-use crate::connection::sealed::Dialect;
 use crate::connection::{Database, OutboxBackend};
 use crate::enqueue::require_transaction;
 use crate::error::Error;
+use crate::messages::search::{self, Range};
+use crate::messages::{LOOKED_AT, MessageRef};
 use crate::transaction::require_server_transaction;
 
 /// Takes back a message that was not delivered yet; returns whether there was something to take back.
@@ -26,8 +27,8 @@ use crate::transaction::require_server_transaction;
 /// taken until the end of its window.
 ///
 /// Holds the lock of the message's partition until the transaction ends, and relays wait for it: cancel last, and commit
-/// soon. A message that does not wait for a retry is looked for among all pending ones, which are few while a relay keeps
-/// up. Needs SELECT and DELETE on `outbox_messages`, besides these UPDATE on `outbox_deliveries` and `outbox_partitions`,
+/// soon. `message` is an id, a [`Receipt`](crate::Receipt), or an id with its number, by which a pending message is found
+/// at once. By the id it is found by its place in time, among 200 000 messages around it and the 100 000 oldest. Needs SELECT and DELETE on `outbox_messages`, besides these UPDATE on `outbox_deliveries` and `outbox_partitions`,
 /// and SELECT on `outbox_dead_letters` (UPDATE, too, on PostgreSQL, MariaDB and MySQL, for its locks).
 ///
 /// ```
@@ -37,19 +38,20 @@ use crate::transaction::require_server_transaction;
 /// let reminder = outbox::Envelope::raw("cart.forgotten", "1").delay(std::time::Duration::from_secs(3600));
 /// let receipt = outbox::transaction(&mut conn, |conn| outbox::enqueue(conn, reminder))?;
 /// // The customer came back.
-/// assert!(outbox::transaction(&mut conn, |conn| outbox::cancel(conn, receipt.message_id))?);
+/// assert!(outbox::transaction(&mut conn, |conn| outbox::cancel(conn, &receipt))?);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
 ///
-/// [`Error::NotInTransaction`] outside a transaction. [`Error::Database`] when the database fails; a deadlock between
+/// [`Error::NotInTransaction`] outside a transaction. [`Error::NotLookedAtAll`] when there are so many pending messages
+/// that it may be one of those that were not looked at. [`Error::Database`] when the database fails; a deadlock between
 /// several cancels and a relay is one of these failures.
-pub fn cancel<C>(conn: &mut C, message_id: Uuid) -> Result<bool, Error>
+pub fn cancel<C>(conn: &mut C, message: impl Into<MessageRef>) -> Result<bool, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
-    let removed = remove(conn, message_id, None)?;
+    let removed = remove(conn, message)?;
     Ok(removed.pending + removed.waiting > 0)
 }
 
@@ -61,33 +63,40 @@ pub(crate) struct Removed {
 }
 
 /// Removes the message. With its number a pending one is found at once.
-pub(crate) fn remove<C>(conn: &mut C, message_id: Uuid, seq: Option<i64>) -> Result<Removed, Error>
+pub(crate) fn remove<C>(conn: &mut C, message: impl Into<MessageRef>) -> Result<Removed, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
-    require_transaction(conn)?;
+    require_transaction(conn, CALL)?;
     // Otherwise the message would be gone although the caller's reason for it is rolled back.
-    require_server_transaction(conn)?;
-    let database = <C::Backend as Dialect>::DATABASE;
-    let id = uuid_literal(database, message_id);
-    if database == Database::Sqlite {
+    require_server_transaction(conn, CALL)?;
+    ask::now(take_back(&mut Blocking(conn), message.into()))
+}
+
+/// How the function is called in errors.
+pub(crate) const CALL: &str = "cancel";
+
+/// All of it but the question whether there is a transaction.
+pub(crate) async fn take_back<A: Ask>(ask: &mut A, message: MessageRef) -> Result<Removed, Error> {
+    let id = uuid_literal(A::DATABASE, message.id);
+    if A::DATABASE == Database::Sqlite {
         // The first statement writes, so it waits for the write lock before anything is read.
-        Statement::new("-- write_lock\nDELETE FROM outbox_deliveries WHERE id IS NULL").execute(conn)?;
+        ask.execute(Statement::new("-- write_lock\nDELETE FROM outbox_deliveries WHERE id IS NULL")).await?;
     }
-    let Some(place) = find(conn, database, &id, seq)? else { return Ok(Removed::default()) };
-    let (lock, partition) = (current_read(database), place.partition);
-    let column = text(database, "partition_no");
-    Statement::new(format!(
+    let Some(place) = find(ask, message, &id).await? else { return Ok(Removed::default()) };
+    let (lock, partition) = (current_read(A::DATABASE), place.partition);
+    let column = text(A::DATABASE, "partition_no");
+    ask.load(Statement::new(format!(
         "-- partition_lock\nSELECT {column} FROM outbox_partitions WHERE partition_no = {partition}{lock}"
-    ))
-    .load(conn)?;
+    )))
+    .await?;
     // Between the search and the lock it may have moved from the one table to the other.
     let mut removed = Removed::default();
     if let Some(seq) = place.seq {
         let delete = format!("-- message_cancel\nDELETE FROM outbox_messages WHERE seq = {seq} AND id = {id}");
-        removed.pending = Statement::new(delete).execute(conn)?;
+        removed.pending = ask.execute(Statement::new(delete)).await?;
     }
-    removed.waiting = remove_waiting(conn, database, &id)?;
+    removed.waiting = remove_waiting(ask, &id).await?;
     Ok(removed)
 }
 
@@ -98,68 +107,70 @@ struct Place {
     seq: Option<i64>,
 }
 
-fn find<C>(conn: &mut C, database: Database, id: &str, number: Option<i64>) -> Result<Option<Place>, Error>
-where
-    C: LoadConnection<Backend: OutboxBackend>,
-{
-    if let Some(partition) = find_waiting(conn, database, id)? {
+async fn find<A: Ask>(ask: &mut A, message: MessageRef, id: &str) -> Result<Option<Place>, Error> {
+    if let Some(partition) = find_waiting(ask, id).await? {
         return Ok(Some(Place { partition, seq: None }));
     }
-    let (partition, seq) = (text(database, "partition_no"), text(database, "seq"));
-    let both = match database {
+    let range = match message.seq {
+        Some(seq) => Range { which: format!("seq = {seq}"), is_all: true },
+        None => search::range(ask, message.id, LOOKED_AT).await?,
+    };
+    let (partition, seq) = (text(A::DATABASE, "partition_no"), text(A::DATABASE, "seq"));
+    let both = match A::DATABASE {
         Database::Mysql => format!("concat({partition}, ' ', {seq})"),
         Database::Postgres | Database::Sqlite => format!("{partition} || ' ' || {seq}"),
     };
-    let by_number = number.map_or_else(String::new, |number| format!(" AND seq = {number}"));
-    let select = format!("-- message_find\nSELECT {both} FROM outbox_messages WHERE id = {id}{by_number}");
-    if let Some(both) = Statement::new(select).load(conn)?.first() {
+    let select = format!("-- message_find\nSELECT {both} FROM outbox_messages WHERE {} AND id = {id}", range.which);
+    if let Some(both) = ask.load(Statement::new(select)).await?.first() {
         let mut numbers = both.split(' ').map(|number| number.parse().map_err(unreadable));
         if let (Some(partition), Some(seq)) = (numbers.next().transpose()?, numbers.next().transpose()?) {
             return Ok(Some(Place { partition, seq: Some(seq) }));
         }
     }
     // It may have moved after the first look.
-    Ok(find_waiting(conn, database, id)?.map(|partition| Place { partition, seq: None }))
+    match find_waiting(ask, id).await? {
+        Some(partition) => Ok(Some(Place { partition, seq: None })),
+        None if range.is_all => Ok(None),
+        None => Err(Error::NotLookedAtAll { looked_at: LOOKED_AT }),
+    }
 }
 
-fn find_waiting<C>(conn: &mut C, database: Database, id: &str) -> Result<Option<i64>, Error>
-where
-    C: LoadConnection<Backend: OutboxBackend>,
-{
-    let partition = text(database, "partition_no");
+async fn find_waiting<A: Ask>(ask: &mut A, id: &str) -> Result<Option<i64>, Error> {
+    let partition = text(A::DATABASE, "partition_no");
     let select = format!("-- delivery_find\nSELECT {partition} FROM outbox_deliveries WHERE message_id = {id} LIMIT 1");
-    Ok(Statement::new(select).load_numbers(conn)?.first().copied())
+    Ok(numbers(&ask.load(Statement::new(select)).await?)?.first().copied())
 }
 
 /// Removes the deliveries that wait, and lets the next of each key go on.
-fn remove_waiting<C>(conn: &mut C, database: Database, id: &str) -> Result<usize, Error>
-where
-    C: LoadConnection<Backend: OutboxBackend>,
-{
-    let column = text(database, "id");
-    let lock = current_read(database);
+async fn remove_waiting<A: Ask>(ask: &mut A, id: &str) -> Result<usize, Error> {
+    let column = text(A::DATABASE, "id");
+    let lock = current_read(A::DATABASE);
     let select = format!("-- delivery_lock\nSELECT {column} FROM outbox_deliveries WHERE message_id = {id}{lock}");
-    let waiting = Statement::new(select).load_numbers(conn)?;
+    let waiting = numbers(&ask.load(Statement::new(select)).await?)?;
     let mut next = Vec::new();
     for waiting in &waiting {
         // While the rows still name their keys.
-        if !Statement::new(key_blockers(database, *waiting)).load(conn)?.is_empty() {
+        if !ask.load(Statement::new(key_blockers(A::DATABASE, *waiting))).await?.is_empty() {
             continue;
         }
-        next.extend(Statement::new(key_next(database, *waiting, id)).load_numbers(conn)?);
+        next.extend(numbers(&ask.load(Statement::new(key_next(A::DATABASE, *waiting, id))).await?)?);
     }
     if !waiting.is_empty() {
         let delete = format!("-- delivery_cancel\nDELETE FROM outbox_deliveries WHERE message_id = {id}");
-        Statement::new(delete).execute(conn)?;
+        ask.execute(Statement::new(delete)).await?;
     }
     for next in next {
-        Statement::new(format!(
+        ask.execute(Statement::new(format!(
             "-- key_unblock\nUPDATE outbox_deliveries SET state = CASE WHEN state = 'blocked' THEN 'retry' ELSE state END, \
              blocked = false WHERE id = {next} AND blocked"
-        ))
-        .execute(conn)?;
+        )))
+        .await?;
     }
     Ok(waiting.len())
+}
+
+fn numbers(texts: &[String]) -> Result<Vec<i64>, Error> {
+    texts.iter().map(|text| text.parse().map_err(unreadable)).collect()
 }
 
 /// The first in-order delivery of the same key that is not of the same message.

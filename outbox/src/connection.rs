@@ -33,6 +33,12 @@ pub enum Database {
 ///
 /// Write code that is generic over the database as `C: diesel::connection::LoadConnection<Backend: OutboxBackend>`. A
 /// `diesel::MultiConnection` is not such a connection; match on it and call with the connection inside.
+#[diagnostic::on_unimplemented(
+    message = "an outbox cannot be used through a connection with the backend `{Self}`",
+    label = "this backend has no outbox",
+    note = "with a `diesel::MultiConnection`, match on it and use the connection inside",
+    note = "otherwise switch on the feature `postgres`, `mysql` or `sqlite` of `outbox`"
+)]
 pub trait OutboxBackend: sealed::Dialect {}
 
 pub(crate) mod sealed {

@@ -3,16 +3,17 @@
 //! Knows the caller's connection and one insert. Everything about a message is checked before anything is written.
 
 use diesel::RunQueryDsl;
-use diesel::connection::{Connection, LoadConnection};
+use diesel::connection::{Connection, LoadConnection, TransactionManager};
 use diesel::result::Error as DieselError;
 use uuid::Uuid;
 
 use crate::connection::sealed::{Dialect, Judgement};
-use crate::connection::{OutboxBackend, is_in_transaction};
+use crate::connection::{OutboxBackend, transaction_depth};
 use crate::dedup::{self, By};
 use crate::envelope::IntoEnvelope;
 use crate::error::Error;
 use crate::insert::{ByCaller, ByProbe, ByStatement, Form, MessageInsert, MessageInsertMany, Row, Work, works};
+use crate::testing::Strict;
 use crate::transaction::require_server_transaction;
 
 /// What is known of a message once it is written.
@@ -54,13 +55,13 @@ pub fn enqueue<C>(conn: &mut C, message: impl IntoEnvelope) -> Result<Receipt, E
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
-    require_transaction(conn)?;
+    require_transaction(conn, "enqueue")?;
     let row = message.into_envelope().into_row()?;
     if row.dedup_key.is_some() {
-        return write_claimed(conn, vec![row], By::Library).map(only);
+        return write_claimed(conn, vec![row], By::Library, "enqueue").map(only);
     }
     let receipt = Receipt::of(&row);
-    write(conn, &Work::One(row))?;
+    write(conn, &Work::One(row), "enqueue")?;
     Ok(receipt)
 }
 
@@ -79,14 +80,14 @@ where
     C: LoadConnection<Backend: OutboxBackend>,
     I: IntoIterator<Item: IntoEnvelope>,
 {
-    require_transaction(conn)?;
+    require_transaction(conn, "enqueue_all")?;
     let rows = collect(messages)?;
     if rows.iter().any(|row| row.dedup_key.is_some()) {
-        return write_claimed(conn, rows, By::Library);
+        return write_claimed(conn, rows, By::Library, "enqueue_all");
     }
     let receipts = rows.iter().map(Receipt::of).collect();
     for work in works::<C::Backend>(rows) {
-        write(conn, &work)?;
+        write(conn, &work, "enqueue_all")?;
     }
     Ok(receipts)
 }
@@ -106,7 +107,7 @@ where
 {
     let row = message.into_envelope().into_row()?;
     if row.dedup_key.is_some() {
-        return write_claimed(conn, vec![row], By::Caller).map(only);
+        return write_claimed(conn, vec![row], By::Caller, "enqueue_unchecked").map(only);
     }
     let receipt = Receipt::of(&row);
     execute::<C, ByCaller>(conn, &Work::One(row))?;
@@ -114,17 +115,17 @@ where
 }
 
 /// Claims the dedup keys and writes the messages whose key was free, both or neither.
-fn write_claimed<C>(conn: &mut C, rows: Vec<Row>, by: By) -> Result<Vec<Receipt>, Error>
+fn write_claimed<C>(conn: &mut C, rows: Vec<Row>, by: By, call: &'static str) -> Result<Vec<Receipt>, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     // A claim that commits on its own would swallow messages.
-    require_server_transaction(conn)?;
+    require_server_transaction(conn, call)?;
     let savepoint = dedup::savepoint(<C::Backend as Dialect>::DATABASE, by);
     if let Some(savepoint) = savepoint {
         conn.batch_execute(savepoint)?;
     }
-    let outcome = claim_and_write(conn, rows, by);
+    let outcome = claim_and_write(conn, rows, by, call);
     if savepoint.is_some() {
         let ended = conn.batch_execute(dedup::savepoint_end(outcome.is_ok()));
         // After a failure that took the savepoint with it, the failure is what matters.
@@ -135,7 +136,7 @@ where
     outcome
 }
 
-fn claim_and_write<C>(conn: &mut C, rows: Vec<Row>, by: By) -> Result<Vec<Receipt>, Error>
+fn claim_and_write<C>(conn: &mut C, rows: Vec<Row>, by: By, call: &'static str) -> Result<Vec<Receipt>, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
@@ -151,7 +152,7 @@ where
     }
     for work in works::<C::Backend>(dedup::winners(rows, &receipts)) {
         match by {
-            By::Library => write(conn, &work)?,
+            By::Library => write(conn, &work, call)?,
             By::Caller => execute::<C, ByCaller>(conn, &work)?,
         }
     }
@@ -179,10 +180,10 @@ pub(crate) enum Next {
 }
 
 impl Next {
-    pub(crate) fn after<DB: OutboxBackend>(result: Result<(), DieselError>) -> Next {
+    pub(crate) fn after<DB: OutboxBackend>(result: Result<(), DieselError>, call: &'static str) -> Next {
         let Err(error) = result else { return Next::Done };
         match (DB::judge(&error), DB::probe()) {
-            (Judgement::NotInTransaction, _) => Next::Fail(Error::NotInTransaction),
+            (Judgement::NotInTransaction, _) => Next::Fail(Error::NotInTransaction { call }),
             (Judgement::CannotTell, Some(probe)) => {
                 probe.is_needed_from_now_on();
                 Next::Probe
@@ -192,34 +193,41 @@ impl Next {
     }
 
     /// The same where there is nothing left to try.
-    pub(crate) fn finish<DB: OutboxBackend>(result: Result<(), DieselError>) -> Result<(), Error> {
+    pub(crate) fn finish<DB: OutboxBackend>(result: Result<(), DieselError>, call: &'static str) -> Result<(), Error> {
         result.map_err(|error| match DB::judge(&error) {
-            Judgement::NotInTransaction => Error::NotInTransaction,
+            Judgement::NotInTransaction => Error::NotInTransaction { call },
             Judgement::CannotTell | Judgement::Unrelated => error.into(),
         })
     }
 }
 
-pub(crate) fn require_transaction<C: Connection>(conn: &mut C) -> Result<(), Error> {
-    if is_in_transaction(conn)? { Ok(()) } else { Err(Error::NotInTransaction) }
+pub(crate) fn require_transaction<C: Connection>(conn: &mut C, call: &'static str) -> Result<(), Error> {
+    match transaction_depth(conn)? {
+        0 => Err(Error::NotInTransaction { call }),
+        // Only a test transaction is one in which a pool would take the connection back.
+        1 if !C::TransactionManager::is_broken_transaction_manager(conn) && Strict::is_set(conn.instrumentation()) => {
+            Err(Error::OnlyInTestTransaction { call })
+        }
+        _ => Ok(()),
+    }
 }
 
-fn write<C>(conn: &mut C, work: &Work<C::Backend>) -> Result<(), Error>
+fn write<C>(conn: &mut C, work: &Work<C::Backend>, call: &'static str) -> Result<(), Error>
 where
     C: Connection<Backend: OutboxBackend>,
 {
     let probe = <C::Backend as Dialect>::probe();
     if probe.is_none_or(|probe| !probe.is_needed()) {
-        match Next::after::<C::Backend>(execute::<C, ByStatement>(conn, work)) {
+        match Next::after::<C::Backend>(execute::<C, ByStatement>(conn, work), call) {
             Next::Done => return Ok(()),
             Next::Fail(error) => return Err(error),
             Next::Probe => {}
         }
     }
     if let Some(probe) = probe {
-        Next::finish::<C::Backend>(conn.batch_execute(probe.sql))?;
+        Next::finish::<C::Backend>(conn.batch_execute(probe.sql), call)?;
     }
-    Next::finish::<C::Backend>(execute::<C, ByProbe>(conn, work))
+    Next::finish::<C::Backend>(execute::<C, ByProbe>(conn, work), call)
 }
 
 fn execute<C, F: Form>(conn: &mut C, work: &Work<C::Backend>) -> Result<(), DieselError>

@@ -18,6 +18,7 @@ use crate::error::{Error, Refusal};
 use crate::insert::{Payload, Row};
 use crate::limits;
 use crate::message::Message;
+use crate::trace::Trace;
 
 /// A message and its options, ready to be enqueued.
 ///
@@ -36,6 +37,7 @@ pub struct Envelope {
     version: u16,
     dedup_key: Option<String>,
     dedup_window: Option<Duration>,
+    trace: Option<Trace>,
 }
 
 /// When a message may be delivered.
@@ -70,6 +72,7 @@ pub fn envelope<M: Message + ?Sized>(message: &M) -> Envelope {
         version: M::VERSION,
         dedup_key: None,
         dedup_window: None,
+        trace: None,
     }
 }
 
@@ -91,6 +94,7 @@ impl Envelope {
             version: 1,
             dedup_key: None,
             dedup_window: None,
+            trace: None,
         }
     }
 
@@ -106,7 +110,8 @@ impl Envelope {
         self
     }
 
-    /// Marks what this message belongs to: sets the header `correlation-id`.
+    /// Marks what this message belongs to: sets the header `correlation-id`, the name most use, without the `x-` that
+    /// RFC 6648 took out of fashion. Handlers read it as a header, receivers find it on the request.
     pub fn correlation_id(self, id: impl Into<String>) -> Envelope {
         self.header("correlation-id", id)
     }
@@ -173,6 +178,12 @@ impl Envelope {
         self
     }
 
+    /// Remembers the trace that is current, in place of one remembered before.
+    pub(crate) fn in_current_trace(mut self) -> Envelope {
+        self.trace = Trace::current().or(self.trace);
+        self
+    }
+
     /// Checks what [`enqueue`](crate::enqueue) would check, and enqueues nothing.
     ///
     /// # Errors
@@ -184,32 +195,36 @@ impl Envelope {
 
     /// Checks everything and draws the id.
     pub(crate) fn into_row(self) -> Result<Row, Error> {
-        let payload = self.payload.map_err(Error::Serialize)?;
-        limits::check_topic(&self.topic)?;
-        self.key.as_deref().map_or(Ok(()), limits::check_key)?;
-        limits::check_payload_bytes(payload.len(), self.payload_max)?;
-        limits::check_content_type(&self.content_type)?;
-        limits::check_version(self.version)?;
-        self.destination.as_deref().map_or(Ok(()), limits::check_destination)?;
-        for (name, value) in &self.headers {
+        let mut this = self.in_current_trace();
+        let payload = this.payload.map_err(Error::Serialize)?;
+        limits::check_topic(&this.topic)?;
+        this.key.as_deref().map_or(Ok(()), limits::check_key)?;
+        limits::check_payload_bytes(payload.len(), this.payload_max)?;
+        limits::check_content_type(&this.content_type)?;
+        limits::check_version(this.version)?;
+        this.destination.as_deref().map_or(Ok(()), limits::check_destination)?;
+        for (name, value) in &this.headers {
             limits::check_header(name, value)?;
         }
-        limits::check_header_total(self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
-        let (deliver_at, delay_ms) = match self.delivery {
+        limits::check_header_total(this.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())))?;
+        if let Some(trace) = this.trace {
+            trace.add_to(&mut this.headers);
+        }
+        let (deliver_at, delay_ms) = match this.delivery {
             Delivery::Now => (None, None),
             Delivery::At(at) => (Some(check_instant("deliver_at", at)?), None),
             Delivery::After(delay) => (None, Some(check_span("delay", delay)?)),
         };
-        self.dedup_key.as_deref().map_or(Ok(()), dedup::check_key)?;
-        let dedup_window_ms = check_span("dedup_window", self.dedup_window.unwrap_or(dedup::WINDOW_DEFAULT))?;
-        if dedup_window_ms == 0 || self.dedup_window.is_some() && self.dedup_key.is_none() {
+        this.dedup_key.as_deref().map_or(Ok(()), dedup::check_key)?;
+        let dedup_window_ms = check_span("dedup_window", this.dedup_window.unwrap_or(dedup::WINDOW_DEFAULT))?;
+        if dedup_window_ms == 0 || this.dedup_window.is_some() && this.dedup_key.is_none() {
             return Err(Refusal::new(
                 "the message has a `dedup_window` that means nothing",
                 "give it a `dedup_key`, and a window longer than zero",
             )
             .into());
         }
-        let expires_at = self.expires_at.map(|at| check_instant("expires_at", at)).transpose()?;
+        let expires_at = this.expires_at.map(|at| check_instant("expires_at", at)).transpose()?;
         if let (Some(deliver_at), Some(expires_at)) = (deliver_at, expires_at)
             && expires_at <= deliver_at
         {
@@ -223,17 +238,17 @@ impl Envelope {
             // Version 7 begins with the time, so an operator can find the row of an id without an index on it. What
             // follows is random: a restored database hands numbers out again, an id must never come twice.
             id: Uuid::now_v7(),
-            topic: self.topic,
-            key: self.key,
+            topic: this.topic,
+            key: this.key,
             payload: Payload::from(payload),
-            content_type: self.content_type,
-            headers: headers_json(&self.headers)?,
-            destination: self.destination,
+            content_type: this.content_type,
+            headers: headers_json(&this.headers)?,
+            destination: this.destination,
             deliver_at_ms: deliver_at,
             delay_ms,
             expires_at_ms: expires_at,
-            version: i16::try_from(self.version).expect("checked against `VERSION_MAX`"),
-            dedup_key: self.dedup_key,
+            version: i16::try_from(this.version).expect("checked against `VERSION_MAX`"),
+            dedup_key: this.dedup_key,
             dedup_window_ms,
         })
     }

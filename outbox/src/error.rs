@@ -14,9 +14,18 @@ use diesel::result::Error as DieselError;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// Happens when a message is enqueued outside a transaction, or when the server has ended the transaction behind
-    /// diesel's back (on MariaDB and MySQL a deadlock or a DDL statement does). Nothing was written.
-    NotInTransaction,
+    /// Happens when a function that must be part of a transaction is called outside one, or when the server has ended the
+    /// transaction behind diesel's back (on MariaDB and MySQL a deadlock or a DDL statement does). Nothing was written.
+    NotInTransaction {
+        /// The function, for example `enqueue`.
+        call: &'static str,
+    },
+    /// Happens on a [strict](crate::testing::strict) connection when the only transaction is that of the test. Nothing was
+    /// written.
+    OnlyInTestTransaction {
+        /// The function, for example `enqueue`.
+        call: &'static str,
+    },
     /// Happens in [`transaction`](crate::transaction) when the database had ended the transaction before it was to be
     /// committed; carries the database's answer. What came before the end did not commit (after a DDL statement on MariaDB
     /// and MySQL it did), so the whole cannot be relied on.
@@ -25,6 +34,12 @@ pub enum Error {
     Refused(Refusal),
     /// Happens when a message does not turn into JSON. Nothing was written.
     Serialize(serde_json::Error),
+    /// Happens in [`cancel`](crate::cancel) when the message was not found where it should be, and there are more pending
+    /// messages than are looked at. Nothing was changed.
+    NotLookedAtAll {
+        /// How many of the oldest were looked at.
+        looked_at: u32,
+    },
     /// Happens when the migrations cannot be applied; the text says why and what to do.
     Migration(String),
     /// Happens when the database, or the connection to it, fails.
@@ -45,9 +60,9 @@ impl Refusal {
 }
 
 impl Error {
-    /// True when the call failed because no transaction was open.
+    /// True when the call failed because no transaction was open, or none but that of a test.
     pub fn is_not_in_transaction(&self) -> bool {
-        matches!(self, Error::NotInTransaction)
+        matches!(self, Error::NotInTransaction { .. } | Error::OnlyInTestTransaction { .. })
     }
 
     /// True when a transaction ran to its end and did not commit.
@@ -70,13 +85,24 @@ impl fmt::Display for Refusal {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::NotInTransaction => f.write_str(
-                "outbox: enqueue was called outside a transaction.\n  \
-                 The message would be committed on its own, which is the bug an outbox prevents.\n  \
-                 help: call it inside `conn.transaction(|conn| …)`, or use `enqueue_unchecked` if you manage the \
-                 transaction yourself. On MariaDB and MySQL a deadlock or a DDL statement ends the transaction: return \
-                 its error instead of going on.",
-            ),
+            Error::NotInTransaction { call } => {
+                let (why, instead) = reasons(call);
+                write!(
+                    f,
+                    "outbox: {call} was called outside a transaction.\n  {why}\n  \
+                     help: call it inside `conn.transaction(|conn| …)`{instead}. On MariaDB and MySQL a deadlock or a DDL \
+                     statement ends the transaction: return its error instead of going on.",
+                )
+            }
+            Error::OnlyInTestTransaction { call } => {
+                let (why, _) = reasons(call);
+                write!(
+                    f,
+                    "outbox: {call} was called in no transaction but that of the test, and the connection is strict.\n  \
+                     Without the test: {why}\n  \
+                     help: let the code under test open a transaction, `conn.transaction(|conn| …)`.",
+                )
+            }
             Error::NotCommitted(answer) => write!(
                 f,
                 "outbox: the transaction did not commit: {answer}.\n  \
@@ -91,9 +117,29 @@ impl fmt::Display for Error {
                 "outbox: the message cannot be written as JSON: {source}.\n  \
                  help: change its `Serialize`, or enqueue bytes with `Envelope::raw`.",
             ),
+            Error::NotLookedAtAll { looked_at } => write!(
+                f,
+                "outbox: the message is not among the {looked_at} oldest pending ones, nor where its id places it in time, \
+                 and there are more.\n  \
+                 help: name its number as well, as in `cancel(conn, (message_id, seq))`; it is in the outcome of \
+                 `outbox::messages::find` and in the column `seq`.",
+            ),
             Error::Migration(text) => write!(f, "outbox: {text}"),
             Error::Database(source) => source.fmt(f),
         }
+    }
+}
+
+/// Why a function must be part of a transaction, and what else to call.
+fn reasons(call: &str) -> (&'static str, &'static str) {
+    match call {
+        "cancel" => ("The message would be gone even if the reason for it is rolled back.", ""),
+        "inbox::once" => ("The message would count as seen even if its effect is rolled back.", ""),
+        "enqueue" => (
+            "The message would be committed on its own, which is the bug an outbox prevents.",
+            ", or use `enqueue_unchecked` if you manage the transaction yourself",
+        ),
+        _ => ("The message would be committed on its own, which is the bug an outbox prevents.", ""),
     }
 }
 
@@ -103,7 +149,11 @@ impl std::error::Error for Error {
             Error::Serialize(source) => Some(source),
             // `Database` shows its source's own text, so the chain goes on behind it.
             Error::Database(source) | Error::NotCommitted(source) => source.source(),
-            Error::NotInTransaction | Error::Refused(_) | Error::Migration(_) => None,
+            Error::NotInTransaction { .. }
+            | Error::OnlyInTestTransaction { .. }
+            | Error::NotLookedAtAll { .. }
+            | Error::Refused(_)
+            | Error::Migration(_) => None,
         }
     }
 }
@@ -144,7 +194,7 @@ mod tests {
     fn errors_travel_through_diesels_and_back() {
         let refusal = || Refusal::new("a", "b");
         let there_and_back = |error: Error| Error::from(DieselError::from(error));
-        assert!(there_and_back(Error::NotInTransaction).is_not_in_transaction());
+        assert!(there_and_back(Error::NotInTransaction { call: "enqueue" }).is_not_in_transaction());
         assert!(matches!(there_and_back(refusal().into()), Error::Refused(back) if back == refusal()));
         assert!(matches!(there_and_back(Error::Migration("m".into())), Error::Migration(text) if text == "m"));
         assert!(matches!(DieselError::from(Error::Database(DieselError::NotFound)), DieselError::NotFound));
@@ -154,8 +204,19 @@ mod tests {
 
     #[test]
     fn text_of_an_error_survives_the_way_through_diesel() {
-        let text = DieselError::from(Error::NotInTransaction).to_string();
+        let text = DieselError::from(Error::NotInTransaction { call: "enqueue" }).to_string();
         assert!(text.starts_with("outbox: enqueue was called outside a transaction.\n"), "{text}");
-        assert!(text.contains("\n  help: call it inside `conn.transaction(|conn| …)`"), "{text}");
+        assert!(text.contains("\n  help: call it inside `conn.transaction(|conn| …)`, or use `enqueue_un"), "{text}");
+    }
+
+    #[test]
+    fn what_was_called_is_named() {
+        for call in ["enqueue", "enqueue_all", "enqueue_unchecked", "cancel", "inbox::once"] {
+            for error in [Error::NotInTransaction { call }, Error::OnlyInTestTransaction { call }] {
+                let text = error.to_string();
+                assert!(text.starts_with(&format!("outbox: {call} was called ")), "{text}");
+                assert_eq!(text.contains("enqueue_unchecked`"), call == "enqueue" && !text.contains("test"), "{text}");
+            }
+        }
     }
 }

@@ -62,7 +62,7 @@ where
     check(consumer, message_id).map_err(raise)?;
     if is_in_transaction(conn).map_err(raise)? {
         // Otherwise the row would stand although the effect does not.
-        require_server_transaction(conn).map_err(raise)?;
+        require_server_transaction(conn, "inbox::once").map_err(raise)?;
     }
     transaction(conn, |conn| {
         let inserted = insert(<C::Backend as Dialect>::DATABASE, consumer, message_id).execute(conn);

@@ -37,16 +37,19 @@ use diesel::connection::LoadConnection;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use crate::by_hand::ask::{self, Blocking};
 use crate::by_hand::sql::{contains, instant as literal};
 use crate::by_hand::{Hex, Statement, instant, unreadable};
 use crate::connection::sealed::Dialect;
 use crate::connection::{Database, OutboxBackend};
 use crate::dead_letters::sql::payload_contains;
 use crate::dead_letters::{self, DeadLetter};
+use crate::enqueue::Receipt;
 use crate::error::Error;
 
 mod ahead;
 mod cancel;
+pub(crate) mod search;
 mod sql;
 mod writers;
 
@@ -85,12 +88,40 @@ pub struct Bounds {
 }
 
 /// Rows looked at unless somebody says otherwise: well under a second on any of the databases.
-const LOOKED_AT: u32 = 100_000;
+pub(crate) const LOOKED_AT: u32 = 100_000;
 
 impl Default for Bounds {
     /// 50 rows of 100 000.
     fn default() -> Bounds {
         Bounds { shown: 50, looked_at: LOOKED_AT }
+    }
+}
+
+/// A message somebody asks about: its id, and its number where that is known.
+///
+/// Made from an id, a [`Receipt`], or an id with the number, which is on `outbox-sequence` of the requests
+/// and in what this module returns. With its number a pending message is found at once; without, by its place in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageRef {
+    pub(crate) id: Uuid,
+    pub(crate) seq: Option<i64>,
+}
+
+impl From<Uuid> for MessageRef {
+    fn from(id: Uuid) -> MessageRef {
+        MessageRef { id, seq: None }
+    }
+}
+
+impl From<&Receipt> for MessageRef {
+    fn from(receipt: &Receipt) -> MessageRef {
+        receipt.message_id.into()
+    }
+}
+
+impl From<(Uuid, i64)> for MessageRef {
+    fn from((id, seq): (Uuid, i64)) -> MessageRef {
+        MessageRef { id, seq: Some(seq) }
     }
 }
 
@@ -181,7 +212,8 @@ pub struct Waiting {
 pub struct Look {
     /// The number it drew when it was inserted. With it a pending message is found at once, however many there are.
     pub seq: Option<i64>,
-    /// Without the number: the most pending messages that are looked at, oldest first.
+    /// Without the number: how many of the oldest pending messages are looked at. Where the id begins with its time, as
+    /// those of this library do, as many to either side of its place in time are, too.
     pub looked_at: u32,
     /// Whether to fetch the payload and the headers too.
     pub content: bool,
@@ -281,10 +313,10 @@ where
     let database = <C::Backend as Dialect>::DATABASE;
     let (which, looked_at_all) = match look.seq {
         Some(seq) => (format!("seq = {seq}"), true),
-        None => match beyond(conn, database, sql::PENDING, look.looked_at)? {
-            Some(beyond) => (format!("seq < {beyond}"), false),
-            None => ("seq > 0".to_owned(), true),
-        },
+        None => {
+            let range = ask::now(search::range(&mut Blocking(conn), message_id, look.looked_at))?;
+            (range.which, range.is_all)
+        }
     };
     let select = sql::find(database, message_id, &which, look.content);
     let mut found = Found { pending: None, waiting: Vec::new(), dead: Vec::new(), content: None, looked_at_all };

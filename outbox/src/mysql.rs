@@ -211,9 +211,9 @@ mod tests {
     fn server_that_cannot_tell_is_probed_from_then_on() {
         let stumbled = failure(DatabaseErrorKind::Unknown, "near ') outbox_server_is_mysql */'");
         assert!(!PROBE.is_needed());
-        assert!(matches!(Next::after::<Mysql>(Err(stumbled)), Next::Probe));
+        assert!(matches!(Next::after::<Mysql>(Err(stumbled), "enqueue"), Next::Probe));
         assert!(PROBE.is_needed());
         let not_there = failure(DatabaseErrorKind::Unknown, "SAVEPOINT outbox_probe does not exist");
-        assert!(matches!(Next::finish::<Mysql>(Err(not_there)), Err(Error::NotInTransaction)));
+        assert!(matches!(Next::finish::<Mysql>(Err(not_there), "enqueue"), Err(Error::NotInTransaction { .. })));
     }
 }

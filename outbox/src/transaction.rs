@@ -72,12 +72,12 @@ pub(crate) fn raise<E: From<DieselError>>(error: Error) -> E {
 }
 
 /// Fails where the server is not in the transaction that diesel counts.
-pub(crate) fn require_server_transaction<C>(conn: &mut C) -> Result<(), Error>
+pub(crate) fn require_server_transaction<C>(conn: &mut C, call: &'static str) -> Result<(), Error>
 where
     C: Connection<Backend: OutboxBackend>,
 {
     match <C::Backend as Dialect>::probe() {
-        Some(probe) => Next::finish::<C::Backend>(conn.batch_execute(probe.sql)),
+        Some(probe) => Next::finish::<C::Backend>(conn.batch_execute(probe.sql), call),
         None => Ok(()),
     }
 }

@@ -8,5 +8,5 @@ mod lost_transaction;
 mod migrations;
 mod options;
 mod roles;
-mod stored;
+pub(crate) mod stored;
 mod transactions;

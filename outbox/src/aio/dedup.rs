@@ -24,17 +24,22 @@ where
 }
 
 /// Claims the dedup keys and writes the messages whose key was free, both or neither.
-pub(super) async fn write_claimed<C>(conn: &mut C, rows: Vec<Row>, by: By) -> Result<Vec<Receipt>, Error>
+pub(super) async fn write_claimed<C>(
+    conn: &mut C,
+    rows: Vec<Row>,
+    by: By,
+    call: &'static str,
+) -> Result<Vec<Receipt>, Error>
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
     // A claim that commits on its own would swallow messages.
-    require_server_transaction(conn).await?;
+    require_server_transaction(conn, call).await?;
     let savepoint = savepoint(<C::Backend as Dialect>::DATABASE, by);
     if let Some(savepoint) = savepoint {
         conn.batch_execute(savepoint).await?;
     }
-    let outcome = claim_and_write(conn, rows, by).await;
+    let outcome = claim_and_write(conn, rows, by, call).await;
     if savepoint.is_some() {
         let ended = conn.batch_execute(savepoint_end(outcome.is_ok())).await;
         // After a failure that took the savepoint with it, the failure is what matters.
@@ -45,7 +50,7 @@ where
     outcome
 }
 
-async fn claim_and_write<C>(conn: &mut C, rows: Vec<Row>, by: By) -> Result<Vec<Receipt>, Error>
+async fn claim_and_write<C>(conn: &mut C, rows: Vec<Row>, by: By, call: &'static str) -> Result<Vec<Receipt>, Error>
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
@@ -62,7 +67,7 @@ where
     }
     for work in works::<C::Backend>(winners(rows, &receipts)) {
         match by {
-            By::Library => write(conn, &work).await?,
+            By::Library => write(conn, &work, call).await?,
             By::Caller => execute::<C, ByCaller>(conn, &work).await?,
         }
     }

@@ -36,7 +36,7 @@ where
     async move {
         checked.map_err(raise)?;
         if depth(conn).map_err(raise)? > 0 {
-            require_server_transaction(conn).await.map_err(raise)?;
+            require_server_transaction(conn, "inbox::once").await.map_err(raise)?;
         }
         transaction(conn, async move |conn: &mut C| {
             let inserted = RunQueryDsl::execute(insert, conn).await.map_err(Error::from);

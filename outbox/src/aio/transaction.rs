@@ -82,12 +82,12 @@ pub(super) fn depth<C: AsyncConnection>(conn: &mut C) -> Result<u32, Error> {
 }
 
 /// Fails where the server is not in the transaction that diesel counts.
-pub(super) async fn require_server_transaction<C>(conn: &mut C) -> Result<(), Error>
+pub(super) async fn require_server_transaction<C>(conn: &mut C, call: &'static str) -> Result<(), Error>
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
     match <C::Backend as Dialect>::probe() {
-        Some(probe) => Next::finish::<C::Backend>(conn.batch_execute(probe.sql).await),
+        Some(probe) => Next::finish::<C::Backend>(conn.batch_execute(probe.sql).await, call),
         None => Ok(()),
     }
 }

@@ -8,6 +8,7 @@ use crate::cancel::remove;
 use crate::connection::OutboxBackend;
 use crate::dead_letters::By;
 use crate::error::Error;
+use crate::messages::MessageRef;
 
 /// What was taken back; nothing when the message was delivered, given up, cancelled before, or never was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,18 +29,19 @@ impl Cancelled {
 
 /// Takes a message back, as [`cancel`](crate::cancel) does, in a transaction of its own and with an audit row.
 ///
-/// `seq` is the number it drew, as [`find`](super::find) tells; without it a pending message is looked for among all of
-/// them. Leaves no audit row when there was nothing to take back.
+/// `seq` is the number it drew, as [`find`](super::find) tells; without it a pending message is found by its place in
+/// time, within bounds. Leaves no audit row when there was nothing to take back.
 ///
 /// # Errors
 ///
-/// [`Error::Database`] when the database refuses; then nothing has changed.
+/// [`Error::NotLookedAtAll`] when it may be one of those that were not looked at. [`Error::Database`] when the database
+/// refuses; then nothing has changed.
 pub fn cancel<C>(conn: &mut C, message_id: Uuid, seq: Option<i64>, by: &By) -> Result<Cancelled, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     crate::transaction(conn, |conn| {
-        let removed = remove(conn, message_id, seq)?;
+        let removed = remove(conn, MessageRef { id: message_id, seq })?;
         let cancelled = Cancelled { pending: removed.pending > 0, waiting: removed.waiting as u64 };
         if !cancelled.is_nothing() {
             audit(conn, by, "message.cancel", &[format!("message {message_id}")])?;

@@ -2,10 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use diesel::SqliteConnection;
 use diesel::connection::{Connection, LoadConnection, SimpleConnection};
 use diesel::result::Error as DieselError;
-use outbox::{Envelope, Error, OutboxBackend, Receipt, cancel};
+use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
+use diesel_async::{AsyncConnection, AsyncMysqlConnection, AsyncPgConnection};
+use outbox::messages::Look;
+use outbox::{Envelope, Error, OutboxBackend, Receipt, aio, cancel};
 use outbox_tests::database::{Kind, TestDatabase};
+use outbox_tests::for_each_database;
 use uuid::Uuid;
 
 const COLUMNS: &str = "seq, partition_no, topic, ordering_key, payload, content_type, headers, version, created_at";
@@ -192,4 +197,133 @@ fn message_is_not_removed_in_a_transaction_the_server_has_ended() {
     });
     assert!(lost.is_err());
     assert_eq!(count(&database, "outbox_messages"), 1);
+}
+
+async fn takes_back_async<C>(database: &TestDatabase, mut conn: C)
+where
+    C: AsyncConnection<Backend: OutboxBackend>,
+{
+    let message = || Envelope::raw("order.placed", "x").key("k");
+    let conn = &mut conn;
+    let (first, second) = aio::transaction(conn, async |conn| {
+        let first = aio::enqueue(conn, message()).await?;
+        Ok::<_, Error>((first, aio::enqueue(conn, message()).await?))
+    })
+    .await
+    .unwrap();
+    let outside = aio::cancel(conn, &first).await.unwrap_err();
+    assert!(outside.to_string().starts_with("outbox: cancel was called outside a transaction."), "{outside}");
+    let rolled_back = aio::transaction(conn, async |conn| {
+        assert!(aio::cancel(conn, &first).await?);
+        Err::<(), _>(Error::from(DieselError::RollbackTransaction))
+    });
+    assert!(rolled_back.await.is_err());
+    assert_eq!(count(database, "outbox_messages"), 2);
+    let both = aio::transaction(conn, async |conn| {
+        let pending = (aio::cancel(conn, &first).await?, aio::cancel(conn, &first).await?);
+        Ok::<_, Error>(pending)
+    });
+    assert_eq!(both.await.unwrap(), (true, false));
+    // One that waits, and the next of its key.
+    aio::transaction(conn, async |conn| aio::enqueue(conn, message()).await).await.unwrap();
+    let_wait(database, "billing");
+    database.exec("DELETE FROM outbox_messages");
+    assert_eq!(count(database, "outbox_deliveries WHERE blocked"), 1);
+    let id = second.message_id;
+    assert!(aio::transaction(conn, async |conn| aio::cancel(conn, id).await).await.unwrap());
+    assert_eq!((count(database, "outbox_deliveries"), count(database, "outbox_deliveries WHERE blocked")), (1, 0));
+}
+
+async fn async_cancel(database: TestDatabase) {
+    match database.kind() {
+        Kind::Postgres => {
+            takes_back_async(&database, AsyncPgConnection::establish(database.url()).await.unwrap()).await;
+        }
+        Kind::Mariadb => {
+            takes_back_async(&database, AsyncMysqlConnection::establish(database.url()).await.unwrap()).await;
+        }
+        Kind::Sqlite => {
+            takes_back_async(&database, <SyncConnectionWrapper<SqliteConnection>>::new(database.sqlite())).await;
+        }
+    }
+}
+for_each_database!(message_is_taken_back_over_async_connections, async_cancel);
+
+/// So many messages of another producer, enqueued so many seconds from now.
+fn crowd(database: &TestDatabase, messages: u32, seconds: i64) {
+    let numbers = match database.kind() {
+        Kind::Postgres => format!("generate_series(1, {messages}) AS g (n)"),
+        Kind::Mariadb => format!("seq_1_to_{messages}"),
+        Kind::Sqlite => {
+            format!(
+                "(WITH RECURSIVE g (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM g LIMIT {messages}) SELECT n FROM g)"
+            )
+        }
+    };
+    let at = match database.kind() {
+        Kind::Postgres => format!("now() + {seconds} * interval '1 second'"),
+        Kind::Mariadb => format!("utc_timestamp(6) + INTERVAL {seconds} SECOND"),
+        Kind::Sqlite => format!("(unixepoch() + {seconds}) * 1000"),
+    };
+    database.exec(&format!(
+        "INSERT INTO outbox_messages (topic, payload, created_at) SELECT 'crowd', 'x', {at} FROM {numbers}"
+    ));
+}
+
+/// One in the middle of a crowd that is more than what is looked at, before and after it.
+fn is_found_in_a_crowd<C>(database: &TestDatabase, conn: &mut C)
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    const MANY: u32 = 110_000;
+    crowd(database, MANY, -3600);
+    let receipts = outbox::transaction(conn, |conn| {
+        outbox::enqueue_all(conn, (0..3).map(|n| Envelope::raw("order.placed", n.to_string())))
+    });
+    let receipts: Vec<Receipt> = receipts.map_err(|error: Error| error).unwrap();
+    crowd(database, MANY, 3600);
+    // By its place in time, in few statements: among ten at either side of it.
+    let look = Look { looked_at: 10, ..Look::default() };
+    assert!(outbox::messages::find(conn, receipts[0].message_id, &look).unwrap().pending.is_some());
+    assert!(outbox::transaction(conn, |conn| cancel(conn, &receipts[0])).unwrap());
+
+    // An id that tells no time, far from the oldest, is not taken for one that is not there.
+    let last = database.query_i64("SELECT max(seq) FROM outbox_messages");
+    let id = |seq: i64| {
+        let hex = match database.kind() {
+            Kind::Postgres => format!("SELECT id::text FROM outbox_messages WHERE seq = {seq}"),
+            _ => format!("SELECT hex(id) FROM outbox_messages WHERE seq = {seq}"),
+        };
+        Uuid::parse_str(database.query_text(&hex)[0].as_deref().unwrap()).unwrap()
+    };
+    let other = id(last - 1);
+    let unknown = outbox::transaction(conn, |conn| cancel(conn, other)).unwrap_err();
+    assert!(matches!(unknown, Error::NotLookedAtAll { .. }), "{unknown}");
+    assert!(outbox::transaction::<_, _, Error>(conn, |conn| cancel(conn, (other, last - 1))).unwrap());
+    assert!(
+        !outbox::transaction::<_, _, Error>(conn, |conn| cancel(conn, (other, last))).unwrap(),
+        "another message's"
+    );
+    let first = database.query_i64("SELECT min(seq) FROM outbox_messages");
+    let oldest = id(first);
+    assert!(outbox::transaction::<_, _, Error>(conn, |conn| cancel(conn, oldest)).unwrap());
+    assert_eq!(count(database, "outbox_messages"), i64::from(2 * MANY));
+}
+
+#[test]
+fn message_is_found_in_a_crowd_on_postgres() {
+    let database = TestDatabase::with_schema(Kind::Postgres);
+    is_found_in_a_crowd(&database, &mut database.postgres());
+}
+
+#[test]
+fn message_is_found_in_a_crowd_on_mariadb() {
+    let database = TestDatabase::with_schema(Kind::Mariadb);
+    is_found_in_a_crowd(&database, &mut database.mariadb());
+}
+
+#[test]
+fn message_is_found_in_a_crowd_on_sqlite() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    is_found_in_a_crowd(&database, &mut database.sqlite());
 }
