@@ -12,6 +12,7 @@ mod cli_messages;
 mod database;
 mod dead_letters;
 mod delivery;
+mod docs;
 mod faults;
 mod http;
 mod kill;
