@@ -89,6 +89,7 @@ pub mod limits;
 pub mod messages;
 pub mod migrations;
 pub mod schema;
+pub mod signature;
 
 mod by_hand;
 mod cancel;
