@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use outbox_tests::process::{Ended, Process, relay};
+use relay::retry::RetryPolicy;
 
 use super::pages::{Block, blocks, pages, root};
 
@@ -56,6 +57,20 @@ fn a_configuration_that_is_not_right_is_found() {
     let text = "[defaults]\ntimout = \"1s\"\n".to_owned();
     let ended = checked(&Block { place: String::new(), info: Vec::new(), text });
     assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+}
+
+#[test]
+fn schedules_give_up_when_the_runbook_says() {
+    let hours = |policy: RetryPolicy| policy.horizon().as_secs_f64() / 3600.0;
+    let page = pages().into_iter().find(|page| page.path == "docs/OPERATING.md").unwrap();
+    for (policy, attempts, latest, row) in [
+        (RetryPolicy::internal(), 20, 2.5..2.6, "20 attempts | an hour and a quarter | two and a half hours |"),
+        (RetryPolicy::webhook(), 10, 75.0..76.0, "10 attempts | a day and a half | a bit more than three days |"),
+    ] {
+        assert!(page.text.contains(row), "the page says otherwise: {row}");
+        assert_eq!(policy.attempts_max, attempts);
+        assert!(latest.contains(&hours(policy.clone())), "{} h", hours(policy));
+    }
 }
 
 #[test]
