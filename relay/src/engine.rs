@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::event::Listener;
 use crate::frontier::Frontier;
@@ -37,6 +37,7 @@ use crate::store::{DestinationSeen, Routing, Store, StoreError};
 mod attempt;
 mod due;
 mod feed;
+mod ownership;
 mod settle;
 
 /// How the loop paces itself and what it may hold.
@@ -105,6 +106,11 @@ pub(crate) struct Engine {
     ask: watch::Receiver<Ask>,
     owned: PartitionSet,
     epochs: HashMap<u8, i64>,
+    /// Owned, and being given up: what is under way of them ends, nothing new begins.
+    leaving: PartitionSet,
+    /// Those of them with nothing in hands.
+    quiet: watch::Sender<PartitionSet>,
+    quiet_next: Instant,
 
     lanes: Vec<LaneState>,
     lane_by_name: HashMap<String, usize>,
@@ -178,6 +184,7 @@ impl Engine {
         served: Vec<Served>,
         routing: Routing,
         ownership: watch::Receiver<Ownership>,
+        quiet: watch::Sender<PartitionSet>,
         ask: watch::Receiver<Ask>,
         listener: Option<Listener>,
         ticks: Arc<AtomicU64>,
@@ -209,6 +216,9 @@ impl Engine {
             ask,
             owned: PartitionSet::EMPTY,
             epochs: HashMap::new(),
+            leaving: PartitionSet::EMPTY,
+            quiet,
+            quiet_next: now,
             lanes,
             lane_by_name,
             routes: Arc::new(Routes::new(&routing)),
@@ -236,6 +246,7 @@ impl Engine {
         loop {
             self.ticks.fetch_add(1, Ordering::Relaxed);
             let now = Instant::now();
+            self.follow_ownership();
             match self.ask_now() {
                 Ask::Run => {}
                 Ask::Drain if self.is_drained(now) => return End::Drained,
@@ -243,7 +254,6 @@ impl Engine {
                 Ask::Stop => return self.wind_down().await,
                 Ask::Abandon => return End::Stopped,
             }
-            self.follow_ownership();
             if self.ownership.borrow().expelled {
                 warn!("this relay was declared dead by another; it starts anew under a new identity");
                 return End::Expelled;
@@ -268,6 +278,7 @@ impl Engine {
         }
         self.start_settles(now);
         self.start_routing(now);
+        self.tell_quiet(now);
     }
 
     /// Acts upon every answer and judged attempt that is there; waits for the next one when there is none.
@@ -329,16 +340,11 @@ impl Engine {
         let mut deadline = Instant::now() + self.pace.shutdown_grace;
         let mut cut_off = false;
         info!(attempts = self.running.len(), in_hands = self.hands.open(), "finishing what is under way");
-        let mut left = Vec::new();
+        self.let_go(PartitionSet::ALL);
         loop {
             self.ticks.fetch_add(1, Ordering::Relaxed);
             let now = Instant::now();
-            for (lane, state) in self.lanes.iter_mut().enumerate() {
-                left.extend(state.lane.clear().into_iter().map(|work| (lane, work)));
-            }
-            if self.running.is_empty() {
-                self.keep_half_done(&mut left);
-            }
+            self.tell_quiet(now);
             if self.ask_now() == Ask::Abandon || self.ownership.borrow().expelled {
                 break;
             }
@@ -350,8 +356,7 @@ impl Engine {
                 cut_off = true;
                 deadline = now + LAST_WRITES;
                 self.attempts.abort_all();
-                left.extend(self.running.drain().map(|(_, running)| running.into_work()));
-                self.keep_half_done(&mut left);
+                self.keep_half_done();
             } else if now >= deadline {
                 warn!(unsettled = self.settling.len(), "not everything could be written; it is delivered again");
                 break;
@@ -373,10 +378,11 @@ impl Engine {
         End::Stopped
     }
 
-    /// What was not started is simply left in the table, unless another destination already has the message: then the
+    /// What was not finished is simply left in the table, unless another destination already has the message: then the
     /// rest of it becomes a waiting row, or that destination would get it twice.
-    fn keep_half_done(&mut self, left: &mut Vec<(usize, Work)>) {
-        for (lane, work) in left.drain(..) {
+    fn keep_half_done(&mut self) {
+        let unfinished: Vec<(usize, Work)> = self.running.drain().map(|(_, running)| running.into_work()).collect();
+        for (lane, work) in unfinished {
             if work.origin == Origin::Fresh && self.hands.is_half_done(work.message.seq) {
                 self.put_aside(lane, vec![work]);
             }
@@ -401,71 +407,6 @@ impl Engine {
             self.due.look_soon(now);
         }
         self.feed.pass_is_empty() && self.due.pass_is_empty()
-    }
-
-    // ---- ownership ----
-
-    /// Takes note of partitions gained and lost.
-    fn follow_ownership(&mut self) {
-        let ownership = self.ownership.borrow_and_update().clone();
-        let lost = self.owned.without(ownership.partitions);
-        let gained = ownership.partitions.without(self.owned);
-        self.epochs = ownership.epochs;
-        if !lost.is_empty() {
-            info!(partitions = ?lost, "partitions lost");
-            self.evict(lost);
-        }
-        self.owned = ownership.partitions;
-        if !gained.is_empty() {
-            info!(partitions = gained.len(), "partitions gained");
-            self.frontier.gain(gained);
-            let now = Instant::now();
-            for state in &mut self.lanes {
-                state.occupied = true;
-                state.occupied_until = self.due.next_number();
-                state.next_due = Some(now);
-            }
-            self.due.routes_changed(now);
-            self.feed.poll_soon(now);
-        }
-    }
-
-    /// Drops everything of these partitions and writes nothing about it.
-    fn evict(&mut self, lost: PartitionSet) {
-        let (next_read, next_look) = (self.feed.next_read(), self.due.next_number());
-        for seq in self.hands.in_partitions(lost) {
-            let message = self.hands.message(seq);
-            if let Some(key) = message.and_then(|message| message.ordering_key.clone()) {
-                // A row it was to become is not written by us; its key must not wait for that.
-                for state in &mut self.lanes {
-                    state.lane.written(&key, Some(seq), next_read, next_look);
-                }
-            }
-            self.hands.drop_held(seq);
-        }
-        self.due.evict(lost);
-        self.settling.evict(lost);
-        self.abort_attempts(lost);
-        for lane in 0..self.lanes.len() {
-            let state = &mut self.lanes[lane];
-            let (gone, kept): (Vec<Work>, Vec<Work>) =
-                state.lane.clear().into_iter().partition(|work| lost.contains(work.message.partition_no));
-            debug!(destination = %state.served.name, dropped = gone.len(), "deliveries of lost partitions dropped");
-            let mut refused = Vec::new();
-            for work in kept {
-                match work.origin {
-                    // A younger one of its key may have overflowed meanwhile: then the key is parked, and it joins it.
-                    Origin::Fresh => refused.extend(state.lane.offer(work)),
-                    // Which look brought it is forgotten; refused, it is read again.
-                    Origin::Waiting(id) => {
-                        if !state.lane.offer_row(work, 0) {
-                            self.due.forget(id);
-                        }
-                    }
-                }
-            }
-            self.put_aside(lane, refused);
-        }
     }
 
     // ---- routing, pauses, holds ----

@@ -166,6 +166,11 @@ impl Hands {
             .collect()
     }
 
+    /// The partitions of unsettled messages.
+    pub(crate) fn partitions(&self) -> PartitionSet {
+        self.held.values().filter_map(|held| held.message.as_ref()).map(|message| message.partition_no).collect()
+    }
+
     /// Read number `read` has answered. Returns numbers that should be looked for once more.
     pub(crate) fn read_done(&mut self, read: u64) -> Vec<Seq> {
         let mut look_again = Vec::new();

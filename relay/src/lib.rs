@@ -65,6 +65,7 @@ pub mod frontier;
 mod hands;
 mod key_gate;
 mod lane;
+mod lease;
 mod membership;
 pub mod message;
 mod outage;

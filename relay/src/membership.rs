@@ -1,16 +1,15 @@
 //! Who owns which partition.
 //!
 //! A loop of its own, on a connection of its own, never behind a handler: it raises this relay's beat, watches the
-//! beats of the others, declares dead whoever stood still for a lease, and takes what nobody owns. What it finds it
-//! publishes as [`Ownership`]; the engine follows.
+//! beats of the others, declares dead whoever stood still for a lease, takes what is this relay's share of what nobody
+//! owns, and gives up what is another's. What it finds it publishes as [`Ownership`]; the engine follows.
 //!
 //! Invariants
-//! - The table is right: what is owned is what the last renewal read back.
+//! - The table is right: what is owned is what the last look read back.
 //! - A relay is declared dead only by one whose own renewals succeeded all the while: an outage of the database
 //!   accuses nobody.
 //! - No renewal for an engine that does not tick.
-//!
-//! Sharing partitions out between several living relays is not done yet: a second relay stands by and takes over.
+//! - A partition is released only when the engine has nothing of it in hands; once it is being given up, it goes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,6 +19,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::engine::Ask;
+use crate::lease::{self, Plan, Seat};
 use crate::message::{PartitionSet, RelayId};
 use crate::outage::Outages;
 use crate::store::{Membership, Store, StoreError};
@@ -29,6 +30,8 @@ use crate::store::{Membership, Store, StoreError};
 pub(crate) struct Ownership {
     /// The partitions.
     pub partitions: PartitionSet,
+    /// Those of them that are another's share: to be finished, not to be fed.
+    pub giving_up: PartitionSet,
     /// The epoch of each.
     pub epochs: HashMap<u8, i64>,
     /// A lease after the last successful renewal was sent.
@@ -54,14 +57,50 @@ pub(crate) struct MembershipLoop {
     pub publish: watch::Sender<Ownership>,
     /// Rises with every round of the engine.
     pub ticks: Arc<AtomicU64>,
+    /// What the engine is asked for: a relay that stops gives everything up.
+    pub ask: watch::Receiver<Ask>,
+    /// Partitions of which the engine has nothing in hands any more and takes nothing new.
+    pub quiet: watch::Receiver<PartitionSet>,
+}
+
+/// What the loop remembers between two looks.
+struct State {
+    watch: Watch,
+    outages: Outages,
+    epochs: HashMap<u8, i64>,
+    giving_up: PartitionSet,
+    valid_until: Option<Instant>,
+    settled: bool,
+    next_beat: Instant,
+    /// Which of the free partitions are tried first.
+    turn: usize,
+    not_serving: Vec<String>,
+}
+
+impl State {
+    fn new(now: Instant) -> State {
+        State {
+            watch: Watch::default(),
+            outages: Outages::default(),
+            epochs: HashMap::new(),
+            giving_up: PartitionSet::EMPTY,
+            valid_until: None,
+            settled: false,
+            next_beat: now,
+            turn: 0,
+            not_serving: Vec::new(),
+        }
+    }
+
+    fn owned(&self) -> PartitionSet {
+        self.epochs.keys().copied().collect()
+    }
 }
 
 /// What was seen of the other relays.
 #[derive(Debug, Default)]
 struct Watch {
     beats: HashMap<RelayId, Seen>,
-    /// Which of the free partitions are tried first.
-    turn: usize,
 }
 
 #[derive(Debug)]
@@ -99,9 +138,8 @@ impl Watch {
 
 impl MembershipLoop {
     /// Renews until `stop` is dropped or says so, or the relay is expelled.
-    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
-        let mut watch = Watch::default();
-        let mut outages = Outages::default();
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut state = State::new(Instant::now());
         let mut last_tick = (self.ticks.load(Ordering::Relaxed), Instant::now());
         loop {
             let began = Instant::now();
@@ -112,56 +150,125 @@ impl MembershipLoop {
             let mut pause = self.lease / 3;
             if began.saturating_duration_since(last_tick.1) > self.lease {
                 warn!("the delivery loop has not moved for a lease; the lease is not renewed");
-                watch.start_over();
+                state.watch.start_over();
             } else {
-                match self.renew(&mut watch, &mut outages, began).await {
-                    Ok(true) => outages.recovered("relay_beat"),
-                    Ok(false) => {
+                match self.round(&mut state, began).await {
+                    Ok(Some(next)) => {
+                        state.outages.recovered("relay_beat");
+                        pause = next;
+                    }
+                    Ok(None) => {
                         self.publish.send_modify(|ownership| ownership.expelled = true);
                         return;
                     }
                     Err(error) => {
-                        watch.start_over();
-                        pause = pause.min(outages.failed("relay_beat", &error));
+                        state.watch.start_over();
+                        pause = pause.min(state.outages.failed("relay_beat", &error));
                     }
                 }
             }
             tokio::select! {
                 changed = stop.changed() => if changed.is_err() || *stop.borrow() { return },
+                Ok(()) = self.ask.changed() => state.next_beat = Instant::now(),
+                Ok(()) = self.quiet.changed() => {}
                 () = tokio::time::sleep_until((began + pause).into()) => {}
             }
         }
     }
 
-    /// One renewal. False when our row is gone.
-    async fn renew(&self, watch: &mut Watch, outages: &mut Outages, began: Instant) -> Result<bool, StoreError> {
-        let Some(seen) = self.store.relay_beat(self.relay, false).await? else { return Ok(false) };
-        let dead = watch.observe(self.relay, &seen, self.lease, began);
-        let mut buried = Vec::new();
-        if !dead.is_empty() {
-            buried = self.store.relay_bury(&dead).await?;
-            for id in &buried {
-                let name = seen.relays.iter().find(|relay| relay.id == *id).map_or("", |relay| relay.name.as_str());
-                info!(relay = name, relay.id = %id, "a relay stood still for a lease and was declared dead");
+    /// Renews when it is time, looks otherwise, and acts upon what is seen. Returns the pause until the next look, or
+    /// `None` when our row is gone.
+    async fn round(&mut self, state: &mut State, began: Instant) -> Result<Option<Duration>, StoreError> {
+        self.release(state).await;
+        let draining = *self.ask.borrow_and_update() == Ask::Stop;
+        let seen = if began >= state.next_beat {
+            let seen = self.store.relay_beat(self.relay, draining).await?;
+            if seen.is_some() {
+                state.valid_until = Some(began + self.lease);
+                state.next_beat = began + self.lease / 3;
             }
+            seen
+        } else {
+            let seen = self.store.membership_read().await?;
+            seen.relays.iter().any(|relay| relay.id == self.relay).then_some(seen)
+        };
+        let Some(mut seen) = seen else { return Ok(None) };
+        self.bury_dead(state, &mut seen, began).await?;
+
+        state.epochs = seen
+            .partitions
+            .iter()
+            .filter(|(_, owner, _)| *owner == Some(self.relay))
+            .map(|&(partition_no, _, epoch)| (partition_no, epoch))
+            .collect();
+        let plan = self.plan(state, &seen);
+        self.tell_not_serving(state, &plan);
+        state.giving_up = state.owned().and(state.giving_up.or(plan.give_up));
+        self.acquire(state, plan.take, began).await;
+
+        let lives = |id: RelayId| id == self.relay || state.watch.is_known_to_live(id);
+        state.settled = seen
+            .partitions
+            .iter()
+            .all(|(partition_no, owner, _)| state.epochs.contains_key(partition_no) || owner.is_some_and(lives));
+        self.publish(state);
+        let moving = plan.uneven || !state.giving_up.is_empty() || seen.relays.iter().any(|relay| relay.draining);
+        let pause = if moving { self.lease / 30 } else { self.lease / 12 };
+        Ok(Some(pause.min(state.next_beat.saturating_duration_since(began)).max(PAUSE_MIN)))
+    }
+
+    /// Declares dead whoever stood still for a lease, and takes them out of what was seen.
+    async fn bury_dead(&self, state: &mut State, seen: &mut Membership, began: Instant) -> Result<(), StoreError> {
+        let dead = state.watch.observe(self.relay, seen, self.lease, began);
+        if dead.is_empty() {
+            return Ok(());
         }
-        let alive = |id: RelayId| !buried.contains(&id) && seen.relays.iter().any(|relay| relay.id == id);
-        let mut epochs: HashMap<u8, i64> = HashMap::new();
-        let mut free = PartitionSet::EMPTY;
-        let mut settled = true;
-        for &(partition_no, owner, epoch) in &seen.partitions {
-            match owner {
-                Some(owner) if owner == self.relay => {
-                    epochs.insert(partition_no, epoch);
-                }
-                Some(owner) if alive(owner) => settled &= watch.is_known_to_live(owner),
-                _ => free = free.with(partition_no),
-            }
+        let buried = self.store.relay_bury(&dead).await?;
+        for id in &buried {
+            let name = seen.relays.iter().find(|relay| relay.id == *id).map_or("", |relay| relay.name.as_str());
+            info!(relay = name, relay.id = %id, "a relay stood still for a lease and was declared dead");
         }
-        // A few at a time: each repairs the keys of what it takes, however many rows wait there, and neither the beat nor
-        // the patience of a store may depend on that. What is left is taken with the next renewals.
-        let mut wanted: Vec<u8> = free.iter().collect();
-        let turn = watch.turn.checked_rem(wanted.len()).unwrap_or(0);
+        seen.relays.retain(|relay| !buried.contains(&relay.id));
+        Ok(())
+    }
+
+    fn plan(&self, state: &State, seen: &Membership) -> Plan {
+        let seats: Vec<Seat<'_>> = seen
+            .relays
+            .iter()
+            .map(|relay| Seat {
+                id: relay.id,
+                started_at: relay.started_at,
+                draining: relay.draining,
+                serves: &relay.serves,
+                lives: relay.id == self.relay || state.watch.is_known_to_live(relay.id),
+            })
+            .collect();
+        let owners: Vec<(u8, Option<RelayId>)> =
+            seen.partitions.iter().map(|&(partition_no, owner, _)| (partition_no, owner)).collect();
+        lease::plan(self.relay, &seats, &owners)
+    }
+
+    fn tell_not_serving(&self, state: &mut State, plan: &Plan) {
+        if plan.not_serving == state.not_serving {
+            return;
+        }
+        if plan.not_serving.is_empty() {
+            info!("this relay serves what the others serve; it takes its share of the partitions");
+        } else {
+            let destinations = plan.not_serving.join(", ");
+            warn!(destinations, "another relay serves destinations that this one does not; it owns no partition");
+        }
+        state.not_serving.clone_from(&plan.not_serving);
+    }
+
+    /// Takes free partitions.
+    ///
+    /// A few at a time: each repairs the keys of what it takes, however many rows wait there, and neither the beat nor
+    /// the patience of a store may depend on that. What is left is taken with the next looks.
+    async fn acquire(&self, state: &mut State, wanted: PartitionSet, began: Instant) {
+        let mut wanted: Vec<u8> = wanted.iter().collect();
+        let turn = state.turn.checked_rem(wanted.len()).unwrap_or(0);
         wanted.rotate_left(turn);
         for some in wanted.chunks(ACQUIRED_AT_ONCE) {
             if began.elapsed() >= self.lease / 3 {
@@ -169,34 +276,61 @@ impl MembershipLoop {
             }
             match self.store.partition_acquire(self.relay, some.iter().copied().collect()).await {
                 Ok(taken) => {
-                    outages.recovered("partition_acquire");
-                    epochs.extend(taken);
+                    state.outages.recovered("partition_acquire");
+                    state.epochs.extend(taken);
                 }
                 Err(error) => {
                     // What is owned is owned all the same. The others go first the next time.
-                    outages.failed("partition_acquire", &error);
-                    watch.turn = watch.turn.wrapping_add(ACQUIRED_AT_ONCE);
+                    state.outages.failed("partition_acquire", &error);
+                    state.turn = state.turn.wrapping_add(ACQUIRED_AT_ONCE);
                     break;
                 }
             }
         }
-        settled &= free.iter().all(|partition_no| epochs.contains_key(&partition_no));
+    }
+
+    /// Releases what is being given up and has come to rest in the engine.
+    async fn release(&mut self, state: &mut State) {
+        let quiet = self.quiet.borrow_and_update().and(state.giving_up);
+        if quiet.is_empty() {
+            return;
+        }
+        match self.store.partition_release(self.relay, quiet).await {
+            Ok(()) => {
+                state.outages.recovered("partition_release");
+                state.epochs.retain(|partition_no, _| !quiet.contains(*partition_no));
+                state.giving_up = state.giving_up.without(quiet);
+                info!(partitions = quiet.len(), "partitions given up");
+                self.publish(state);
+            }
+            // They are still ours, and tried again before the next look.
+            Err(error) => {
+                state.outages.failed("partition_release", &error);
+            }
+        }
+    }
+
+    fn publish(&self, state: &State) {
+        let partitions = state.owned();
         self.publish.send_if_modified(|ownership| {
-            let partitions: PartitionSet = epochs.keys().copied().collect();
-            let changed =
-                ownership.epochs != epochs || ownership.settled != settled || !ownership.usable_at(Instant::now());
+            let changed = ownership.epochs != state.epochs
+                || ownership.giving_up != state.giving_up
+                || ownership.settled != state.settled
+                || !ownership.usable_at(Instant::now());
             ownership.partitions = partitions;
-            ownership.epochs = epochs;
-            ownership.valid_until = Some(began + self.lease);
-            ownership.settled = settled;
+            ownership.giving_up = state.giving_up;
+            ownership.epochs.clone_from(&state.epochs);
+            ownership.valid_until = state.valid_until;
+            ownership.settled = state.settled;
             changed
         });
-        Ok(true)
     }
 }
 
 /// Partitions taken in one transaction.
 const ACQUIRED_AT_ONCE: usize = 4;
+/// The shortest pause between two looks.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {

@@ -36,7 +36,7 @@ use crate::engine::{Ask, End, Engine, Pace, Served};
 use crate::event::{Event, Listener};
 use crate::lane::LaneLimits;
 use crate::membership::{MembershipLoop, Ownership};
-use crate::message::RelayId;
+use crate::message::{PartitionSet, RelayId};
 use crate::outage::Outages;
 use crate::outcome::Policy;
 use crate::retry::RetryPolicy;
@@ -248,12 +248,15 @@ impl Relay {
 
         let (publish, ownership) = watch::channel(Ownership::default());
         let (stop, stopped) = watch::channel(false);
+        let (tell_quiet, quiet) = watch::channel(PartitionSet::EMPTY);
         let membership = MembershipLoop {
             store: self.store.clone(),
             relay: id,
             lease: self.lease,
             publish,
             ticks: self.ticks.clone(),
+            ask: asked.clone(),
+            quiet,
         };
         let mut membership = tokio::spawn(membership.run(stopped));
         let engine = Engine::new(
@@ -263,6 +266,7 @@ impl Relay {
             self.destinations.iter().map(|(_, served)| served.clone()).collect(),
             routing,
             ownership,
+            tell_quiet,
             asked,
             self.listener.clone(),
             self.ticks.clone(),

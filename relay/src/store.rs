@@ -120,6 +120,9 @@ pub trait Store: Send + Sync + 'static {
     /// `None` when the relay's own row is gone: it was declared dead and must start anew under another identity.
     async fn relay_beat(&self, relay: RelayId, draining: bool) -> Result<Option<Membership>, StoreError>;
 
+    /// Reads who is there and which partitions belong to whom, and changes nothing.
+    async fn membership_read(&self) -> Result<Membership, StoreError>;
+
     /// Declares relays dead, each only where its beat is still the one seen: deletes the row, frees its partitions and
     /// raises their epochs, in one transaction. Returns those that were removed.
     async fn relay_bury(&self, dead: &[(RelayId, i64)]) -> Result<Vec<RelayId>, StoreError>;

@@ -12,5 +12,6 @@ mod pauses;
 mod promise;
 mod retries;
 mod routes;
+mod shares;
 mod stage;
 mod stops;

@@ -68,6 +68,7 @@ calls! {
     settle(relay: RelayId, batch: &Settlement, now: Now) -> Settled;
     relay_register(relay: &RelayRow) -> ();
     relay_beat(relay: RelayId, draining: bool) -> Option<Membership>;
+    membership_read() -> Membership;
     relay_bury(dead: &[(RelayId, i64)]) -> Vec<RelayId>;
     partition_release(relay: RelayId, given_up: PartitionSet) -> ();
     relay_leave(relay: RelayId) -> ();

@@ -1,449 +1,66 @@
 //! The relay dies again and again, in the middle of its work, and nothing is lost.
 //!
-//! The real program is killed with SIGKILL twenty times while producers write and receivers answer, refuse, dawdle and cut
-//! connections; each time it is started again and has to wait out the lease of the dead one. What producers and
-//! receivers saw goes into a history, and the checker judges that and the tables left behind.
+//! The real program is killed with SIGKILL twenty times under load; each time it is started again and has to wait out
+//! the lease of the dead one.
 //!
 //! How many units may arrive twice is not guessed: after each kill, while no relay lives, the units that a receiver has
 //! accepted and the tables still hold are counted. Nothing else has a reason to come again.
-//!
-//! Most of the time is spent waiting for leases, so the three databases are tried at the same time.
-//!
-//! All chance comes from one seed, which is printed; `OUTBOX_TEST_SEED` sets it.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::ScopedJoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use diesel::connection::LoadConnection;
-use diesel::result::Error as DieselError;
-use outbox::{Envelope, Error, OutboxBackend};
-use outbox_tests::checker::check;
-use outbox_tests::database::{Kind, TestDatabase};
-use outbox_tests::history::{Fact, Id, Recorder, Run, Snapshot};
+use outbox_tests::database::Kind;
 use outbox_tests::process::Process;
-use outbox_tests::receiver::{Answer, Receiver, Request};
-use outbox_tests::tables::snapshot;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::storm::{LIMIT, Producers, REPEATS_MAX, Storm, storms};
+
 /// Kills of a relay that was delivering.
 const KILLS: u64 = 20;
-/// Producers write at the same time.
-const PRODUCERS: u64 = 4;
-/// Producers pause while so many units are not delivered: whoever falls behind for ever kills at an old backlog only,
-/// and never where commits and reads race.
-const BACKLOG_MAX: u64 = 400;
-/// What the relay may have in hands.
-const IN_HANDS: usize = 64;
-/// Attempts at the same time for each destination.
-const CONCURRENCY: usize = 8;
-const DESTINATIONS: [&str; 2] = ["billing", "mail"];
-/// What one kill may make come again: all in hands, at every destination; and for each lane the waiting rows it holds in
-/// memory, twice as many as attempts, and as many whose outcome is being written.
-const REPEATS_MAX: u64 = ((IN_HANDS + 4 * CONCURRENCY) * DESTINATIONS.len()) as u64;
-/// What `mail` will never take; its messages end as dead letters.
-const REFUSED: &[u8] = b"\"refused\":true";
-/// How long anything may take. Far more than it takes: a machine may be busy.
-const LIMIT: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn relay_killed_again_and_again_loses_nothing() {
-    let seed = std::env::var("OUTBOX_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
-    println!("OUTBOX_TEST_SEED={seed}");
-    let storms = Kind::ALL.map(|kind| tokio::spawn(storm(TestDatabase::with_schema(kind), seed)));
-    let mut failed = None;
-    for storm in storms {
-        // All have their say before one of them fails the test.
-        failed = storm.await.err().or(failed);
-    }
-    if let Some(failed) = failed {
-        std::panic::resume_unwind(failed.into_panic());
-    }
+    storms("kill", Kind::ALL, killed).await;
 }
 
-async fn storm(database: TestDatabase, seed: u64) {
-    let mut receivers = Vec::new();
-    let storm = Arc::new(Storm::new(database, seed));
-    for destination in DESTINATIONS {
-        let (script, listener) = (storm.clone(), storm.clone());
-        let receiver = Receiver::start_heard(
-            move |request| script.answer(request),
-            move |request, status| listener.answered(destination, request, status),
-        );
-        receivers.push(receiver.await);
+fn killed(storm: &Storm, configuration: &str, producers: Producers<'_>) {
+    let mut dice = SmallRng::seed_from_u64(storm.seed.wrapping_add(1));
+    let (mut kills, mut repeats_max, mut resumed) = (0, 0, Vec::new());
+    while kills < KILLS {
+        let mut relay = storm.start(configuration);
+        // Now and then it dies before it could take over, or while it does.
+        if dice.random_ratio(1, 5) {
+            std::thread::sleep(Duration::from_millis(dice.random_range(0..1_500)));
+        } else {
+            resumed.push(storm.wait_for_attempts(dice.random_range(1..300), &mut relay));
+            std::thread::sleep(Duration::from_micros(dice.random_range(0..20_000)));
+            kills += 1;
+        }
+        repeats_max = repeats_max.max(kill(storm, relay));
     }
-    let urls: Vec<String> = receivers.iter().map(|receiver| receiver.url("/hook")).collect();
-    let raged = tokio::task::spawn_blocking(move || storm.rage(&configuration(&urls))).await;
-    if let Err(failed) = raged {
-        std::panic::resume_unwind(failed.into_panic());
-    }
-}
-
-fn configuration(urls: &[String]) -> String {
-    let mut text = format!(
-        "[relay]\nlease = \"1s\"\nin_hands = {IN_HANDS}\n\
-         [health]\nlisten = \"off\"\n\
-         [defaults]\ntimeout = \"10s\"\nretry = [{}]\n",
-        ["\"200ms\""; 30].join(", ")
+    let mut relay = storm.start(configuration);
+    storm.wait_for_attempts(300, &mut relay);
+    let orders = producers.finish(storm);
+    storm.wait_for_rest(&mut relay);
+    let ended = relay.terminate(LIMIT);
+    assert_eq!(ended.status.code(), Some(0), "asked to end, it said:\n{}", ended.stderr);
+    let verdict = storm.judge(orders);
+    assert!(verdict.faults >= KILLS);
+    assert!(repeats_max <= REPEATS_MAX, "{repeats_max} units came again for one kill");
+    assert!(verdict.budget > 0, "no kill met a delivery under way, so nothing was tried");
+    resumed.sort();
+    let (median, longest) = (resumed[resumed.len() / 2], resumed[resumed.len() - 1]);
+    println!(
+        "most repeats for one kill {repeats_max}  first attempt after a start: median {median:.1?} longest {longest:.1?}"
     );
-    for (destination, url) in DESTINATIONS.iter().zip(urls) {
-        text.push_str(&format!(
-            "[destinations.{destination}]\nurl = \"{url}\"\ntopics = [\"storm.*\"]\nconcurrency = {CONCURRENCY}\n"
-        ));
-    }
-    text
 }
 
-/// A message and a destination.
-type Unit = (Id, &'static str);
-
-/// One run.
-struct Storm {
-    database: TestDatabase,
-    recorder: Recorder,
-    seed: u64,
-    receiver_dice: Mutex<SmallRng>,
-    /// Requests that have arrived.
-    arrived: AtomicU64,
-    /// Requests that were answered, or cut.
-    answered: AtomicU64,
-    /// Units of committed transactions.
-    owed: AtomicU64,
-    seen: Mutex<Seen>,
-    calm: AtomicBool,
-}
-
-/// What the receivers did with the units.
-#[derive(Default)]
-struct Seen {
-    /// How often each was accepted.
-    accepted: HashMap<Unit, u64>,
-    refused: HashSet<Unit>,
-    /// For units that had to be expected again: how often they had been accepted then.
-    expected_again: HashMap<Unit, u64>,
-}
-
-impl Storm {
-    fn new(database: TestDatabase, seed: u64) -> Storm {
-        database.exec("CREATE TABLE orders (number BIGINT NOT NULL PRIMARY KEY)");
-        let name = format!("kill-{}", database.kind().migrations());
-        let about = format!("{}  relays 1", database.kind());
-        let recorder = Recorder::create(&name, Run { seed, about, ..Run::default() });
-        Storm {
-            database,
-            recorder,
-            seed,
-            receiver_dice: Mutex::new(SmallRng::seed_from_u64(seed)),
-            arrived: AtomicU64::new(0),
-            answered: AtomicU64::new(0),
-            owed: AtomicU64::new(0),
-            seen: Mutex::default(),
-            calm: AtomicBool::new(false),
-        }
-    }
-
-    /// The whole run.
-    fn rage(&self, configuration: &str) {
-        std::thread::scope(|scope| {
-            // A failure ends the producers too: they are waited for, and the database goes with them.
-            let _calm = Calm(&self.calm);
-            let producers = (0..PRODUCERS).map(|number| scope.spawn(move || self.produce(number))).collect();
-            self.rage_under_load(configuration, producers);
-        });
-    }
-
-    fn rage_under_load(&self, configuration: &str, producers: Vec<ScopedJoinHandle<'_, u64>>) {
-        let mut dice = SmallRng::seed_from_u64(self.seed.wrapping_add(1));
-        let (mut kills, mut repeats_max, mut resumed) = (0, 0, Vec::new());
-        while kills < KILLS {
-            let mut relay = self.start(configuration);
-            // Now and then it dies before it could take over, or while it does.
-            if dice.random_ratio(1, 5) {
-                std::thread::sleep(Duration::from_millis(dice.random_range(0..1_500)));
-            } else {
-                resumed.push(self.wait_for_attempts(dice.random_range(1..300), &mut relay));
-                std::thread::sleep(Duration::from_micros(dice.random_range(0..20_000)));
-                kills += 1;
-            }
-            repeats_max = repeats_max.max(self.kill(relay));
-        }
-        let mut relay = self.start(configuration);
-        self.wait_for_attempts(300, &mut relay);
-        self.calm.store(true, Ordering::SeqCst);
-        let orders: u64 = producers.into_iter().map(|producer| producer.join().unwrap()).sum();
-        self.wait_for_rest(&mut relay);
-        let ended = relay.terminate(LIMIT);
-        assert_eq!(ended.status.code(), Some(0), "asked to end, it said:\n{}", ended.stderr);
-        self.judge(orders, repeats_max);
-        resumed.sort();
-        let (median, longest) = (resumed[resumed.len() / 2], resumed[resumed.len() - 1]);
-        println!(
-            "most repeats for one kill {repeats_max}  first attempt after a start: median {median:.1?} longest {longest:.1?}"
-        );
-    }
-
-    fn start(&self, configuration: &str) -> Process {
-        Process::start_relay(configuration, &["--database-url", self.database.url(), "run"])
-    }
-
-    /// Waits until this many more attempts have arrived; returns how long the first took.
-    fn wait_for_attempts(&self, count: u64, relay: &mut Process) -> Duration {
-        let (before, began) = (self.arrived.load(Ordering::SeqCst), Instant::now());
-        let wanted = before + count;
-        let first = || format!("an attempt after {before}");
-        self.wait_until(relay, || self.arrived.load(Ordering::SeqCst) > before, first);
-        let resumed = began.elapsed();
-        self.wait_until(
-            relay,
-            || self.arrived.load(Ordering::SeqCst) >= wanted,
-            || format!("{wanted} attempts, {} arrived", self.arrived.load(Ordering::SeqCst)),
-        );
-        resumed
-    }
-
-    /// Waits until nothing is pending and nothing waits, or for long enough: the checker has the words for what is stuck.
-    fn wait_for_rest(&self, relay: &mut Process) {
-        let deadline = Instant::now() + LIMIT;
-        let at_rest = || {
-            let Snapshot { pending, waiting, .. } = snapshot(&self.database);
-            pending.is_empty() && waiting.is_empty()
-        };
-        while relay.is_running() && !at_rest() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn wait_until(&self, relay: &mut Process, met: impl Fn() -> bool, describe: impl Fn() -> String) {
-        let deadline = Instant::now() + LIMIT;
-        while !met() {
-            let running = relay.is_running();
-            if !running || Instant::now() >= deadline {
-                let history = self.recorder.path().display();
-                let (what, said) = (describe(), relay.output());
-                panic!("waited for {what}; relay running: {running}; history: {history}; the relay said:\n{said}");
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Kills the relay and writes down how many units may come again for it.
-    fn kill(&self, mut relay: Process) -> u64 {
-        assert!(relay.is_running(), "it ended by itself:\n{}", relay.output());
-        let said = relay.kill();
-        let said = said.stdout + &said.stderr;
-        assert!(!said.contains("panicked"), "it panicked:\n{said}");
-        let tables = snapshot(&self.database);
-        self.wait_for_answers();
-        let pending: HashSet<Id> = tables.pending.into_iter().collect();
-        let waiting: HashSet<(Id, String)> = tables.waiting.into_iter().map(|row| (row.id, row.destination)).collect();
-        let mut seen = self.seen.lock().unwrap();
-        let Seen { accepted, expected_again, .. } = &mut *seen;
-        let mut repeats = 0;
-        for (unit, times) in accepted {
-            let (id, destination) = unit;
-            let comes_again = pending.contains(id) || waiting.contains(&(id.clone(), (*destination).to_owned()));
-            // One that has not come again since the last kill is expected once, not twice.
-            if comes_again && expected_again.insert(unit.clone(), *times) != Some(*times) {
-                repeats += 1;
-            }
-        }
-        self.recorder.write(Fact::Fault { kind: "kill".to_owned(), in_flight: repeats });
-        repeats
-    }
-
-    /// Waits until the dead relay's last requests have been answered: some are still on their way, and some dawdle.
-    fn wait_for_answers(&self) {
-        let counts = || (self.arrived.load(Ordering::SeqCst), self.answered.load(Ordering::SeqCst));
-        let deadline = Instant::now() + LIMIT;
-        let (mut last, mut since) = (counts(), Instant::now());
-        while last.0 != last.1 || since.elapsed() < Duration::from_millis(50) {
-            assert!(Instant::now() < deadline, "requests without an answer: {last:?}");
-            std::thread::sleep(Duration::from_millis(2));
-            let now = counts();
-            if now != last {
-                (last, since) = (now, Instant::now());
-            }
-        }
-    }
-
-    fn judge(&self, orders: u64, repeats_max: u64) {
-        self.recorder.write(Fact::Snapshot(snapshot(&self.database)));
-        let verdict = check(&self.recorder.history());
-        println!("{verdict}");
-        verdict.assert_kept();
-        assert!(verdict.faults >= KILLS);
-        assert!(repeats_max <= REPEATS_MAX, "{repeats_max} units came again for one kill");
-        assert!(verdict.budget > 0, "no kill met a delivery under way, so nothing was tried");
-        assert_eq!(self.database.query_i64("SELECT count(*) FROM orders"), i64::try_from(orders).unwrap());
-        let owned = "SELECT count(*) FROM outbox_partitions WHERE owner IS NOT NULL";
-        assert_eq!(self.database.query_i64(owned), 0, "partitions left behind by a relay that ended in order");
-    }
-
-    // ---- receivers ----
-
-    fn answer(&self, request: &Request) -> Answer {
-        self.arrived.fetch_add(1, Ordering::SeqCst);
-        let mail = request.header("outbox-destination") == Some("mail");
-        if mail && request.body.windows(REFUSED.len()).any(|part| part == REFUSED) {
-            return Answer::status(422);
-        }
-        let mut dice = self.receiver_dice.lock().unwrap();
-        let pause = Duration::from_millis(dice.random_range(10..150));
-        match dice.random_range(0..100) {
-            0..6 => Answer::status(500),
-            6..9 => Answer::Reset,
-            9..14 => Answer::status(200).after(pause),
-            14..16 => Answer::status(503).after(pause),
-            _ => Answer::status(200),
-        }
-    }
-
-    fn answered(&self, destination: &'static str, request: &Request, status: u16) {
-        self.recorder.received(destination, request, status);
-        let unit = (request.id().to_owned(), destination);
-        let mut seen = self.seen.lock().unwrap();
-        match status {
-            200 => *seen.accepted.entry(unit).or_default() += 1,
-            422 => _ = seen.refused.insert(unit),
-            _ => {}
-        }
-        drop(seen);
-        self.answered.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn backlog(&self) -> u64 {
-        let seen = self.seen.lock().unwrap();
-        let done = seen.accepted.len() + seen.refused.len();
-        self.owed.load(Ordering::SeqCst).saturating_sub(done as u64)
-    }
-
-    // ---- producers ----
-
-    /// Writes until the storm is over; returns how many transactions committed.
-    fn produce(&self, number: u64) -> u64 {
-        match self.database.kind() {
-            Kind::Postgres => self.produce_on(&mut self.database.postgres(), number),
-            Kind::Mariadb => self.produce_on(&mut self.database.mariadb(), number),
-            Kind::Sqlite => self.produce_on(&mut self.database.sqlite(), number),
-        }
-    }
-
-    fn produce_on<C: LoadConnection<Backend: OutboxBackend>>(&self, conn: &mut C, number: u64) -> u64 {
-        let mut dice = SmallRng::seed_from_u64(self.seed.wrapping_add(100 + number));
-        let mut committed = 0;
-        for turn in 0.. {
-            while self.backlog() > BACKLOG_MAX && !self.calm.load(Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            if self.calm.load(Ordering::SeqCst) {
-                break;
-            }
-            let plan = Plan::draw(&mut dice, turn * PRODUCERS + number);
-            committed += u64::from(self.transact(conn, &plan));
-            std::thread::sleep(Duration::from_millis(dice.random_range(0..40)));
-        }
-        committed
-    }
-
-    /// Carries a plan out; true when it committed.
-    fn transact<C: LoadConnection<Backend: OutboxBackend>>(&self, conn: &mut C, plan: &Plan) -> bool {
-        let tx = self.recorder.transaction();
-        let mut units = 0;
-        let ended = conn.transaction::<_, Error, _>(|conn| {
-            conn.batch_execute(&format!("INSERT INTO orders VALUES ({})", plan.order))?;
-            let enqueue = |conn: &mut C, message: &Planned| -> Result<Id, Error> {
-                let began = self.recorder.now();
-                let mut envelope =
-                    Envelope::raw("storm.order", message.body.as_bytes()).content_type("application/json");
-                if let Some(key) = &message.key {
-                    envelope = envelope.key(key);
-                }
-                let id = outbox::enqueue(conn, envelope)?.message_id.to_string();
-                let body = message.body.as_bytes();
-                tx.enqueued(began, &id, "storm.order", message.key.as_deref(), &DESTINATIONS, body);
-                Ok(id)
-            };
-            for message in &plan.messages {
-                if message.undone {
-                    let mut undone = Vec::new();
-                    let rolled_back = conn.transaction::<(), Error, _>(|conn| {
-                        undone.push(enqueue(conn, message)?);
-                        Err(DieselError::RollbackTransaction.into())
-                    });
-                    assert!(matches!(rolled_back, Err(Error::Database(DieselError::RollbackTransaction))));
-                    tx.undone(undone);
-                } else {
-                    enqueue(conn, message)?;
-                    units += DESTINATIONS.len() as u64;
-                }
-            }
-            std::thread::sleep(plan.dawdle);
-            if plan.rolls_back {
-                return Err(DieselError::RollbackTransaction.into());
-            }
-            tx.commit_asked();
-            Ok(())
-        });
-        match ended {
-            Ok(()) => {
-                tx.committed();
-                self.owed.fetch_add(units, Ordering::SeqCst);
-                true
-            }
-            Err(Error::Database(DieselError::RollbackTransaction)) => {
-                tx.rolled_back();
-                false
-            }
-            Err(error) => panic!("a producer failed: {error}"),
-        }
-    }
-}
-
-/// Ends the producers when it is dropped.
-struct Calm<'a>(&'a AtomicBool);
-
-impl Drop for Calm<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
-/// What one transaction will do.
-struct Plan {
-    order: u64,
-    messages: Vec<Planned>,
-    rolls_back: bool,
-    /// Between the last statement and the end: others overtake it.
-    dawdle: Duration,
-}
-
-struct Planned {
-    key: Option<String>,
-    body: String,
-    undone: bool,
-}
-
-impl Plan {
-    fn draw(dice: &mut SmallRng, order: u64) -> Plan {
-        let count = dice.random_range(1..4);
-        let mut messages: Vec<Planned> = (0..count)
-            .map(|nth| {
-                // A few keys have most of the traffic.
-                let key = (40.0 * dice.random::<f64>().powi(3)) as u64;
-                let key = dice.random_ratio(17, 20).then(|| format!("customer-{key}"));
-                let refused = if dice.random_ratio(1, 50) { ",\"refused\":true" } else { "" };
-                let body = format!("{{\"order\": {order}, \"line\":{nth}{refused}}}");
-                Planned { key, body, undone: false }
-            })
-            .collect();
-        if dice.random_ratio(1, 20) {
-            let at = dice.random_range(0..messages.len());
-            messages[at].undone = true;
-        }
-        let dawdle = if dice.random_ratio(1, 5) { dice.random_range(0..30) } else { 0 };
-        Plan { order, messages, rolls_back: dice.random_ratio(3, 10), dawdle: Duration::from_millis(dawdle) }
-    }
+/// Kills the relay and writes down how many units may come again for it.
+fn kill(storm: &Storm, mut relay: Process) -> u64 {
+    assert!(relay.is_running(), "it ended by itself:\n{}", relay.output());
+    let said = relay.kill();
+    let said = said.stdout + &said.stderr;
+    assert!(!said.contains("panicked"), "it panicked:\n{said}");
+    storm.wait_for_answers();
+    storm.fault("kill", 0)
 }

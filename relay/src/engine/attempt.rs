@@ -9,7 +9,7 @@ use tracing::{debug, error};
 use super::{Answer, Engine};
 use crate::event::{DeliveryRef, Event};
 use crate::lane::{Fate, Origin, Work};
-use crate::message::PartitionSet;
+use crate::message::{PartitionSet, Seq};
 use crate::outcome::{self, Outcome, waits};
 use crate::sink::{Attempt, Judgement};
 use crate::store::{Dies, DueIn, Remains, State, WaitingChange, Waits};
@@ -24,6 +24,16 @@ pub(super) struct Running {
 }
 
 impl Running {
+    /// The number of the message, when it was read in `outbox_messages`.
+    pub(super) fn fresh(&self) -> Option<Seq> {
+        (self.work.origin == Origin::Fresh).then_some(self.work.message.seq)
+    }
+
+    /// The partition it is of.
+    pub(super) fn partition_no(&self) -> u8 {
+        self.work.message.partition_no
+    }
+
     /// The lane and the delivery, which is no longer attempted.
     pub(super) fn into_work(self) -> (usize, Work) {
         (self.lane, self.work)

@@ -91,6 +91,11 @@ impl DueState {
         }
     }
 
+    /// The partitions of rows in hands that are not settled.
+    pub(super) fn partitions(&self) -> PartitionSet {
+        self.held.values().filter(|row| !row.settled).map(|row| row.partition_no).collect()
+    }
+
     pub(super) fn evict(&mut self, lost: PartitionSet) {
         self.held.retain(|_, row| !lost.contains(row.partition_no));
     }
@@ -158,7 +163,7 @@ impl Engine {
             state.next_due = None;
         }
         let (store, answers) = (self.store.clone(), self.answers.clone());
-        let (number, owned) = (self.due.number, self.owned);
+        let (number, owned) = (self.due.number, self.kept());
         tokio::spawn(async move {
             let lanes: Vec<LaneDemand> = demands.iter().map(|(_, demand)| demand.clone()).collect();
             let result = store.delivery_due(&lanes, owned, None).await;
@@ -173,7 +178,7 @@ impl Engine {
         // Ordinary looks take turns with these.
         self.due.unrouted_next = now + NOT_YET_PAUSE;
         let (store, answers) = (self.store.clone(), self.answers.clone());
-        let (number, owned) = (self.due.number, self.owned);
+        let (number, owned) = (self.due.number, self.kept());
         tokio::spawn(async move {
             let result = store.delivery_unrouted(after, owned, UNROUTED_LIMIT, None).await;
             let _ = answers.send(Answer::Due(DueAnswer { number, found: Found::Unrouted(result) }));
@@ -230,7 +235,7 @@ impl Engine {
         let is_last = rows.len() < UNROUTED_LIMIT as usize;
         self.due.unrouted_after = rows.last().filter(|_| !is_last).map(|row| (row.message.seq, row.id));
         for row in rows {
-            let is_ours = self.owned.contains(row.message.partition_no) && !self.due.held.contains_key(&row.id);
+            let is_ours = self.kept().contains(row.message.partition_no) && !self.due.held.contains_key(&row.id);
             if is_ours && !self.destinations_of(&row.message).is_empty() {
                 self.route_row(row);
             }
@@ -257,7 +262,7 @@ impl Engine {
         let mut taken = 0;
         let mut not_yet = vec![false; self.lanes.len()];
         for row in due.rows {
-            if self.due.held.contains_key(&row.id) || !self.owned.contains(row.message.partition_no) {
+            if self.due.held.contains_key(&row.id) || !self.kept().contains(row.message.partition_no) {
                 continue;
             }
             if row.destination.is_empty() {

@@ -120,7 +120,7 @@ impl Engine {
             });
         } else if now >= self.feed.sweep_next && self.frontier.cursor() > 0 {
             self.feed.busy = true;
-            let (after, until, owned) = (self.feed.sweep_after, self.frontier.cursor(), self.owned);
+            let (after, until, owned) = (self.feed.sweep_after, self.frontier.cursor(), self.kept());
             self.spawn_feed(move |store| async move {
                 let began = Instant::now();
                 let result = store.message_sweep(after, until, owned, SWEEP_LIMIT).await;
@@ -132,7 +132,7 @@ impl Engine {
             let wanted = self.frontier.wanted(now);
             let room = self.pace.in_hands.saturating_sub(self.hands.open());
             let limit = u32::try_from(room).unwrap_or(u32::MAX).clamp(1, PAGE_MAX);
-            let owned = self.owned;
+            let owned = self.kept();
             self.spawn_feed(move |store| async move {
                 let result = store.message_read(&wanted, owned, limit, None).await;
                 FeedAnswer::Page { wanted, limit, result }
@@ -286,7 +286,7 @@ impl Engine {
     /// Ours, and not in hands already.
     fn accept(&mut self, row: Row) -> Option<Arc<Message>> {
         let Row::Mine(message) = row else { return None };
-        if !self.owned.contains(message.partition_no) {
+        if !self.kept().contains(message.partition_no) {
             return None;
         }
         if self.hands.contains(message.seq) {
@@ -331,7 +331,7 @@ impl Engine {
     fn hand_out(&mut self, messages: Vec<Arc<Message>>, parked: &HashSet<(usize, Key)>) {
         for message in messages {
             // Ownership may have changed while the keys were looked up.
-            if self.owned.contains(message.partition_no) && !self.hands.contains(message.seq) {
+            if self.kept().contains(message.partition_no) && !self.hands.contains(message.seq) {
                 self.hand_out_one(message, parked);
             }
         }

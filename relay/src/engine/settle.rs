@@ -17,7 +17,7 @@ use tracing::{error, info};
 use super::{Answer, Engine, TICK};
 use crate::frontier::Stamp;
 use crate::hands::Concluded;
-use crate::message::{Message, MessageId, PartitionSet, Seq};
+use crate::message::{Key, Message, MessageId, PartitionSet, Seq};
 use crate::outcome::waits;
 use crate::store::{
     Delivered, DueIn, MessageMove, Remains, Settled, Settlement, State, StoreError, UnitMove, WaitingChange,
@@ -164,11 +164,33 @@ impl Settling {
         self.delivered.len() + self.rest.len() + self.recheck.len() + self.unconfirmed.len()
     }
 
-    /// Outcomes of lost partitions would be refused; the new owner has the rows.
-    pub(super) fn evict(&mut self, lost: PartitionSet) {
+    /// Drops outcomes of lost partitions: they would be refused, the new owner has the rows. Returns the keys of waiting
+    /// rows that would have stayed, each with its destination.
+    pub(super) fn evict(&mut self, lost: PartitionSet) -> Vec<(String, Key)> {
         self.unconfirmed.retain(|(_, moved, _)| !lost.contains(moved.partition_no));
-        self.rest.items.retain(|item| !lost.contains(item.partition_no()));
-        self.rest.aside.retain(|(_, item)| !lost.contains(item.partition_no()));
+        let mut dropped = Vec::new();
+        let mut keep = |item: &Rest| {
+            let keep = !lost.contains(item.partition_no());
+            if let (false, Rest::Row(outcome)) = (keep, item) {
+                let stays = match &outcome.change {
+                    WaitingChange::Waits(waits) => waits.in_order,
+                    WaitingChange::Dies(dies) => dies.blocks_key,
+                    WaitingChange::Delivered | WaitingChange::Routed(_) => false,
+                };
+                let key = outcome.ordering_key.clone().filter(|_| stays);
+                dropped.extend(key.map(|key| (outcome.destination.clone(), key)));
+            }
+            keep
+        };
+        self.rest.items.retain(&mut keep);
+        self.rest.aside.retain(|(_, item)| keep(item));
+        dropped
+    }
+
+    /// The partitions of which waiting rows are to be written.
+    pub(super) fn partitions(&self) -> PartitionSet {
+        let rest = self.rest.items.iter().chain(&self.rest.writing).chain(self.rest.aside.iter().map(|(_, item)| item));
+        rest.map(Rest::partition_no).chain(self.unconfirmed.iter().map(|(_, moved, _)| moved.partition_no)).collect()
     }
 
     /// How many reads of the routes have begun.
@@ -426,7 +448,7 @@ impl Engine {
     fn row_written(
         &mut self,
         destination: &str,
-        key: Option<(&crate::message::Key, Option<Seq>)>,
+        key: Option<(&Key, Option<Seq>)>,
         remains: &Remains,
         next_read: u64,
         now: Instant,

@@ -200,6 +200,13 @@ impl Store for Mysql {
         Ok(seen)
     }
 
+    async fn membership_read(&self) -> Result<Membership, StoreError> {
+        let mut session = self.lend(&self.beat, "membership_read").await?;
+        let seen = membership::membership(&mut session).await?;
+        session.give_back();
+        Ok(seen)
+    }
+
     async fn relay_bury(&self, dead: &[(RelayId, i64)]) -> Result<Vec<RelayId>, StoreError> {
         if dead.is_empty() {
             return Ok(Vec::new());

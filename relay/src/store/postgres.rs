@@ -245,6 +245,13 @@ impl Store for Postgres {
         Ok(seen)
     }
 
+    async fn membership_read(&self) -> Result<Membership, StoreError> {
+        let mut held = self.beat.take(&self.connector).await?;
+        let seen = membership::membership_read(&mut held.connection).await?;
+        held.put_back();
+        Ok(seen)
+    }
+
     async fn relay_bury(&self, dead: &[(RelayId, i64)]) -> Result<Vec<RelayId>, StoreError> {
         if dead.is_empty() {
             return Ok(Vec::new());

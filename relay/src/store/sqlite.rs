@@ -152,6 +152,10 @@ impl Store for Sqlite {
         self.writer.run("relay_beat", move |open| membership::relay_beat(open, relay, draining)).await
     }
 
+    async fn membership_read(&self) -> Result<Membership, StoreError> {
+        self.reader.run("membership_read", membership::membership_read).await
+    }
+
     async fn relay_bury(&self, dead: &[(RelayId, i64)]) -> Result<Vec<RelayId>, StoreError> {
         let dead = dead.to_vec();
         self.writer.run("relay_bury", move |open| membership::relay_bury(open, &dead)).await

@@ -115,6 +115,10 @@ pub(super) async fn relay_beat(
 /// Everybody and everything, for those who only look.
 pub(super) const READ: &Sql = &MEMBERSHIP_READ;
 
+pub(super) async fn membership_read(connection: &mut Connection) -> Result<Membership, StoreError> {
+    Ok(membership(&connection.run(READ, &[]).await?))
+}
+
 /// What the rows of `RELAY_BEAT` and `MEMBERSHIP_READ` say.
 pub(super) fn membership(rows: &[SqlRow]) -> Membership {
     let mut seen = Membership::default();

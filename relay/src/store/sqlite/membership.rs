@@ -1,7 +1,7 @@
 //! Who is there, and who owns what.
 
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
-use diesel::{QueryResult, SqliteConnection};
+use diesel::{Connection, QueryResult, SqliteConnection};
 use uuid::Uuid;
 
 use super::statement::{execute, load, statement};
@@ -64,6 +64,11 @@ pub(super) fn relay_beat(open: &mut Open, relay: RelayId, draining: bool) -> Que
         }
         membership(conn).map(Some)
     })
+}
+
+/// Reads everybody and everything in one snapshot.
+pub(super) fn membership_read(open: &mut Open) -> QueryResult<Membership> {
+    open.conn.transaction(membership)
 }
 
 /// Deletes the rows of relays whose beat is still the one given, and takes their partitions from them.
