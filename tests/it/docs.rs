@@ -23,3 +23,5 @@ mod roles;
 mod scripts;
 mod statements;
 mod words;
+
+pub(crate) use scripts::relay_commands;

@@ -95,7 +95,7 @@ fn bash(folder: &Path) -> Command {
 }
 
 /// The `relay` commands of a script, word by word. Knows quotation marks, pipes and comments, nothing else of a shell.
-pub(super) fn relay_commands(script: &str) -> Vec<Vec<String>> {
+pub(crate) fn relay_commands(script: &str) -> Vec<Vec<String>> {
     let mut commands = Vec::new();
     for line in script.replace("\\\n", " ").lines() {
         let mut segments: Vec<Vec<String>> = vec![vec![]];
