@@ -49,6 +49,22 @@ pub fn cancel<C>(conn: &mut C, message_id: Uuid) -> Result<bool, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
+    let removed = remove(conn, message_id, None)?;
+    Ok(removed.pending + removed.waiting > 0)
+}
+
+/// How many rows went.
+#[derive(Default)]
+pub(crate) struct Removed {
+    pub(crate) pending: usize,
+    pub(crate) waiting: usize,
+}
+
+/// Removes the message. With its number a pending one is found at once.
+pub(crate) fn remove<C>(conn: &mut C, message_id: Uuid, seq: Option<i64>) -> Result<Removed, Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
     require_transaction(conn)?;
     // Otherwise the message would be gone although the caller's reason for it is rolled back.
     require_server_transaction(conn)?;
@@ -58,7 +74,7 @@ where
         // The first statement writes, so it waits for the write lock before anything is read.
         Statement::new("-- write_lock\nDELETE FROM outbox_deliveries WHERE id IS NULL").execute(conn)?;
     }
-    let Some(place) = find(conn, database, &id)? else { return Ok(false) };
+    let Some(place) = find(conn, database, &id, seq)? else { return Ok(Removed::default()) };
     let (lock, partition) = (current_read(database), place.partition);
     let column = text(database, "partition_no");
     Statement::new(format!(
@@ -66,13 +82,13 @@ where
     ))
     .load(conn)?;
     // Between the search and the lock it may have moved from the one table to the other.
-    let mut removed = 0;
+    let mut removed = Removed::default();
     if let Some(seq) = place.seq {
         let delete = format!("-- message_cancel\nDELETE FROM outbox_messages WHERE seq = {seq} AND id = {id}");
-        removed += Statement::new(delete).execute(conn)?;
+        removed.pending = Statement::new(delete).execute(conn)?;
     }
-    removed += remove_waiting(conn, database, &id)?;
-    Ok(removed > 0)
+    removed.waiting = remove_waiting(conn, database, &id)?;
+    Ok(removed)
 }
 
 /// Where a message is.
@@ -82,7 +98,7 @@ struct Place {
     seq: Option<i64>,
 }
 
-fn find<C>(conn: &mut C, database: Database, id: &str) -> Result<Option<Place>, Error>
+fn find<C>(conn: &mut C, database: Database, id: &str, number: Option<i64>) -> Result<Option<Place>, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
@@ -94,7 +110,8 @@ where
         Database::Mysql => format!("concat({partition}, ' ', {seq})"),
         Database::Postgres | Database::Sqlite => format!("{partition} || ' ' || {seq}"),
     };
-    let select = format!("-- message_find\nSELECT {both} FROM outbox_messages WHERE id = {id}");
+    let by_number = number.map_or_else(String::new, |number| format!(" AND seq = {number}"));
+    let select = format!("-- message_find\nSELECT {both} FROM outbox_messages WHERE id = {id}{by_number}");
     if let Some(both) = Statement::new(select).load(conn)?.first() {
         let mut numbers = both.split(' ').map(|number| number.parse().map_err(unreadable));
         if let (Some(partition), Some(seq)) = (numbers.next().transpose()?, numbers.next().transpose()?) {

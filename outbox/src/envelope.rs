@@ -173,6 +173,15 @@ impl Envelope {
         self
     }
 
+    /// Checks what [`enqueue`](crate::enqueue) would check, and enqueues nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] or [`Error::Serialize`] for a message that can never be sent.
+    pub fn check(self) -> Result<(), Error> {
+        self.into_row().map(drop)
+    }
+
     /// Checks everything and draws the id.
     pub(crate) fn into_row(self) -> Result<Row, Error> {
         let payload = self.payload.map_err(Error::Serialize)?;

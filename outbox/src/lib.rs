@@ -88,6 +88,8 @@ pub mod inbox;
 pub mod limits;
 pub mod messages;
 pub mod migrations;
+pub mod relays;
+pub mod rights;
 pub mod schema;
 pub mod signature;
 

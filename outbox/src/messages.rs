@@ -1,4 +1,4 @@
-//! Where messages are: pending, waiting for a destination, or dead. Looks only; nothing is changed.
+//! Where messages are: pending, waiting for a destination, or dead; and taking one back by hand.
 //!
 //! A message is *pending* while it stands in `outbox_messages`: no relay has settled it yet, and where it goes is not
 //! decided unless its sender named a destination. What a destination could not take at once *waits* in
@@ -37,13 +37,22 @@ use diesel::connection::LoadConnection;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use crate::by_hand::sql::{contains, instant as literal};
 use crate::by_hand::{Hex, Statement, instant, unreadable};
 use crate::connection::sealed::Dialect;
 use crate::connection::{Database, OutboxBackend};
+use crate::dead_letters::sql::payload_contains;
 use crate::dead_letters::{self, DeadLetter};
 use crate::error::Error;
 
+mod ahead;
+mod cancel;
 mod sql;
+mod writers;
+
+pub use ahead::{Ahead, ahead};
+pub use cancel::{Cancelled, cancel};
+pub use writers::{Writer, writers};
 
 /// Which messages; what is `None` does not narrow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,6 +65,14 @@ pub struct Filter {
     pub key: Option<String>,
     /// In this state, such as `retry` or `blocked`. A pending message has none.
     pub state: Option<String>,
+    /// Whose last error contains this. A pending message has none.
+    pub error: Option<String>,
+    /// Enqueued at or after this time.
+    pub since: Option<DateTime<Utc>>,
+    /// Enqueued before this time.
+    pub until: Option<DateTime<Utc>>,
+    /// Whose payload contains these bytes. Reads every payload the rest of the filter leaves.
+    pub contains: Option<String>,
 }
 
 /// How much is shown and looked at.
@@ -97,6 +114,8 @@ pub struct Pending {
     pub message_id: Uuid,
     /// The number it drew when it was inserted.
     pub seq: i64,
+    /// Its partition.
+    pub partition_no: u8,
     /// The topic.
     pub topic: String,
     /// The ordering key's bytes.
@@ -123,6 +142,8 @@ pub struct Waiting {
     pub message_id: Uuid,
     /// The number the message drew when it was inserted.
     pub seq: i64,
+    /// Its partition.
+    pub partition_no: u8,
     /// Where it goes; empty while it is not routed.
     pub destination: String,
     /// The topic.
@@ -206,7 +227,7 @@ pub struct Content {
     pub headers: String,
 }
 
-/// Lists pending messages, the oldest first. A filter by state finds none: only deliveries have one.
+/// Lists pending messages, the oldest first. A filter by state or error finds none: only deliveries have one.
 ///
 /// # Errors
 ///
@@ -216,7 +237,7 @@ where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     let database = <C::Backend as Dialect>::DATABASE;
-    if filter.state.is_some() {
+    if filter.state.is_some() || filter.error.is_some() {
         return Ok(Page { rows: Vec::new(), has_more: false, looked_at_all: true });
     }
     let beyond = beyond(conn, database, sql::PENDING, bounds.looked_at)?;
@@ -285,6 +306,19 @@ where
     Ok(found)
 }
 
+/// The number the newest message of this connection drew; ask in the transaction that enqueued it, right after.
+///
+/// # Errors
+///
+/// [`Error::Database`] when the database refuses, or this connection has enqueued nothing.
+pub fn drawn<C>(conn: &mut C) -> Result<Option<i64>, Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    let select = sql::drawn(<C::Backend as Dialect>::DATABASE);
+    Ok(Statement::new(select).load_numbers(conn)?.first().copied())
+}
+
 /// The first number that is not looked at, or `None` when all are.
 fn beyond<C>(conn: &mut C, database: Database, table: sql::Table, looked_at: u32) -> Result<Option<i64>, Error>
 where
@@ -321,6 +355,20 @@ where
             select = next(select).sql(format!("{column} = ")).text(text);
         }
     }
+    if let Some(text) = &filter.error {
+        let [before, after] = contains(database, "last_error");
+        select = next(select).sql(before).text(text).sql(after);
+    }
+    if let Some(since) = filter.since {
+        select = next(select).sql(format!("created_at >= {}", literal(database, since)));
+    }
+    if let Some(until) = filter.until {
+        select = next(select).sql(format!("created_at < {}", literal(database, until)));
+    }
+    if let Some(text) = &filter.contains {
+        let [before, after] = payload_contains(database);
+        select = next(select).sql(before).text(text).sql(after);
+    }
     // One more than is shown tells whether there is more.
     let most = u64::from(bounds.shown) + 1;
     let rows = select.sql(format!(" ORDER BY {} LIMIT {most}", table.number)).load(conn)?;
@@ -353,6 +401,7 @@ enum Place {
 struct PendingRow {
     message_id: String,
     seq: i64,
+    partition_no: u8,
     topic: String,
     ordering_key: Option<Hex>,
     content_type: Hex,
@@ -367,6 +416,7 @@ impl PendingRow {
         Ok(Pending {
             message_id: Uuid::parse_str(&self.message_id).map_err(unreadable)?,
             seq: self.seq,
+            partition_no: self.partition_no,
             topic: self.topic,
             ordering_key: self.ordering_key.map(|key| key.0),
             content_type: self.content_type.text(),
@@ -383,6 +433,7 @@ struct WaitingRow {
     id: i64,
     message_id: String,
     seq: i64,
+    partition_no: u8,
     destination: Hex,
     topic: String,
     ordering_key: Option<Hex>,
@@ -406,6 +457,7 @@ impl WaitingRow {
             id: self.id,
             message_id: Uuid::parse_str(&self.message_id).map_err(unreadable)?,
             seq: self.seq,
+            partition_no: self.partition_no,
             destination: self.destination.text(),
             topic: self.topic,
             ordering_key: self.ordering_key.map(|key| key.0),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::{Connection as _, SqliteConnection};
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
-use diesel_async::{AsyncConnection as _, AsyncMysqlConnection, AsyncPgConnection};
+use diesel_async::{AsyncMysqlConnection, AsyncPgConnection};
 use outbox::Database;
 use tokio::runtime::Runtime;
 
@@ -59,6 +59,14 @@ pub enum AdminError {
         #[source]
         source: Cause,
     },
+    /// The server is there and does not let us in, or has no such database.
+    #[error("{problem}\n  help: {help}")]
+    Refused {
+        /// What it said, without credentials.
+        problem: String,
+        /// What to do.
+        help: String,
+    },
     /// The url names no database we know.
     #[error(
         "the database url names no database this relay knows\n  help: it begins with `postgres://`, `mysql://` or `sqlite:`"
@@ -102,7 +110,16 @@ pub(crate) use with_connection;
 /// # Errors
 /// When there is none to be had; never with a password in the text.
 pub fn connect(url: &str, missing: Missing) -> Result<Connection, AdminError> {
-    let unreachable = |source| AdminError::Unreachable { target: database_url::target(url), source };
+    let unreachable = |source: Cause| {
+        let (target, cause) = (database_url::target(url), source.as_ref());
+        let postgres = cause.downcast_ref().and_then(|error| crate::store::postgres::turned_away(&target, error));
+        let refused = postgres
+            .or_else(|| cause.downcast_ref().and_then(|error| crate::store::mysql::turned_away(&target, error)));
+        match refused {
+            Some((problem, help)) => AdminError::Refused { problem, help },
+            None => AdminError::Unreachable { target, source },
+        }
+    };
     match database_url::database(url).ok_or(AdminError::Unknown)? {
         Database::Postgres => {
             drive(postgres(url)).map(|driven| Connection::Postgres(Box::new(driven))).map_err(unreachable)
@@ -143,7 +160,8 @@ async fn postgres(url: &str) -> Result<AsyncPgConnection, Cause> {
 async fn mysql(url: &str) -> Result<AsyncMysqlConnection, Cause> {
     // The driver knows its database by one name only.
     let url = url.strip_prefix("mariadb:").map_or_else(|| url.to_owned(), |rest| format!("mysql:{rest}"));
-    Ok(AsyncMysqlConnection::establish(&url).await?)
+    // diesel's own way of connecting keeps the error's text only.
+    Ok(AsyncMysqlConnection::try_from(mysql_async::Conn::from_url(url).await?).await?)
 }
 
 fn sqlite(path: &str) -> Result<SqliteConnection, Cause> {

@@ -6,8 +6,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 mod args;
 mod ask;
@@ -18,10 +18,14 @@ mod config;
 mod database;
 mod dead;
 mod destinations;
+mod explain;
+mod listen;
 mod messages;
 mod migrate;
 mod output;
 mod run;
+mod secret;
+mod send;
 mod settings;
 mod status;
 mod stored;
@@ -31,7 +35,7 @@ pub use output::Output;
 
 use crate::cause::chain;
 
-use args::{Arguments, Bench, Command};
+use args::{Arguments, Bench, Command, Secret};
 
 /// How a command ends; the numbers are part of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,13 +135,22 @@ pub fn main() -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
+/// The whole command line, for those who make manual pages from it, or tests.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
     let Arguments { global, command } = arguments;
     match command {
         Command::Run(run) => run::run(&global, &run),
         Command::Migrate { command } => migrate::run(&global, &command),
         Command::Check(check) => check::run(&global, &check),
-        Command::Status => status::run(&global),
+        Command::Status(status) => status::run(&global, &status),
+        Command::Explain { message } => explain::run(&global, &message),
+        Command::Send(send) => send::run(&global, &send),
+        Command::Listen(listen) => listen::run(&global, &listen),
+        Command::Secret { command: Secret::New } => secret::new(&global),
         Command::Messages { command } => messages::run(&global, command),
         Command::Destinations { command } => destinations::run(&global, &command),
         Command::Dead { command } => dead::dispatch(&global, command),

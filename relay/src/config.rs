@@ -17,17 +17,23 @@ use crate::retry::RetryPolicy;
 use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
 
+mod accepts;
 pub mod database_url;
 mod example;
 mod problem;
 mod read;
+mod reload;
+mod schema;
 mod secret;
 mod sections;
 mod shown;
 mod size;
 
 pub use example::EXAMPLE;
+pub(crate) use problem::suggestion;
 pub use problem::{ConfigError, Problem};
+pub use reload::Reloaded;
+pub use schema::schema;
 pub use secret::Secret;
 
 use read::{Place, Reader, Section};
@@ -132,8 +138,27 @@ pub struct Destination {
     pub after_dead_letter: AfterDeadLetter,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// How every request is signed.
+    pub signing: Signing,
     /// Headers sent with every request.
     pub headers: BTreeMap<String, Secret>,
+}
+
+/// How requests are signed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Signing {
+    /// What is signed, and how it is written.
+    pub scheme: Scheme,
+    /// What is signed with, the newest first; without one nothing is signed.
+    pub keys: Vec<outbox::signature::Secret>,
+}
+
+/// What is signed, and how it is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scheme {
+    /// Standard Webhooks `v1`.
+    #[default]
+    Standard,
 }
 
 impl Default for Database {
@@ -179,6 +204,7 @@ impl Default for Destination {
             ordering: Ordering::Key,
             after_dead_letter: AfterDeadLetter::Continue,
             retry: Defaults::default().retry,
+            signing: Signing::default(),
             headers: BTreeMap::new(),
         }
     }

@@ -19,6 +19,11 @@ pub struct DurationError {
     problem: &'static str,
 }
 
+/// The names of the units.
+pub(crate) fn units() -> Vec<&'static str> {
+    UNITS.iter().map(|(name, _)| *name).collect()
+}
+
 /// Reads a span of time.
 ///
 /// # Errors

@@ -27,7 +27,7 @@ use crate::frontier::Frontier;
 use crate::hands::Hands;
 use crate::lane::{Lane, LaneLimits, Origin, Work};
 use crate::membership::Ownership;
-use crate::message::{PartitionSet, RelayId};
+use crate::message::{PartitionSet, RelayId, Seq};
 use crate::outage::Outages;
 use crate::outcome::Policy;
 use crate::route::Routes;
@@ -87,8 +87,12 @@ pub(crate) enum Ask {
     /// Deliver until told otherwise.
     #[default]
     Run,
-    /// Deliver what is there, then end.
-    Drain,
+    /// Deliver what is there, then end. Messages above this number are left where they are: they came later, and a drain
+    /// beside busy producers has to end.
+    Drain {
+        /// The highest number that had been committed.
+        until: Seq,
+    },
     /// Stop feeding, finish, settle, end.
     Stop,
     /// End at once; what was not settled is delivered again.
@@ -249,8 +253,8 @@ impl Engine {
             self.follow_ownership();
             match self.ask_now() {
                 Ask::Run => {}
-                Ask::Drain if self.is_drained(now) => return End::Drained,
-                Ask::Drain => {}
+                Ask::Drain { .. } if self.is_drained(now) => return End::Drained,
+                Ask::Drain { .. } => {}
                 Ask::Stop => return self.wind_down().await,
                 Ask::Abandon => return End::Stopped,
             }
@@ -333,6 +337,14 @@ impl Engine {
 
     fn ask_now(&self) -> Ask {
         *self.ask.borrow()
+    }
+
+    /// The number above which nothing is fed.
+    fn feeds_until(&self) -> Seq {
+        match self.ask_now() {
+            Ask::Drain { until } => until,
+            Ask::Run | Ask::Stop | Ask::Abandon => Seq::MAX,
+        }
     }
 
     /// Stops feeding, lets attempts finish within the grace, writes every outcome.

@@ -4,6 +4,7 @@
 //! never travel here.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::message::MessageId;
@@ -56,3 +57,44 @@ pub struct DeliveryRef {
 
 /// Somebody who wants to be told. Called on the relay's own task: it must return at once.
 pub type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
+
+/// Counts what happens to deliveries.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    attempts: AtomicU64,
+    delivered: AtomicU64,
+    retried: AtomicU64,
+    dead_lettered: AtomicU64,
+}
+
+impl Tally {
+    /// A listener that counts and then tells `next`.
+    pub(crate) fn listener(self: &Arc<Tally>, next: Option<Listener>) -> Listener {
+        let tally = self.clone();
+        Arc::new(move |event| {
+            tally.count(event);
+            if let Some(next) = &next {
+                next(event);
+            }
+        })
+    }
+
+    /// Attempts, delivered, retried, dead-lettered.
+    pub(crate) fn counts(&self) -> [u64; 4] {
+        [&self.attempts, &self.delivered, &self.retried, &self.dead_lettered].map(|count| count.load(Ordering::Relaxed))
+    }
+
+    fn count(&self, event: &Event) {
+        let add = |count: &AtomicU64| count.fetch_add(1, Ordering::Relaxed);
+        match event {
+            Event::Attempted { verdict, .. } => {
+                add(&self.attempts);
+                if *verdict == Verdict::Delivered {
+                    add(&self.delivered);
+                }
+            }
+            Event::Waiting { .. } => drop(add(&self.retried)),
+            Event::DeadLettered { .. } => drop(add(&self.dead_lettered)),
+        }
+    }
+}

@@ -124,6 +124,11 @@ impl Hands {
         Some(self.held.get(&seq)?.routes_version)
     }
 
+    /// The same when it has one destination only.
+    pub(crate) fn sole_routes_version(&self, seq: Seq) -> Option<i64> {
+        self.held.get(&seq).filter(|held| held.destinations == 1).map(|held| held.routes_version)
+    }
+
     /// How many reads of the routes had begun when it was taken; the next one knows every destination that was there
     /// when it was committed.
     pub(crate) fn routes_read(&self, seq: Seq) -> Option<u64> {
@@ -256,6 +261,14 @@ mod tests {
         };
         assert_eq!(moved.units.len(), 1);
         assert_eq!(moved.units[0].destination, "b");
+    }
+
+    #[test]
+    fn only_the_sole_destination_of_a_message_may_end_it() {
+        let mut hands = Hands::default();
+        hands.take(&message(1), 1, 5, 0);
+        hands.take(&message(2), 2, 5, 0);
+        assert_eq!((hands.sole_routes_version(1), hands.sole_routes_version(2)), (Some(5), None));
     }
 
     #[test]

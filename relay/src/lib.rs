@@ -47,9 +47,11 @@
 //! # Where to look
 //!
 //! - [`Relay::builder`] sets a relay up; [`Handler`] and [`Http`] are destinations with options.
+//! - [`Handler::transactional`] is for effects that must happen exactly once; [`Handler::on`] takes several types.
 //! - [`HandlerError`] lets a handler say more than "try again": reject, hold, retry not before.
 //! - [`retry::RetryPolicy`] says when failed attempts are repeated and when to give up.
 //! - [`Event`] tells a listener what happens to deliveries.
+//! - [`testing`] helps to test programs that use all this: a throw-away outbox, a scripted receiver, a clock that jumps.
 //! - [`cli`] is the `relay` command, [`config`] its configuration file.
 //! - [`store::Store`] is the seam to the database.
 
@@ -78,6 +80,7 @@ pub mod server;
 pub mod sink;
 pub mod store;
 pub mod telemetry;
+pub mod testing;
 pub mod verdict;
 
 pub use crate::event::Event;
@@ -86,3 +89,5 @@ pub use crate::sink::AfterDeadLetter;
 pub use crate::sink::Ordering;
 pub use crate::sink::handler::{Context, Handler, HandlerError, HandlerResult, Reply};
 pub use crate::sink::http::Http;
+/// What connections of transactional handlers come from, in the version this crate was built with.
+pub use diesel_async;

@@ -27,25 +27,30 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use diesel_async::AsyncConnection;
+use outbox::{Database, OutboxBackend};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use crate::config::database_url;
 use crate::engine::{Ask, End, Engine, Pace, Served};
-use crate::event::{Event, Listener};
+use crate::event::{Event, Listener, Tally};
 use crate::lane::LaneLimits;
 use crate::membership::{MembershipLoop, Ownership};
 use crate::message::{PartitionSet, RelayId};
 use crate::outage::Outages;
 use crate::outcome::Policy;
+use crate::poll::Evidence;
 use crate::retry::RetryPolicy;
 use crate::route::Pattern;
-use crate::sink::handler::{Context, Handler, HandlerError, Reply};
+use crate::sink::handler::{Context, Handler, HandlerError, Place, Reply, TransactionalFn};
 use crate::sink::http::{Http, HttpError};
 use crate::sink::{Ordering, Settings, Sink};
 use crate::store::{DestinationSpec, RelayRow, Status, Store, StoreError};
 use crate::store::{StoreOptions, open::open};
+use crate::testing::Clock;
 
 /// A relay that is set up and has not started.
 pub struct Relay {
@@ -71,11 +76,29 @@ pub struct RelayBuilder {
     source_name: String,
     destinations: Vec<Destination>,
     listener: Option<Listener>,
+    clock: Option<Clock>,
 }
 
 enum Source {
     Url(String),
     Store(Arc<dyn Store>),
+}
+
+impl Source {
+    /// The address, and which database it is, as far as they are known.
+    fn place(&self) -> (Option<String>, Option<Database>) {
+        match self {
+            Source::Url(url) => (Some(url.clone()), database_url::database(url)),
+            Source::Store(store) => {
+                let database = match store.evidence() {
+                    Evidence::Snapshots => Database::Postgres,
+                    Evidence::Ages(_) => Database::Mysql,
+                    Evidence::Serial => Database::Sqlite,
+                };
+                (None, Some(database))
+            }
+        }
+    }
 }
 
 /// A place messages go to, whatever kind it is.
@@ -96,10 +119,10 @@ impl Destination {
         Destination { settings, kind: Kind::Sink(sink) }
     }
 
-    fn into_sink(self, source: &str) -> Result<Arc<dyn Sink>, HttpError> {
+    fn into_sink(self, source: &str, place: &Place) -> Result<Arc<dyn Sink>, String> {
         Ok(match self.kind {
-            Kind::Handler(handler) => Arc::new(handler.sink()),
-            Kind::Http(http) => Arc::new(http.sink(source)?),
+            Kind::Handler(handler) => Arc::new(handler.sink_at(place)?),
+            Kind::Http(http) => Arc::new(http.sink(source).map_err(|error: HttpError| crate::cause::chain(&error))?),
             Kind::Sink(sink) => sink,
         })
     }
@@ -140,9 +163,18 @@ pub enum RelayError {
     },
 }
 
-/// What a drain leaves behind.
+/// What a drain did, and what it leaves behind.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Drained {
+    /// Attempts that were made.
+    pub attempts: u64,
+    /// Attempts that delivered. A message for two destinations is delivered twice.
+    pub delivered: u64,
+    /// Attempts that failed and left a delivery that waits for another one.
+    pub retried: u64,
+    /// Deliveries that were given up.
+    pub dead_lettered: u64,
     /// The tables after the last pass.
     pub status: Status,
 }
@@ -185,15 +217,23 @@ impl Relay {
         work.await
     }
 
-    /// Delivers what is there and due now, then ends and says what is left behind.
+    /// Delivers what is there and due, then ends and says what it did and what is left behind.
+    ///
+    /// Messages that are committed after the start, and have a higher number than any that was there, are left where
+    /// they are: beside busy producers, too, a drain ends.
     ///
     /// # Errors
     /// When the database is not fit at the start, or cannot be asked at the end.
-    pub async fn drain(self) -> Result<Drained, RelayError> {
+    pub async fn drain(mut self) -> Result<Drained, RelayError> {
         let store = self.store.clone();
-        let (_ask, asked) = watch::channel(Ask::Drain);
+        let tally = Arc::new(Tally::default());
+        self.listener = Some(tally.listener(self.listener.take()));
+        let until = store.message_last().await?;
+        let (_ask, asked) = watch::channel(Ask::Drain { until });
         self.work(asked).await?;
-        Ok(Drained { status: store.status(None).await? })
+        let status = store.status(None).await?;
+        let [attempts, delivered, retried, dead_lettered] = tally.counts();
+        Ok(Drained { attempts, delivered, retried, dead_lettered, status })
     }
 
     /// Rises while the delivery loop turns; stands still when it is wedged.
@@ -317,6 +357,7 @@ impl RelayBuilder {
             source_name: "/outbox".to_owned(),
             destinations: Vec::new(),
             listener: None,
+            clock: None,
         }
     }
 
@@ -330,6 +371,24 @@ impl RelayBuilder {
         E: Into<HandlerError>,
     {
         self.destination(Handler::new(name, function))
+    }
+
+    /// Adds a handler whose effects happen exactly once: an `async fn(M, &mut C, Context)` that writes in the transaction
+    /// in which its message ends. See [`Handler::transactional`].
+    pub fn transactional_handler<M, C, F, R, E>(self, name: impl Into<String>, function: F) -> Self
+    where
+        M: outbox::Message + DeserializeOwned + Send + 'static,
+        C: AsyncConnection<Backend: OutboxBackend> + 'static,
+        for<'r> F: AsyncFnOnce(M, &'r mut C, Context) -> Result<R, E>
+            + TransactionalFn<M, &'r mut C, Result<R, E>, Fut: Send>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        R: Into<Reply> + Send + 'static,
+        E: Into<HandlerError> + Send + 'static,
+    {
+        self.destination(Handler::transactional(name, function))
     }
 
     /// Adds a destination: an [`Http`](crate::Http), or a [`Handler`] with options.
@@ -398,6 +457,12 @@ impl RelayBuilder {
         self
     }
 
+    /// Asks the database with the hour of a test's clock instead of its own.
+    pub fn clock(mut self, clock: &Clock) -> Self {
+        self.clock = Some(clock.clone());
+        self
+    }
+
     /// Opens the database and checks everything that can be checked before the start.
     ///
     /// # Errors
@@ -411,11 +476,17 @@ impl RelayBuilder {
                 return Err(RelayError::DuplicateDestination { name: settings.name });
             }
             check(&settings)?;
-            let sink = destination.into_sink(&self.source_name).map_err(|error| RelayError::Destination {
-                name: settings.name.clone(),
-                problem: crate::cause::chain(&error),
-            })?;
-            let concurrency = settings.concurrency.unwrap_or(CONCURRENCY).max(1);
+            let timeout = settings.timeout.unwrap_or(self.timeout);
+            let (url, database) = self.source.place();
+            let place = Place { url, database, timeout };
+            let sink = destination
+                .into_sink(&self.source_name, &place)
+                .map_err(|problem| RelayError::Destination { name: settings.name.clone(), problem })?;
+            let concurrency = match settings.concurrency.unwrap_or(CONCURRENCY).max(1) {
+                // SQLite has one writer; the others would wait for it on their own time.
+                _ if sink.deletes_rows() && database == Some(Database::Sqlite) => 1,
+                concurrency => concurrency,
+            };
             let keyed = settings.ordering == Ordering::Key;
             let spec = DestinationSpec {
                 name: settings.name.clone(),
@@ -431,7 +502,7 @@ impl RelayBuilder {
                     after_dead_letter: settings.after_dead_letter,
                     relay: self.name.clone(),
                 },
-                timeout: settings.timeout.unwrap_or(self.timeout),
+                timeout,
             };
             destinations.push((spec, served));
         }
@@ -451,6 +522,10 @@ impl RelayBuilder {
                 };
                 open(&url, &options).await?
             }
+        };
+        let store = match &self.clock {
+            Some(clock) => clock.over(store),
+            None => store,
         };
         store.verify().await?;
         Ok(Relay {

@@ -1,3 +1,4 @@
 //! What the relay answers over HTTP.
 
 pub mod health;
+pub mod notify;

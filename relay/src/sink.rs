@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::message::Message;
+use crate::message::{Message, MessageId, Seq};
 use crate::retry::RetryPolicy;
 use crate::verdict::Verdict;
 
@@ -24,6 +24,12 @@ pub trait Sink: Send + Sync + 'static {
     /// The caller bounds the time as well and may drop the future at any moment, for instance when ownership of the
     /// partition was lost.
     async fn attempt(&self, message: &Message, attempt: &Attempt) -> Judgement;
+
+    /// True when it may delete the delivery's row itself, in a transaction of its own ([`Row::Deleted`]). Then it is only
+    /// given deliveries that have a row of their own.
+    fn deletes_rows(&self) -> bool {
+        false
+    }
 }
 
 /// What the sink is told beside the message.
@@ -35,6 +41,43 @@ pub struct Attempt {
     pub number: u32,
     /// How long it may take.
     pub timeout: Duration,
+    /// The row the delivery lives in.
+    pub unit: Unit,
+}
+
+/// The row a delivery lives in, as it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// A row of `outbox_messages` that other destinations share.
+    Shared,
+    /// A row of `outbox_messages`: this destination is the only one.
+    Message {
+        /// Its number.
+        seq: Seq,
+        /// Its id.
+        id: MessageId,
+        /// The routes it was routed by.
+        routes_version: i64,
+    },
+    /// A row of `outbox_deliveries`.
+    Waiting {
+        /// The row's id.
+        id: i64,
+        /// Attempts judged so far.
+        attempts: u32,
+    },
+}
+
+/// What an attempt did to that row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Row {
+    /// Nothing: the relay writes the outcome.
+    #[default]
+    Untouched,
+    /// It was deleted in a transaction that has committed; the delivery is settled.
+    Deleted,
+    /// It was to be deleted and was not there (any more) as it had been read. Nobody was called.
+    NotFound,
 }
 
 /// What came of an attempt.
@@ -48,17 +91,25 @@ pub struct Judgement {
     pub maybe: bool,
     /// What the receiver or the handler said, shortened; empty when it was delivered.
     pub text: String,
+    /// What became of the delivery's row.
+    pub row: Row,
 }
 
 impl Judgement {
     /// The attempt succeeded.
     pub fn delivered(code: impl Into<String>) -> Judgement {
-        Judgement { verdict: Verdict::Delivered, code: code.into(), maybe: false, text: String::new() }
+        Judgement {
+            verdict: Verdict::Delivered,
+            code: code.into(),
+            maybe: false,
+            text: String::new(),
+            row: Row::Untouched,
+        }
     }
 
     /// The attempt failed in a way that says nothing about the receiver having acted.
     pub fn failed(verdict: Verdict, code: impl Into<String>, text: impl Into<String>) -> Judgement {
-        Judgement { verdict, code: code.into(), maybe: false, text: text.into() }
+        Judgement { verdict, code: code.into(), maybe: false, text: text.into(), row: Row::Untouched }
     }
 }
 

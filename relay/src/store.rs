@@ -17,6 +17,7 @@ use chrono::{DateTime, Utc};
 
 use crate::message::{HistoryEntry, Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 
+pub(crate) mod claim;
 pub(crate) mod decode;
 pub mod mysql;
 pub mod open;
@@ -65,6 +66,9 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Seq>, StoreError>;
 
+    /// The highest number of a committed message, in any partition; 0 when there is none.
+    async fn message_last(&self) -> Result<Seq, StoreError>;
+
     /// Draws a transaction id as evidence (PostgreSQL); `None` elsewhere.
     async fn mark_draw(&self) -> Result<Option<u64>, StoreError>;
 
@@ -107,7 +111,8 @@ pub trait Store: Send + Sync + 'static {
     /// epoch given; delete the messages and insert their waiting rows and dead letters from what was deleted; update
     /// or delete the waiting rows whose `attempts` are those given, inserting their dead letters; then leave exactly
     /// the lowest in-order row of each touched (destination, key) unblocked, none while a blocking dead letter of it
-    /// exists, all `due_at` unchanged.
+    /// exists, all `due_at` unchanged. A key is touched also by an outcome that was refused because its row is gone:
+    /// a transactional handler may have deleted it.
     async fn settle(&self, relay: RelayId, batch: &Settlement, now: Now) -> Result<Settled, StoreError>;
 
     // ---- ownership ----

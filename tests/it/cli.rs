@@ -57,37 +57,6 @@ fn help_is_a_result_and_shows_every_command() {
 }
 
 #[test]
-fn every_command_shows_an_example() {
-    for command in [
-        "run",
-        "migrate up",
-        "migrate print",
-        "check",
-        "status",
-        "destinations list",
-        "destinations pause",
-        "destinations resume",
-        "messages list",
-        "messages show",
-        "dead list",
-        "dead groups",
-        "dead export",
-        "dead show",
-        "dead redrive",
-        "dead discard",
-        "config example",
-        "config show",
-        "completions",
-        "bench drain",
-    ] {
-        let arguments: Vec<&str> = command.split(' ').chain(["--help"]).collect();
-        let ended = run(&arguments);
-        assert_ended(&ended, 0);
-        assert!(ended.stdout.contains(&format!("  relay {command}")), "no example for `{command}`:\n{}", ended.stdout);
-    }
-}
-
-#[test]
 fn a_command_line_that_makes_no_sense_is_64() {
     for arguments in [
         vec![],
@@ -231,6 +200,134 @@ fn an_unreachable_database_is_69_and_its_password_is_never_shown() {
         }
     }
 }
+
+#[test]
+fn a_database_url_that_no_driver_can_read_is_78() {
+    for (url, said) in [
+        ("postgres://shop:s3cret@127.0.0.1:port/shop", "cannot be understood"),
+        ("mysql://shop:s3cret@127.0.0.1:99999/shop", "cannot be read"),
+        ("mysql://shop:s3cret@127.0.0.1:3306", "names no database"),
+        ("sqlite::memory:", "no file that the relay and the application could share"),
+        ("redis://shop:s3cret@127.0.0.1/shop", "names no database this relay knows"),
+    ] {
+        for command in [vec!["status"], vec!["dead", "list"], vec!["migrate", "up"], vec!["run"], vec!["send", "a"]] {
+            let mut arguments = vec!["--database-url", url];
+            arguments.extend(&command);
+            let ended = with(DESTINATION, &arguments);
+            assert_ended(&ended, 78);
+            assert_eq!(ended.stdout, "");
+            assert!(ended.stderr.contains(said) && ended.stderr.contains("help: "), "{command:?}: {}", ended.stderr);
+            assert!(!ended.stderr.contains("s3cret"), "{command:?}: {}", ended.stderr);
+        }
+        let ended = with(DESTINATION, &["--database-url", url, "check"]);
+        assert_ended(&ended, 2);
+        assert!(ended.stdout.contains(said) && !ended.stdout.contains("s3cret"), "{}", ended.stdout);
+    }
+}
+
+/// A server that answers, and does not let this role into this database.
+fn is_turned_away(url: &str, said: &str, help: &str) {
+    for command in [vec!["status"], vec!["migrate", "status"], vec!["run"]] {
+        let mut arguments = vec!["--database-url", url];
+        arguments.extend(&command);
+        let ended = with(DESTINATION, &arguments);
+        assert_ended(&ended, 69);
+        assert!(ended.stderr.contains("relay: the server refuses `"), "{command:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(said) && ended.stderr.contains(help), "{command:?}: {}", ended.stderr);
+        assert!(!ended.stderr.contains("cannot be reached") && !ended.stderr.contains("s3cret"), "{}", ended.stderr);
+    }
+}
+
+/// The server's url with another name in it.
+fn elsewhere(kind: Kind, user: &str, database: &str) -> String {
+    let mut url = reqwest::Url::parse(&kind.server_url()).unwrap();
+    if !user.is_empty() {
+        url.set_username(user).unwrap();
+        url.set_password(Some("s3cret")).unwrap();
+    }
+    url.set_path(database);
+    url.to_string()
+}
+
+#[test]
+fn a_server_that_has_no_such_database_or_role_is_not_called_unreachable() {
+    let postgres = |user: &str, database: &str| elsewhere(Kind::Postgres, user, database);
+    is_turned_away(&postgres("", "no_such_shop"), "database \"no_such_shop\" does not exist", "create the database");
+    is_turned_away(
+        &postgres("nobody_here", "postgres"),
+        "role \"nobody_here\" does not exist",
+        "check role and password",
+    );
+    let mariadb = |user: &str, database: &str| elsewhere(Kind::Mariadb, user, database);
+    is_turned_away(&mariadb("", "no_such_shop"), "Unknown database 'no_such_shop'", "create the database");
+    is_turned_away(&mariadb("nobody_here", "mysql"), "Access denied for user 'nobody_here'", "check user and password");
+}
+
+/// Everything in the tables that a probe could have touched.
+fn rows(database: &TestDatabase) -> Vec<i64> {
+    ["messages", "deliveries", "dead_letters", "partitions", "relays", "destinations", "audit", "meta"]
+        .map(|table| database.query_i64(&format!("SELECT count(*) FROM outbox_{table}")))
+        .to_vec()
+}
+
+async fn check_says_which_right_is_missing_and_leaves_nothing_behind(database: TestDatabase) {
+    let name = format!("reader_{:08x}", rand::random::<u32>());
+    let before = rows(&database);
+    let url = match database.kind() {
+        Kind::Postgres => {
+            database.exec(&format!("CREATE ROLE {name} LOGIN"));
+            database.exec(&format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}"));
+            database.exec(&format!(
+                "REVOKE INSERT ON outbox_audit FROM {name}; REVOKE UPDATE, DELETE ON outbox_deliveries FROM {name}"
+            ));
+            let mut url = reqwest::Url::parse(database.url()).unwrap();
+            url.set_username(&name).unwrap();
+            url.to_string()
+        }
+        _ => {
+            database.exec(&format!("CREATE USER '{name}'@'%' IDENTIFIED BY 's3cret'"));
+            database.exec(&format!("CREATE USER '{name}'@'localhost' IDENTIFIED BY 's3cret'"));
+            for (table, rights) in [
+                ("messages", "SELECT, DELETE"),
+                ("deliveries", "SELECT, INSERT"),
+                ("dead_letters", "SELECT, INSERT, UPDATE, DELETE"),
+                ("partitions", "SELECT, UPDATE"),
+                ("relays", "SELECT, INSERT, UPDATE, DELETE"),
+                ("destinations", "SELECT, INSERT, UPDATE"),
+                ("audit", "SELECT"),
+                ("meta", "SELECT, UPDATE"),
+            ] {
+                database.exec(&format!("GRANT {rights} ON outbox_{table} TO '{name}'@'%', '{name}'@'localhost'"));
+            }
+            let mut url = reqwest::Url::parse(database.url()).unwrap();
+            url.set_username(&name).unwrap();
+            url.set_password(Some("s3cret")).unwrap();
+            url.to_string()
+        }
+    };
+    let ended = with(DESTINATION, &["--database-url", &url, "check", "--connect", "-o", "json"]);
+    let right = with(DESTINATION, &["--database-url", database.url(), "check", "--connect"]);
+    let after = rows(&database);
+    database.exec(&match database.kind() {
+        Kind::Postgres => format!("DROP OWNED BY {name}; DROP ROLE {name}"),
+        _ => format!("DROP USER '{name}'@'%', '{name}'@'localhost'"),
+    });
+    assert_ended(&ended, 2);
+    let problems = json(&ended)["problems"].clone();
+    let start = |n: usize| problems[n]["message"].as_str().unwrap().split(':').next().unwrap().to_owned();
+    assert_eq!(problems.as_array().unwrap().len(), 2, "{problems}");
+    assert_eq!(start(0), "the role may not INSERT on `outbox_audit`");
+    assert_eq!(start(1), "the role may not UPDATE, DELETE on `outbox_deliveries`");
+    assert_eq!(problems[0]["help"], "as the owner of the tables: GRANT INSERT ON outbox_audit TO the role");
+    assert!(!ended.stdout.contains("s3cret"), "{}", ended.stdout);
+    assert_ended(&right, 0);
+    assert_eq!(before, after);
+}
+for_each_database!(
+    check_says_which_right_is_missing_and_leaves_nothing_behind,
+    check_says_which_right_is_missing_and_leaves_nothing_behind,
+    [postgres, mariadb]
+);
 
 #[test]
 fn a_sqlite_file_that_is_not_there_is_not_made_by_looking() {
@@ -380,6 +477,45 @@ async fn status_shows_what_is_pending_waiting_and_dead(database: TestDatabase) {
 }
 for_each_database!(status_shows_what_is_pending_waiting_and_dead);
 
+#[test]
+fn status_says_what_needs_a_person_when_asked_to() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    let codes = |arguments: &[&str]| {
+        let ended = on(&database, &[&["status", "--exit-code", "-o", "json"], arguments].concat());
+        let found: Vec<String> = json(&ended)["attention"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|each| each["code"].as_str().unwrap().to_owned())
+            .collect();
+        assert_ended(&ended, if found.is_empty() { 0 } else { 2 });
+        found
+    };
+    assert_eq!(codes(&[]), ["partitions"], "nobody delivers");
+    database
+        .exec("INSERT INTO outbox_relays (id, name, version) VALUES (x'01000000000000000000000000000000', 'a', '1')");
+    database.exec("UPDATE outbox_partitions SET owner = x'01000000000000000000000000000000'");
+    assert_eq!(codes(&[]), [""; 0]);
+    Plant::new(1).dead(&database);
+    assert_eq!(codes(&[]), ["dead_letters"]);
+    assert_eq!(codes(&["--dead-max", "1"]), [""; 0]);
+    Plant::new(2).waiting(&database, false);
+    database.exec("UPDATE outbox_deliveries SET state = 'unrouted', destination = ''");
+    database.exec("INSERT INTO outbox_messages (topic, payload, created_at) VALUES ('a', '{}', 0)");
+    database.exec("INSERT INTO outbox_destinations (name, patterns, paused_at) VALUES ('billing', '[]', 0)");
+    assert_eq!(codes(&[]), ["dead_letters", "due", "pending", "paused", "unrouted"]);
+    let long = ["--due-max", "99999d", "--pending-max", "99999d"];
+    assert_eq!(codes(&long), ["dead_letters", "paused", "unrouted"]);
+    let ended = on(&database, &["status", "--exit-code"]);
+    assert_ended(&ended, 2);
+    assert!(ended.stdout.contains("\nATTENTION\n1 dead letter: see `relay dead groups`\n"), "{}", ended.stdout);
+    // Without being asked it only tells.
+    let ended = on(&database, &["status"]);
+    assert_ended(&ended, 0);
+    assert!(!ended.stdout.contains("ATTENTION"), "{}", ended.stdout);
+    assert_ended(&on(&database, &["status", "--dead-max", "1"]), 64);
+}
+
 // ---- dead letters ----
 
 async fn dead_letters_are_listed_and_shown(database: TestDatabase) {
@@ -501,4 +637,9 @@ fn a_drain_says_what_it_leaves_behind() {
     let ended = with(DESTINATION, &["--database-url", database.url(), "run", "--drain", "-o", "json"]);
     assert_ended(&ended, 2);
     assert_eq!(json(&ended)["waiting"], json!([{ "destination": "billing", "state": "retry", "count": 1 }]));
+    let drained = json!({ "attempts": 1, "delivered": 0, "retried": 1, "dead_lettered": 0 });
+    assert_eq!(json(&ended)["drained"], drained);
+    let ended = with(DESTINATION, &["--database-url", database.url(), "run", "--drain"]);
+    assert!(ended.stdout.starts_with("attempts  "), "{}", ended.stdout);
+    assert!(ended.stdout.contains(": 0 delivered, ") && ended.stdout.contains("\ngiven up  0\n"), "{}", ended.stdout);
 }

@@ -18,6 +18,19 @@ fn the_example_is_a_configuration_that_is_right() {
 }
 
 #[test]
+fn the_schema_is_json_that_knows_the_sections() {
+    let ended = run(&["config", "schema"]);
+    assert_ended(&ended, 0);
+    let schema: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    let lease = &schema["properties"]["relay"]["properties"]["lease"];
+    assert_eq!(lease["default"], "5s");
+    let said = "After how long without a sign of life a relay is declared dead and others take its work. It is a duration \
+                from `1s` to `5m`.";
+    assert_eq!(lease["description"], said);
+}
+
+#[test]
 fn show_tells_what_flags_environment_file_and_defaults_come_to() {
     let folder = tempfile::tempdir().unwrap();
     let configuration = "[database]\nurl = \"sqlite:file.db\"\n[relay]\nname = \"from-file\"\nlease = \"7s\"\n\

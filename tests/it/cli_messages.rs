@@ -9,7 +9,7 @@ use crate::cli::{assert_ended, json, on, run};
 use crate::dead_letters::Plant;
 
 /// Commits a message; returns its id as people write it.
-fn enqueue(database: &TestDatabase, topic: &str, payload: &str) -> String {
+pub(crate) fn enqueue(database: &TestDatabase, topic: &str, payload: &str) -> String {
     database.exec(&format!(
         "INSERT INTO outbox_messages (topic, ordering_key, payload, headers) \
          VALUES ('{topic}', 'k-{topic}', '{payload}', '{{\"tenant\":\"shop\"}}')"
@@ -18,7 +18,7 @@ fn enqueue(database: &TestDatabase, topic: &str, payload: &str) -> String {
 }
 
 /// The id of the newest row of a table.
-fn newest(database: &TestDatabase, table: &str, id: &str, order: &str) -> String {
+pub(crate) fn newest(database: &TestDatabase, table: &str, id: &str, order: &str) -> String {
     let id = match database.kind() {
         Kind::Postgres => format!("{id}::text"),
         Kind::Mariadb | Kind::Sqlite => format!("lower(hex({id}))"),
@@ -40,9 +40,8 @@ async fn pending_and_waiting_messages_are_listed_the_oldest_first(database: Test
     Plant { topic: "refund.issued", ..Plant::new(1) }.waiting(&database, true);
     Plant { destination: "audit", ..Plant::new(1) }.waiting(&database, false);
     database.exec("UPDATE outbox_deliveries SET state = 'retry' WHERE NOT blocked");
-    for topic in ["order.placed", "order.shipped"] {
-        enqueue(&database, topic, "{}");
-    }
+    enqueue(&database, "order.placed", "{}");
+    enqueue(&database, "order.shipped", if database.kind() == Kind::Mariadb { "''x'' \\\\" } else { "''x'' \\" });
     let list = |arguments: &[&str]| {
         let ended = on(&database, &[&["messages", "list", "-o", "jsonl"], arguments].concat());
         assert_ended(&ended, 0);
@@ -58,6 +57,12 @@ async fn pending_and_waiting_messages_are_listed_the_oldest_first(database: Test
     assert_eq!(column(&list(&["--destination", "audit"]), "destination"), ["audit"]);
     assert_eq!(column(&list(&["--destination", "billing", "--key", "k"]), "key"), ["k"]);
     assert_eq!(column(&list(&["--topic", "order.lost"]), "topic"), [""; 0]);
+
+    assert_eq!(column(&list(&["--error", "Unavailable", "--destination", "audit"]), "destination"), ["audit"]);
+    assert_eq!(column(&list(&["--error", "timeout"]), "topic"), [""; 0]);
+    assert_eq!(column(&list(&["--since", "1d"]), "state"), ["pending", "pending"]);
+    assert_eq!(list(&["--until", "2026-01-02T11:00:00Z"]).stdout.lines().count(), 3);
+    assert_eq!(column(&list(&["--contains", "'x' \\"]), "topic"), ["order.shipped"]);
 
     let ended = list(&["--state", "pending", "--limit", "1"]);
     assert_eq!(column(&ended, "topic"), ["order.placed"]);
@@ -137,12 +142,81 @@ async fn show_says_where_a_message_is(database: TestDatabase) {
     let ended = show("00000000-0000-4000-8000-000000000000", &[]);
     assert_ended(&ended, 1);
     assert!(
-        ended.stdout.ends_with("not here      it was delivered, was discarded, or never was\n"),
+        ended.stdout.ends_with("not here      it was delivered, was cancelled or discarded, or never was\n"),
         "{}",
         ended.stdout
     );
 }
 for_each_database!(show_says_where_a_message_is);
+
+async fn a_message_is_taken_back_by_a_named_person(database: TestDatabase) {
+    let pending = enqueue(&database, "order.placed", "{}");
+    enqueue(&database, "order.placed", "{}");
+    let seq = database.query_i64("SELECT min(seq) FROM outbox_messages").to_string();
+    Plant { key: Some("k"), ..Plant::new(900) }.waiting(&database, false);
+    let waiting = newest(&database, "outbox_deliveries", "message_id", "id");
+    Plant { key: Some("k"), ..Plant::new(901) }.waiting(&database, true);
+    let letter = Plant::new(902).dead(&database);
+    let dead = newest(&database, "outbox_dead_letters", "message_id", "id");
+    let cancel = |id: &str, arguments: &[&str]| on(&database, &[&["messages", "cancel", id], arguments].concat());
+    let count = |table: &str| database.query_i64(&format!("SELECT count(*) FROM {table}"));
+
+    let ended = cancel(&pending, &["--dry-run"]);
+    assert_ended(&ended, 0);
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("would be cancelled: order.placed, pending\n", ""));
+    // Nobody is at the terminal, and nobody said yes.
+    let ended = cancel(&pending, &[]);
+    assert_ended(&ended, 64);
+    assert!(ended.stderr.contains("pass --yes to do it"), "{}", ended.stderr);
+    assert_eq!((count("outbox_messages"), count("outbox_deliveries"), count("outbox_audit")), (2, 2, 0));
+
+    // A number that is another message's takes nothing back.
+    let ended = cancel(&pending, &["--seq", "4711", "--yes"]);
+    assert_ended(&ended, 1);
+    assert!(ended.stderr.contains("4711 is not its number"), "{}", ended.stderr);
+    let ended = cancel(&pending, &["--seq", &seq, "--yes", "--actor", "ada", "--reason", "wrong price"]);
+    assert_ended(&ended, 0);
+    assert_eq!((ended.stdout, ended.stderr.as_str()), (format!("cancelled {pending}\n"), ""));
+    assert_eq!((count("outbox_messages"), count("outbox_deliveries")), (1, 2));
+    let audit = format!("target = 'message {pending}' AND actor = 'ada' AND reason = 'wrong price'");
+    assert_eq!(count(&format!("outbox_audit WHERE action = 'message.cancel' AND {audit}")), 1);
+
+    let ended = cancel(&waiting, &["--yes", "-o", "json"]);
+    assert_ended(&ended, 0);
+    assert_eq!(json(&ended), json!({ "message_id": waiting, "cancelled": true, "pending": false, "waiting": 1 }));
+    assert_eq!(count("outbox_deliveries WHERE NOT blocked"), 1, "the next of its key goes on");
+
+    // Cancelled once, it does not come back, and there is nothing to cancel.
+    for (id, why) in [(&pending, "was cancelled or discarded"), (&dead, "relay dead discard")] {
+        let ended = cancel(id, &["--yes"]);
+        assert_ended(&ended, 1);
+        assert_eq!(ended.stdout, "");
+        assert!(ended.stderr.starts_with(&format!("relay: message {id} was not cancelled\n")), "{}", ended.stderr);
+        assert!(ended.stderr.contains(why), "{}", ended.stderr);
+    }
+    let ended = cancel(&dead, &["--yes", "-o", "json"]);
+    assert_ended(&ended, 1);
+    assert_eq!(json(&ended)["cancelled"], false);
+    assert!(ended.stderr.contains(&format!("relay dead discard {letter}\n")), "{}", ended.stderr);
+    assert_eq!((count("outbox_dead_letters"), count("outbox_audit")), (1, 2));
+}
+for_each_database!(a_message_is_taken_back_by_a_named_person);
+
+async fn who_cancels_what_a_relay_may_be_sending_is_told(database: TestDatabase) {
+    let id = enqueue(&database, "order.placed", "{}");
+    let relay = match database.kind() {
+        Kind::Postgres => "'00000000-0000-4000-8000-000000000001'",
+        Kind::Mariadb | Kind::Sqlite => "x'00000000000040008000000000000001'",
+    };
+    database
+        .exec(&format!("INSERT INTO outbox_relays (id, name, version, serves) VALUES ({relay}, 'shop-1', '1', '[]')"));
+    database.exec(&format!("UPDATE outbox_partitions SET owner = {relay}"));
+    let ended = on(&database, &["messages", "cancel", &id, "--yes"]);
+    assert_ended(&ended, 0);
+    let said = "a relay may have been sending it at that moment: it may have arrived all the same\n";
+    assert_eq!(ended.stderr, said);
+}
+for_each_database!(who_cancels_what_a_relay_may_be_sending_is_told);
 
 #[test]
 fn a_message_is_named_by_its_id() {
@@ -195,7 +269,7 @@ async fn an_export_holds_every_letter_with_its_payload(database: TestDatabase) {
     let letters = lines(&ended);
     let seqs: Vec<i64> = letters.iter().map(|letter| letter["seq"].as_i64().unwrap()).collect();
     assert_eq!(seqs, (1..=101).chain([200]).collect::<Vec<_>>());
-    assert_eq!(ended.stderr, "102 dead letters were written\n");
+    assert_eq!(ended.stderr, "written: 102 dead letters\n");
     assert_eq!((&letters[0]["payload"], &letters[0]["headers"]), (&json!("{}"), &json!({ "a": "b" })));
     assert_eq!((&letters[101]["payload"], &letters[101]["payload_base64"]), (&Value::Null, &json!("/wAB")));
 

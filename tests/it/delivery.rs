@@ -5,6 +5,7 @@
 
 mod cancel;
 mod dead;
+mod drains;
 mod many;
 mod order;
 mod outage;
@@ -13,5 +14,5 @@ mod promise;
 mod retries;
 mod routes;
 mod shares;
-mod stage;
+pub(crate) mod stage;
 mod stops;

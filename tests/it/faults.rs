@@ -60,6 +60,7 @@ calls! {
     message_read(wanted: &Wanted, owned: PartitionSet, limit: u32, now: Now) -> Page;
     message_probe(ranges: &[(Seq, Seq)]) -> Probe;
     message_sweep(after: Seq, until: Seq, owned: PartitionSet, limit: u32) -> Vec<Seq>;
+    message_last() -> Seq;
     mark_draw() -> Option<u64>;
     key_parked(keys: &[(String, Key)]) -> Vec<bool>;
     delivery_due(lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Due;

@@ -5,10 +5,11 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use outbox::signature::{self, Secret, VerifyError};
 use outbox_tests::receiver::{Answer, Receiver, Request};
 use relay::message::{Headers, Message};
 use relay::sink::http::{Http, HttpSink};
-use relay::sink::{Attempt, Judgement, Sink};
+use relay::sink::{Attempt, Judgement, Sink, Unit};
 use relay::verdict::Verdict;
 use uuid::Uuid;
 
@@ -39,7 +40,7 @@ fn sink(url: &str) -> HttpSink {
 }
 
 async fn attempt_within(sink: &HttpSink, timeout: Duration) -> Judgement {
-    let attempt = Attempt { destination: "billing".into(), number: 4, timeout };
+    let attempt = Attempt { destination: "billing".into(), number: 4, timeout, unit: Unit::Shared };
     sink.attempt(&message("{}"), &attempt).await
 }
 
@@ -55,7 +56,7 @@ fn failed(verdict: Verdict, code: &str, text: &str) -> Judgement {
 async fn a_message_arrives_byte_for_byte_under_its_headers() {
     let receiver = Receiver::always(Answer::status(202)).await;
     let payload: Bytes = (0..=255).cycle().take(200_000).collect::<Vec<u8>>().into();
-    let attempt = Attempt { destination: "billing".into(), number: 4, timeout: LIMIT };
+    let attempt = Attempt { destination: "billing".into(), number: 4, timeout: LIMIT, unit: Unit::Shared };
     let judgement = sink(&receiver.url("/hooks?x=1")).attempt(&message(payload.clone()), &attempt).await;
     assert_eq!(judgement, Judgement::delivered("202"));
 
@@ -93,9 +94,33 @@ async fn a_message_arrives_byte_for_byte_under_its_headers() {
 }
 
 #[tokio::test]
+async fn a_signed_request_is_believed_by_receivers_that_know_either_key() {
+    let receiver = Receiver::always(Answer::status(202)).await;
+    let (new, old, other) = (Secret::generate(), Secret::generate(), Secret::generate());
+    let http = Http::new("billing", receiver.url("/")).signing_key(new.clone()).signing_key(old.clone());
+    let sink = http.sink("/shop").unwrap();
+    for payload in [Bytes::from_static(b""), (0..=255).cycle().take(100_000).collect::<Vec<u8>>().into()] {
+        let attempt = Attempt { destination: "billing".into(), number: 1, timeout: LIMIT };
+        assert_eq!(sink.attempt(&message(payload.clone()), &attempt).await, Judgement::delivered("202"));
+        let request = receiver.requests().pop().unwrap();
+        let headers = signature::Headers::find(|name| request.header(name)).unwrap();
+        assert_eq!(headers.id, "01935a7e-0000-7000-8000-00000000002a");
+        for known in [&new, &old] {
+            assert_eq!(signature::verify([known], &headers, &request.body), Ok(()));
+        }
+        let newest = headers.signature.split(' ').next().unwrap();
+        let first = signature::Headers { signature: newest, ..headers };
+        assert_eq!(signature::verify([&new], &first, &request.body), Ok(()), "the newest key signs first");
+        assert_eq!(signature::verify([&other], &headers, &request.body), Err(VerifyError::Mismatch));
+        let body = [&request.body[..], b"x"].concat();
+        assert_eq!(signature::verify([&new], &headers, &body), Err(VerifyError::Mismatch));
+    }
+}
+
+#[tokio::test]
 async fn an_empty_payload_is_sent_as_an_empty_body() {
     let receiver = Receiver::always(Answer::status(204)).await;
-    let attempt = Attempt { destination: "billing".into(), number: 1, timeout: LIMIT };
+    let attempt = Attempt { destination: "billing".into(), number: 1, timeout: LIMIT, unit: Unit::Shared };
     assert_eq!(sink(&receiver.url("/")).attempt(&message(""), &attempt).await, Judgement::delivered("204"));
     assert_eq!(receiver.requests()[0].header("content-length"), Some("0"));
 }
@@ -290,7 +315,7 @@ async fn an_answer_after_the_time_is_none() {
 async fn a_message_that_cannot_be_a_request_is_rejected_and_not_sent() {
     let receiver = Receiver::always(Answer::status(200)).await;
     let strange = Message { content_type: "text/plain\r\nx: y".into(), ..message("{}") };
-    let attempt = Attempt { destination: "billing".into(), number: 1, timeout: LIMIT };
+    let attempt = Attempt { destination: "billing".into(), number: 1, timeout: LIMIT, unit: Unit::Shared };
     let judgement = sink(&receiver.url("/")).attempt(&strange, &attempt).await;
     assert_eq!((judgement.verdict, judgement.code.as_str()), (Verdict::Reject { gone: false }, "undecodable"));
     assert_eq!(receiver.connections(), 0);

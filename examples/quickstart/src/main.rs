@@ -4,7 +4,8 @@
 //! delivers the message to three places: a handler that "sends" the confirmation as an .eml file, a warehouse that is
 //! down at first, and a billing service that rejects the order until somebody repairs it.
 //!
-//! Without arguments it plays one story and ends. With `--serve` it keeps running, for requests of your own.
+//! Without arguments it plays one story and ends. With `--serve` it keeps running on port 8080 (`PORT` says otherwise), for
+//! requests of your own.
 
 mod mail;
 mod neighbours;
@@ -36,7 +37,8 @@ async fn main() -> Result<(), Failure> {
     let folder = fresh_folder()?;
     let database = folder.join("shop.db");
     let mailbox = Mailbox::create(folder.join("mail"))?;
-    let shop = Shop::open(&database, if serve { 8080 } else { 0 }).await?;
+    let port = std::env::var("PORT").map_or(Ok(8080), |port| port.parse())?;
+    let shop = Shop::open(&database, if serve { port } else { 0 }).await?;
     let neighbours = Neighbours::start().await?;
 
     let (told, events) = mpsc::unbounded_channel();
@@ -56,6 +58,9 @@ async fn main() -> Result<(), Failure> {
             "  curl -i -d '{{\"item\":\"teapot\",\"email\":\"ada@example.org\",\"card\":\"declined\"}}' -H 'content-type: application/json' {}/orders",
             shop.url()
         );
+        println!("Billing rejects every order until you repair it. Then send what it rejected again, here the first:");
+        println!("  curl -i -X POST {}/repair", neighbours.billing_url());
+        println!("  cargo run -p relay -- dead redrive 1 --database-url sqlite:{}", database.display());
         println!("Files: {}\nCtrl-C ends it.\n", folder.display());
         tokio::spawn(story::narrate(events));
         shutdown_signal().await;

@@ -66,7 +66,7 @@ pub(crate) async fn play(
     };
     let error = letter.last_error.as_deref().unwrap_or_default();
     println!("   #{} {} for {}: {} ({error})", letter.id, letter.topic, letter.destination, letter.reason);
-    println!("   From a shell:");
+    println!("   From a shell (`cargo install --path relay` gives you the command):");
     println!("     relay dead list --database-url sqlite:{}", database.display());
     println!("     relay dead redrive {} --database-url sqlite:{}", letter.id, database.display());
 

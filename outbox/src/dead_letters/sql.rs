@@ -64,7 +64,7 @@ pub(crate) fn letter_fields(database: Database) -> Vec<(&'static str, String)> {
 }
 
 /// What stands before and after the bytes a payload must contain.
-pub(super) fn payload_contains(database: Database) -> [String; 2] {
+pub(crate) fn payload_contains(database: Database) -> [String; 2] {
     match database {
         Database::Postgres => [
             "position(convert_to(".to_owned(),

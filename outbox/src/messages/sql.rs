@@ -54,7 +54,7 @@ fn pending(database: Database, content: bool) -> String {
         ("destination", hex(database, "destination")),
     ];
     times(database, &["deliver_at", "expires_at", "created_at"], &mut fields);
-    plain(&["seq", "topic"], &mut fields);
+    plain(&["seq", "partition_no", "topic"], &mut fields);
     carry(database, content, &mut fields);
     build(database, &fields)
 }
@@ -69,7 +69,7 @@ fn waiting(database: Database, content: bool) -> String {
         fields.push((column, hex(database, column)));
     }
     times(database, &["due_at", "expires_at", "created_at", "first_attempt_at"], &mut fields);
-    plain(&["id", "seq", "topic", "state", "attempts", "life", "last_verdict"], &mut fields);
+    plain(&["id", "seq", "partition_no", "topic", "state", "attempts", "life", "last_verdict"], &mut fields);
     carry(database, content, &mut fields);
     build(database, &fields)
 }
@@ -90,4 +90,33 @@ fn carry(database: Database, content: bool, into: &mut Fields) {
         into.push(("payload", payload(database).to_owned()));
         into.push(("headers", hex(database, "headers")));
     }
+}
+
+/// The delivery that goes first among those of the key `waiting` has, or the dead letter that blocks that key.
+pub(super) fn ahead(database: Database, waiting: i64) -> String {
+    let mut dead = dead_letters::sql::letter_fields(database);
+    dead.push(("place", "'dead'".to_owned()));
+    // Of the same table as the outer query in one of the two, so the row has an alias.
+    let same = |column: &str| format!("{column} = (SELECT w.{column} FROM outbox_deliveries w WHERE w.id = {waiting})");
+    let key = format!("{} AND {}", same("destination"), same("ordering_key"));
+    let first = format!(
+        "SELECT d.id FROM outbox_deliveries d WHERE d.in_order AND {} ORDER BY d.seq, d.id LIMIT 1",
+        key.replace("destination = ", "d.destination = ").replace("ordering_key = ", "d.ordering_key = ")
+    );
+    format!(
+        "-- message_ahead\nSELECT {} FROM outbox_dead_letters WHERE blocks_key AND {key} \
+         UNION ALL SELECT {} FROM outbox_deliveries WHERE id = ({first}) AND id <> {waiting}",
+        build(database, &dead),
+        self::waiting(database, false),
+    )
+}
+
+/// The number this connection drew last.
+pub(super) fn drawn(database: Database) -> String {
+    let number = match database {
+        Database::Postgres => "currval(pg_get_serial_sequence('outbox_messages', 'seq'))",
+        Database::Mysql => "last_insert_id()",
+        Database::Sqlite => "last_insert_rowid()",
+    };
+    format!("-- message_drawn\nSELECT {}", text(database, number))
 }

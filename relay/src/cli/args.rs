@@ -1,13 +1,34 @@
 //! The arguments, as clap reads them.
 //!
-//! Names, help texts and examples; nothing is decided here.
+//! Names, help texts and examples; nothing is decided here. Options of commands with several are in `args/`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use chrono::{DateTime, Utc};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::output::{Format, Output};
+use crate::duration;
+
+mod bench;
+mod dead;
+mod destinations;
+mod messages;
+mod migrate;
+mod status;
+mod trying;
+
+pub(super) use bench::Bench;
+pub use bench::BenchDrain;
+pub(super) use dead::{Dead, DeadFilter, DeadSelection};
+pub(super) use destinations::Destinations;
+pub(super) use messages::{MessageFilter, Messages, OneMessage};
+pub use migrate::BackendName;
+pub(super) use migrate::Migrate;
+pub(super) use status::Status;
+pub(super) use trying::{Listen, Send};
 
 /// Delivers the messages of a transactional outbox to handlers and HTTP destinations.
 #[derive(Debug, Parser)]
@@ -21,6 +42,7 @@ Examples:
   relay check                                       is relay.toml right?
   relay run                                         deliver, until SIGTERM
   relay status                                      what waits, what is dead, who is running
+  relay explain MESSAGE_ID                          why is this message not moving?
   relay dead list --destination billing --since 2h  what was given up lately
 
 Exit codes: 0 done, 1 failed, 2 found something, 64 usage, 69 database, 75 partly done, 78 configuration."
@@ -75,6 +97,9 @@ pub(super) enum Command {
     ///
     /// SIGTERM or SIGINT stops feeding, finishes what is under way within the grace, settles, gives the partitions up
     /// and exits 0; a second one exits at once.
+    ///
+    /// SIGHUP reads the configuration anew. A wrong one is logged with its place and changes nothing; a right one takes
+    /// over without losing or repeating anything. What needs a restart is named in the log.
     #[command(
         after_help = "Examples:\n  relay run -c /etc/relay.toml\n  relay run --drain    deliver what is due, then end"
     )]
@@ -90,8 +115,31 @@ pub(super) enum Command {
     #[command(after_help = "Examples:\n  relay check\n  relay check --connect -o json")]
     Check(Check),
     /// Show what is pending, waiting and dead, and who is delivering
-    #[command(after_help = "Examples:\n  relay status\n  relay status -o json | jq .pending")]
-    Status,
+    ///
+    /// With --exit-code it ends with 2 when something needs a person: dead letters (more than --dead-max), a delivery due
+    /// for longer than --due-max, a message pending for longer than --pending-max, a partition without an owner, a
+    /// destination that somebody paused, or messages no destination wants. What it found stands under ATTENTION.
+    #[command(after_help = "\
+Examples:
+  relay status
+  relay status -o json | jq .pending
+  relay status --exit-code --dead-max 10 --due-max 15m")]
+    Status(Status),
+    /// Say why a message is not moving, and what to do about it
+    ///
+    /// Looks at where the message is, at its destinations, at what is ahead of it, and at who should deliver it. Watches
+    /// for a lease at most whether that relay is alive. On PostgreSQL it also names transactions that may hold the message
+    /// back.
+    ///
+    /// Exits 1 when the message is nowhere: it was delivered, was cancelled or discarded, or never was.
+    #[command(after_help = "\
+Examples:
+  relay explain 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10
+  relay explain 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10 --seq 4711 -o json | jq .next")]
+    Explain {
+        #[command(flatten)]
+        message: OneMessage,
+    },
     /// Look for messages that are not delivered yet
     Messages {
         #[command(subcommand)]
@@ -106,6 +154,32 @@ pub(super) enum Command {
     Dead {
         #[command(subcommand)]
         command: Dead,
+    },
+    /// Enqueue one message by hand, in a transaction of its own
+    ///
+    /// Prints its id and the number it drew. With --dry-run it is checked and nothing is enqueued.
+    #[command(after_help = "\
+Examples:
+  relay send order.placed '{\"order_id\": 1}' --key order-1
+  relay send order.placed @order.json --to billing --header 'x-tenant: 7'
+  relay send cart.forgotten --delay 10m --dedup-key cart-7
+  echo '{}' | relay send order.placed - --dry-run")]
+    Send(Send),
+    /// Receive what is delivered here, show it, and answer: a destination to try things out with
+    ///
+    /// Ends with Ctrl-C, or after --limit requests.
+    #[command(after_help = "\
+Examples:
+  relay listen
+  relay listen --port 9000 --fail-first 2
+  relay listen --status 503 --delay 2s
+  relay listen --secret @/run/secrets/billing-whsec
+  relay listen -o jsonl | jq .topic")]
+    Listen(Listen),
+    /// Make secrets
+    Secret {
+        #[command(subcommand)]
+        command: Secret,
     },
     /// Show what can be configured, and what is
     Config {
@@ -137,38 +211,15 @@ pub(super) struct Run {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Migrate {
-    /// Apply what is missing; safe when several do it at once
-    #[command(after_help = "Example:\n  relay migrate up --database-url sqlite:shop.db")]
-    Up,
-    /// Show which migrations are applied; exits 2 when one is missing
-    Status,
-    /// Print the whole schema as SQL for other tools; needs no connection
-    #[command(after_help = "Example:\n  relay migrate print --backend postgres | psql shop")]
-    Print {
-        /// Which database; without it the one the configuration names
-        #[arg(long, value_enum)]
-        backend: Option<BackendName>,
-    },
-}
-
-/// The databases, as they are named on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BackendName {
-    /// PostgreSQL
-    Postgres,
-    /// MySQL and MariaDB
-    #[value(alias = "mariadb")]
-    Mysql,
-    /// SQLite
-    Sqlite,
-}
-
-#[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
     /// Print a configuration file with every key and its default
     #[command(after_help = "Example:\n  relay config example > relay.toml")]
     Example,
+    /// Print a JSON Schema of the configuration, for editors and checks
+    ///
+    /// Draft 2020-12. `relay check` knows more than a schema can say.
+    #[command(after_help = "Example:\n  relay config schema > relay.schema.json")]
+    Schema,
     /// Show the values the relay would run with, after flags, environment, file and defaults
     ///
     /// Written as a configuration file, or as JSON. Credentials, header values and the queries of urls are masked.
@@ -180,209 +231,25 @@ pub(super) enum ConfigCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// Also connect to the database and look at its schema
+    /// Also connect to the database, look at its schema, and try what its role may do; leaves nothing behind
     #[arg(long)]
     pub(super) connect: bool,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Messages {
-    /// List pending messages and waiting deliveries, the oldest first
-    ///
-    /// A pending message is committed and no relay has settled it yet; it has a destination only if its sender named
-    /// one, so `--destination` leaves the others out. A waiting delivery is one that could not be sent at once.
-    ///
-    /// No more than the oldest --scan rows of each are looked at, because the tables are not indexed by topic or key.
-    #[command(after_help = "\
-Examples:
-  relay messages list --topic order.placed
-  relay messages list --destination billing --key 4711
-  relay messages list --state retry -o jsonl | jq -r .message_id")]
-    List(MessageFilter),
-    /// Say where a message is: pending, waiting, dead, or not here
-    ///
-    /// Exits 1 when it is in none of the tables: it was delivered, was discarded, or never was.
-    ///
-    /// Waiting deliveries and dead letters are found by the message's id. Pending messages are not indexed by it: without
-    /// --seq, no more than the oldest --scan of them are looked at.
-    #[command(after_help = "\
-Examples:
-  relay messages show 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10
-  relay messages show 0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10 --seq 4711 --payload")]
-    Show {
-        /// The message's id
-        #[arg(value_name = "MESSAGE_ID")]
-        id: uuid::Uuid,
-        /// The number it drew when it was inserted: `seq` in outbox_messages
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..), conflicts_with = "scan")]
-        seq: Option<i64>,
-        /// Also show its payload and its headers
-        #[arg(long)]
-        payload: bool,
-        #[command(flatten)]
-        scan: Scan,
-    },
+pub(super) enum Secret {
+    /// Print a fresh secret for signing: `whsec_` and 32 random bytes
+    #[command(after_help = "Example:\n  relay secret new > /run/secrets/billing-whsec")]
+    New,
 }
 
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Filters")]
-pub(super) struct MessageFilter {
-    /// Only for this destination
-    #[arg(long, value_name = "NAME")]
-    pub(super) destination: Option<String>,
-    /// Only of this topic
-    #[arg(long, value_name = "TOPIC")]
-    pub(super) topic: Option<String>,
-    /// Only with this ordering key
-    #[arg(long, value_name = "KEY")]
-    pub(super) key: Option<String>,
-    /// Only `pending`, or waiting in this state: retry, blocked, scheduled, unrouted, unserved, overflow, suspect
-    #[arg(long, value_name = "STATE")]
-    pub(super) state: Option<String>,
-    #[command(flatten)]
-    pub(super) scan: Scan,
+/// A span of time such as `5m`.
+fn span(text: &str) -> Result<Duration, String> {
+    duration::parse(text).map_err(|error| error.to_string())
 }
 
-/// How far to look.
-#[derive(Clone, Copy, Debug, Args)]
-pub(super) struct Scan {
-    /// The most rows of a table to look at, the oldest first
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(super) scan: u32,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Destinations {
-    /// List what relays have registered, and what waits for each and is dead
-    #[command(after_help = "Examples:\n  relay destinations list\n  relay destinations list -o jsonl | jq .paused")]
-    List,
-    /// Stop sending to a destination until somebody resumes it; its messages wait
-    ///
-    /// Attempts that are under way are finished. Leaves an audit entry.
-    #[command(after_help = "Example:\n  relay destinations pause billing --reason \"down until noon\"")]
-    Pause {
-        /// The destination
-        name: String,
-    },
-    /// Send to a paused destination again; leaves an audit entry
-    #[command(after_help = "Example:\n  relay destinations resume billing --reason \"it is back\"")]
-    Resume {
-        /// The destination
-        name: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Dead {
-    /// List dead letters, newest first
-    #[command(after_help = "\
-Examples:
-  relay dead list --destination billing --since 2h
-  relay dead list --error timeout -o jsonl | jq -r .id")]
-    List(DeadFilter),
-    /// Put together what died of the same thing, the largest group first
-    ///
-    /// Reads every dead letter the filters leave. `--group` of the other commands takes a fingerprint.
-    #[command(after_help = "\
-Examples:
-  relay dead groups --since 1d
-  relay dead groups -o json | jq -r '.[0].fingerprint'")]
-    Groups(DeadFilter),
-    /// Write dead letters out whole, the oldest first, one JSON document per line
-    ///
-    /// Each line is what `list -o jsonl` shows, with `headers`, `history`, and the payload: as `payload` when it is
-    /// text, as `payload_base64` when it is not. Nothing is removed. Without --limit all are written.
-    #[command(after_help = "\
-Examples:
-  relay dead export > dead.jsonl
-  relay dead export --topic order.placed | jq -r .payload")]
-    Export(DeadFilter),
-    /// Show one with its attempts and its payload
-    #[command(after_help = "Example:\n  relay dead show 17")]
-    Show {
-        /// The dead letter's id
-        id: i64,
-    },
-    /// Send dead letters again
-    #[command(after_help = "\
-Examples:
-  relay dead redrive 17 18
-  relay dead redrive --destination billing --since 2h --dry-run")]
-    Redrive(DeadSelection),
-    /// Drop dead letters for good; leaves an audit entry for each
-    #[command(after_help = "\
-Examples:
-  relay dead discard 17 --reason \"test order\"
-  relay dead discard --topic order.test --yes")]
-    Discard(DeadSelection),
-}
-
-#[derive(Debug, Args)]
-pub(super) struct DeadSelection {
-    /// Ids of dead letters
-    #[arg(value_name = "ID", conflicts_with_all = ["DeadFilter", "all"])]
-    pub(super) ids: Vec<i64>,
-    #[command(flatten)]
-    pub(super) filter: DeadFilter,
-    /// All of them
-    #[arg(long, conflicts_with = "DeadFilter")]
-    pub(super) all: bool,
-}
-
-#[derive(Debug, Default, Args)]
-#[command(next_help_heading = "Filters")]
-pub(super) struct DeadFilter {
-    /// Only of this destination
-    #[arg(long, value_name = "NAME")]
-    pub(super) destination: Option<String>,
-    /// Only of this topic
-    #[arg(long, value_name = "TOPIC")]
-    pub(super) topic: Option<String>,
-    /// Only with this ordering key
-    #[arg(long, value_name = "KEY")]
-    pub(super) key: Option<String>,
-    /// Only whose reason is this, or whose last error contains it
-    #[arg(long, value_name = "TEXT")]
-    pub(super) error: Option<String>,
-    /// Only those that died of the same thing
-    #[arg(long, value_name = "FINGERPRINT")]
-    pub(super) group: Option<String>,
-    /// Only given up since then: `2h` ago, or a time such as `2026-11-22T10:00:00Z`
-    #[arg(long, value_name = "WHEN")]
-    pub(super) since: Option<String>,
-    /// Only given up before then
-    #[arg(long, value_name = "WHEN")]
-    pub(super) until: Option<String>,
-    /// Only whose payload contains this
-    #[arg(long, value_name = "TEXT")]
-    pub(super) contains: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Bench {
-    /// Fill a private throw-away outbox and drain it through a handler that does nothing
-    #[command(
-        after_help = "Example:\n  relay bench drain --database-url postgres://localhost/postgres --messages 200000"
-    )]
-    Drain(BenchDrain),
-}
-
-/// What `relay bench drain` measures.
-#[derive(Clone, Debug, Args)]
-pub struct BenchDrain {
-    /// How many messages
-    #[arg(long, default_value_t = 200_000, value_name = "N")]
-    pub messages: u64,
-    /// The size of each, in bytes
-    #[arg(long, default_value_t = 300, value_name = "BYTES")]
-    pub payload: usize,
-    /// How many messages share an ordering key on average; 0 means no keys
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub per_key: u64,
-    /// Keep a transaction open meanwhile, so that nothing can be vacuumed or purged
-    #[arg(long)]
-    pub pinned: bool,
-    /// A server on which the outbox is made and dropped again; without it a SQLite file in the temporary folder
-    #[arg(from_global)]
-    pub database_url: Option<String>,
+/// A time such as `2026-11-22T10:00:00Z`.
+fn instant(text: &str) -> Result<DateTime<Utc>, String> {
+    let time = DateTime::parse_from_rfc3339(text).map(|time| time.to_utc());
+    time.map_err(|_| "write it as `2026-11-22T10:00:00Z`".to_owned())
 }

@@ -3,12 +3,13 @@
 use serde_json::json;
 
 use super::output::say;
-use super::{BenchDrain, Exit, Failure, Output, block_on};
+use super::{BenchDrain, Exit, Failure, Output, block_on, settings};
 use crate::bench::{self, BenchError, DrainBench};
 use crate::cause::chain;
 
 /// Measures the floor and the drain in one run, and the drain beside a pinned transaction if asked.
 pub(super) fn drain(output: &Output, options: &BenchDrain) -> Result<Exit, Failure> {
+    options.database_url.as_deref().map_or(Ok(()), settings::understood)?;
     let bench = DrainBench {
         messages: options.messages,
         payload: options.payload,

@@ -1,12 +1,17 @@
 //! `relay check`: everything that is wrong, at once.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::args::{Check, Global};
-use super::{Exit, Failure, block_on, run, settings};
+use super::database::open_store;
+use super::{Exit, Failure, block_on, settings};
+use crate::admin::{self, Missing, with_connection};
 use crate::cause::chain;
 use crate::config::{Config, Problem, Scope, database_url};
 use crate::store::StoreError;
+use crate::store::open::understand;
 
 /// Checks the configuration and, when asked to, the database it names.
 pub(super) fn run(global: &Global, check: &Check) -> Result<Exit, Failure> {
@@ -16,11 +21,16 @@ pub(super) fn run(global: &Global, check: &Check) -> Result<Exit, Failure> {
         Err(error) => error.problems,
     };
     let mut schema_version = None;
-    if check.connect {
-        // A mistake elsewhere in the file is no reason not to look at the database.
-        if let Ok(config) = Config::load(&sources, Scope::Database) {
+    // A mistake elsewhere in the file is no reason not to look at the database.
+    if let Ok(config) = Config::load(&sources, Scope::Database) {
+        if let Err(error) = understand(config.database.url.expose()) {
+            problems.push(from_store(&config, &error));
+        } else if check.connect {
             match block_on(look(&config))? {
-                Ok(version) => schema_version = Some(version),
+                Ok(version) => {
+                    schema_version = Some(version);
+                    problems.extend(rights(&config)?);
+                }
                 Err(error) => problems.push(from_store(&config, &error)),
             }
         }
@@ -37,9 +47,29 @@ pub(super) fn run(global: &Global, check: &Check) -> Result<Exit, Failure> {
 
 /// Connects as the relay would and returns the schema version.
 async fn look(config: &Config) -> Result<i32, StoreError> {
-    let store = run::open_store(config).await?;
+    let store = open_store(config).await?;
     store.verify().await?;
     Ok(store.status(None).await?.schema_version)
+}
+
+/// What the role may not do. Everything that is tried is rolled back.
+fn rights(config: &Config) -> Result<Vec<Problem>, Failure> {
+    let url = config.database.url.expose();
+    let missing = with_connection!(&mut admin::connect(url, Missing::Refuse)?, conn => outbox::rights::missing(conn))?;
+    let mut tables: BTreeMap<&str, (Vec<&str>, String)> = BTreeMap::new();
+    for outbox::rights::Missing { right, table, answer, .. } in missing {
+        tables.entry(table).or_insert((Vec::new(), answer)).0.push(right);
+    }
+    let problem = |(table, (rights, answer)): (&str, (Vec<&str>, String))| {
+        let rights = rights.join(", ");
+        Problem {
+            section: "database".to_owned(),
+            place: database_url::target(url),
+            message: format!("the role may not {rights} on `{table}`: {answer}"),
+            help: Some(format!("as the owner of the tables: GRANT {rights} ON {table} TO the role")),
+        }
+    };
+    Ok(tables.into_iter().map(problem).collect())
 }
 
 fn from_store(config: &Config, error: &StoreError) -> Problem {

@@ -152,7 +152,7 @@ fn change(global: &Global, selection: &DeadSelection, change: &Change) -> Result
         return dry_run(global, &mut conn, &ids, change);
     }
     if change.loses && !ids.is_empty() {
-        ask::confirm(global, &format!("{} dead letters would be discarded and never be sent.", ids.len()))?;
+        ask::confirm(global, &format!("{} would be discarded and never be sent.", letters(ids.len() as u64)))?;
     }
     let by = By { actor: settings::actor(global), reason: global.reason.clone() };
     let mut outcome = Outcome::default();
@@ -191,6 +191,11 @@ fn dry_run(global: &Global, conn: &mut Connection, ids: &[i64], change: &Change)
     Ok(Exit::Ok)
 }
 
+/// So many of them.
+pub(super) fn letters(count: u64) -> String {
+    if count == 1 { "1 dead letter".to_owned() } else { format!("{count} dead letters") }
+}
+
 /// Tells what was done and what was not.
 fn told(global: &Global, change: &Change, outcome: &Outcome, stopped: Option<Failure>) -> Result<Exit, Failure> {
     let mut text = format!("{} {}\n", change.done, outcome.done.len());
@@ -226,7 +231,7 @@ fn understood(filter: &DeadFilter) -> Result<Filter, Failure> {
 }
 
 /// `2h` ago, or a time.
-fn instant(option: &str, text: &str) -> Result<DateTime<Utc>, Failure> {
+pub(super) fn instant(option: &str, text: &str) -> Result<DateTime<Utc>, Failure> {
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return Ok(time.to_utc());
     }

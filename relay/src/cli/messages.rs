@@ -4,13 +4,15 @@ use outbox::messages::{self, Bounds, Filter, Found, Look, Pending, Waiting};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::args::{Global, MessageFilter, Messages, Scan};
+use super::args::{Global, MessageFilter, Messages, OneMessage};
 use super::database::connect;
-use super::dead::letter_json;
+use super::dead::{instant, letter_json};
 use super::output::{Format, say, shortened, table, visible};
 use super::stored::{attempts, hex, key, payload, stored_json, time};
 use super::{Exit, Failure};
 use crate::admin::with_connection;
+
+mod cancel;
 
 /// Rows shown when `--limit` does not say otherwise.
 const SHOWN: u32 = 50;
@@ -22,10 +24,14 @@ const PENDING: &str = "pending";
 pub(super) fn run(global: &Global, command: Messages) -> Result<Exit, Failure> {
     match command {
         Messages::List(filter) => list(global, &filter),
-        Messages::Show { id, seq, payload, scan: Scan { scan } } => {
-            show(global, id, &Look { seq, looked_at: scan, content: payload })
-        }
+        Messages::Show { message, payload } => show(global, message.id, &Look { content: payload, ..look(&message) }),
+        Messages::Cancel { message } => cancel::run(global, &message),
     }
+}
+
+/// How to look for the message that was named.
+pub(super) fn look(message: &OneMessage) -> Look {
+    Look { seq: message.seq, looked_at: message.scan.scan, content: false }
 }
 
 /// A row of the list, whichever table it is from.
@@ -35,13 +41,19 @@ enum Listed {
 }
 
 fn list(global: &Global, filter: &MessageFilter) -> Result<Exit, Failure> {
-    let Scan { scan: looked_at } = filter.scan;
+    let looked_at = filter.scan.scan;
+    let since = filter.since.as_deref().map(|text| instant("--since", text)).transpose()?;
+    let until = filter.until.as_deref().map(|text| instant("--until", text)).transpose()?;
     let bounds = Bounds { shown: global.limit.unwrap_or(SHOWN), looked_at };
     let wanted = |state: Option<&String>| Filter {
         destination: filter.destination.clone(),
         topic: filter.topic.clone(),
         key: filter.key.clone(),
         state: state.cloned(),
+        error: filter.error.clone(),
+        since,
+        until,
+        contains: filter.contains.clone(),
     };
     let mut conn = connect(global)?;
     let (mut rows, mut has_more, mut unseen) = (Vec::new(), false, Vec::new());
@@ -137,19 +149,8 @@ fn found_text(id: Uuid, look: &Look, found: &Found) -> String {
             text.push_str(&format!("  {name:<13} {}\n", visible(value)));
         }
     };
-    if found.is_nowhere() {
-        match (found.looked_at_all, look.seq) {
-            (true, None) => line("not here", "it was delivered, was discarded, or never was"),
-            (true, Some(seq)) => {
-                line("not here", &format!("it was delivered, was discarded, never was, or {seq} is not its number"));
-            }
-            (false, _) => {
-                let seen =
-                    format!("it does not wait, is not dead, and is not among the oldest {} pending", look.looked_at);
-                line("not found", &seen);
-                line("help", "pass --seq, the number it drew when it was inserted, or a larger --scan");
-            }
-        }
+    for (name, value) in nowhere(look, found) {
+        line(name, &value);
     }
     if let Some(pending) = &found.pending {
         line("pending", "committed; no relay has settled it yet");
@@ -195,7 +196,27 @@ fn found_text(id: Uuid, look: &Look, found: &Found) -> String {
     text
 }
 
-fn found_json(id: Uuid, found: &Found) -> Value {
+/// What to say of a message that was not found, as far as was looked.
+fn nowhere(look: &Look, found: &Found) -> Vec<(&'static str, String)> {
+    match (found.is_nowhere(), found.looked_at_all, look.seq) {
+        (false, ..) => Vec::new(),
+        (true, true, None) => {
+            vec![("not here", "it was delivered, was cancelled or discarded, or never was".to_owned())]
+        }
+        (true, true, Some(seq)) => {
+            let why = format!("it was delivered, was cancelled or discarded, never was, or {seq} is not its number");
+            vec![("not here", why)]
+        }
+        (true, false, _) => {
+            let looked_at = look.looked_at;
+            let seen = format!("it does not wait, is not dead, and is not among the oldest {looked_at} pending");
+            let help = "pass --seq, the number it drew when it was inserted, or a larger --scan";
+            vec![("not found", seen), ("help", help.to_owned())]
+        }
+    }
+}
+
+pub(super) fn found_json(id: Uuid, found: &Found) -> Value {
     let waiting = |waiting: &Waiting| {
         let mut value = waiting_json(waiting);
         value["history"] = stored_json(&waiting.history);

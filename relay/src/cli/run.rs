@@ -3,19 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::{info, warn};
+use serde_json::json;
+use tracing::info;
 
 use super::args::{Global, Run};
 use super::output::say;
 use super::{Exit, Failure, settings, status};
 use crate::admin::{self, Missing, with_connection};
-use crate::config::{Config, Destination, Migrate, Scope};
-use crate::relay::{Relay, RelayError, shutdown_signal};
-use crate::server::health::{self, Health};
+use crate::config::{Config, Destination, Migrate, Scheme, Scope, Signing};
+use crate::relay::{Drained, Relay, RelayError, shutdown_signal};
 use crate::sink::http::Http;
-use crate::store::{Store, StoreError};
-use crate::store::{StoreOptions, open::open};
 use crate::telemetry;
+use serve::Hangups;
+
+mod serve;
 
 /// A loop that has not turned for so many leases is stuck.
 const STALL_LEASES: u32 = 3;
@@ -32,8 +33,12 @@ pub(super) fn run(global: &Global, run: &Run) -> Result<Exit, Failure> {
         .build()
         .map_err(|error| Failure::new(Exit::Failed, format!("relay: the runtime cannot start: {error}")))?;
     let ended = runtime.block_on(async {
-        let relay = relay(&config).await?;
-        if run.drain { drain(global, relay).await } else { serve(&config, relay).await }
+        if run.drain {
+            return drain(global, set_up(&config).await?).await;
+        }
+        let hangups = Hangups::listen();
+        let relay = set_up(&config).await?;
+        serve::serve(global, config, relay, hangups).await
     });
     // What an aborted attempt left on the blocking threads must not keep the process.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -41,7 +46,7 @@ pub(super) fn run(global: &Global, run: &Run) -> Result<Exit, Failure> {
 }
 
 /// Sets the relay up as the configuration says.
-async fn relay(config: &Config) -> Result<Relay, Failure> {
+async fn set_up(config: &Config) -> Result<Relay, Failure> {
     let relay = &config.relay;
     let mut builder = Relay::builder(config.database.url.expose())
         .name(&relay.name)
@@ -67,37 +72,9 @@ fn http(name: &str, destination: &Destination) -> Http {
         .ordering(destination.ordering)
         .after_dead_letter(destination.after_dead_letter)
         .retry(destination.retry.clone());
+    let Signing { scheme: Scheme::Standard, keys } = &destination.signing;
+    let http = keys.iter().fold(http, |http, key| http.signing_key(key.clone()));
     destination.headers.iter().fold(http, |http, (name, value)| http.header(name, value.expose()))
-}
-
-/// Delivers until a signal, answering health questions meanwhile.
-async fn serve(config: &Config, relay: Relay) -> Result<Exit, Failure> {
-    let health = Arc::new(Health::new(config.relay.lease * STALL_LEASES, Some(relay.store())));
-    health.watch("delivery", relay.ticks());
-    let answering = match config.health.listen {
-        Some(address) => {
-            let listener =
-                health::bind(address).await.map_err(|error| Failure::new(Exit::Failed, format!("relay: {error}")))?;
-            info!(%address, "health endpoint listens");
-            Some(tokio::spawn(health::serve(listener, health.clone())))
-        }
-        None => None,
-    };
-    let stop = async {
-        shutdown_signal().await;
-        health.not_ready("stopping");
-        tokio::spawn(async {
-            shutdown_signal().await;
-            warn!("asked twice to stop: ending at once; what was not settled is delivered again");
-            std::process::exit(Exit::Failed as i32);
-        });
-    };
-    let ended = relay.run_until(stop).await;
-    if let Some(answering) = answering {
-        answering.abort();
-    }
-    ended?;
-    Ok(Exit::Ok)
 }
 
 /// Delivers what is due, and shows what is left.
@@ -108,7 +85,19 @@ async fn drain(global: &Global, relay: Relay) -> Result<Exit, Failure> {
             return Err(Failure::new(Exit::Partly, "relay: stopped before the drain was done"));
         }
     };
-    status::show(global, &drained.status)?;
+    let Drained { attempts, delivered, retried, dead_lettered, status, .. } = &drained;
+    let text = format!(
+        "attempts  {attempts}: {delivered} delivered, {retried} to be tried again\ngiven up  {dead_lettered}\n{}",
+        status::as_text(status)
+    );
+    let mut value = status::as_json(status);
+    value["drained"] = json!({
+        "attempts": attempts,
+        "delivered": delivered,
+        "retried": retried,
+        "dead_lettered": dead_lettered,
+    });
+    global.output().one(&text, &value)?;
     if drained.is_clean() {
         return Ok(Exit::Ok);
     }
@@ -132,14 +121,4 @@ impl From<RelayError> for Failure {
         };
         Failure::from_error(exit, &error)
     }
-}
-
-/// Opens the database as the relay does.
-pub(super) async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
-    let options = StoreOptions {
-        lease: config.relay.lease,
-        transaction_age_max: config.database.transaction_age_max,
-        application_name: "outbox-relay command".to_owned(),
-    };
-    open(config.database.url.expose(), &options).await
 }

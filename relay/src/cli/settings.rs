@@ -8,13 +8,21 @@ use std::path::{Path, PathBuf};
 use super::args::Global;
 use super::{Exit, Failure};
 use crate::config::{Config, Scope, Sources};
+use crate::store::open::understand;
 
 /// The file that is read when none is named.
 const DEFAULT_FILE: &str = "relay.toml";
 
 /// Puts the configuration together from flags, environment and file.
 pub(super) fn load(global: &Global, scope: Scope) -> Result<Config, Failure> {
-    Ok(Config::load(&sources(global)?, scope)?)
+    let config = Config::load(&sources(global)?, scope)?;
+    understood(config.database.url.expose())?;
+    Ok(config)
+}
+
+/// Refuses a database url that its driver cannot read: that is a mistake in the configuration, whatever the network does.
+pub(super) fn understood(url: &str) -> Result<(), Failure> {
+    understand(url).map_err(|error| Failure::from_error(Exit::Config, &error))
 }
 
 /// Where the configuration comes from.

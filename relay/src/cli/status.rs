@@ -4,24 +4,40 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::Global;
-use super::output::table;
-use super::{Exit, Failure, block_on, run, settings};
+use super::args::{Global, Status as Options};
+use super::database::open_store;
+use super::dead::letters;
+use super::output::{table, visible};
+use super::{Exit, Failure, block_on, settings};
 use crate::config::Scope;
 use crate::duration;
-use crate::store::{Status, StoreError};
+use crate::store::{State, Status, StoreError};
 
-/// Shows the figures.
-pub(super) fn run(global: &Global) -> Result<Exit, Failure> {
+/// Shows the figures, and what needs a person when asked to.
+pub(super) fn run(global: &Global, options: &Options) -> Result<Exit, Failure> {
     let config = settings::load(global, Scope::Database)?;
     let status = block_on(async {
-        let store = run::open_store(&config).await?;
+        let store = open_store(&config).await?;
         store.verify().await?;
         store.status(None).await
     })?;
     let status = status.map_err(|error: StoreError| Failure::from(error))?;
-    show(global, &status)?;
-    Ok(Exit::Ok)
+    if !options.exit_code {
+        show(global, &status)?;
+        return Ok(Exit::Ok);
+    }
+    let attention = attention(&status, options);
+    let mut text = as_text(&status);
+    if !attention.is_empty() {
+        text.push_str("\nATTENTION\n");
+    }
+    for (_, sentence) in &attention {
+        text.push_str(&format!("{}\n", visible(sentence)));
+    }
+    let mut value = as_json(&status);
+    value["attention"] = attention.iter().map(|(code, text)| json!({ "code": code, "text": text })).collect();
+    global.output().one(&text, &value)?;
+    Ok(if attention.is_empty() { Exit::Ok } else { Exit::Found })
 }
 
 /// Writes the figures.
@@ -29,7 +45,41 @@ pub(super) fn show(global: &Global, status: &Status) -> std::io::Result<()> {
     global.output().one(&as_text(status), &as_json(status))
 }
 
-fn as_text(status: &Status) -> String {
+/// What needs a person: a word for programs and a sentence for each.
+fn attention(status: &Status, options: &Options) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    let dead: i64 = status.dead.iter().map(|(_, _, count)| count).sum();
+    if u64::try_from(dead).unwrap_or(0) > options.dead_max {
+        let them = letters(dead.unsigned_abs());
+        found.push(("dead_letters", format!("{them}: see `relay dead groups`")));
+    }
+    for (destination, age) in status.oldest_due.iter().filter(|(_, age)| *age > options.due_max) {
+        let (name, age) = (named(destination), rounded(*age));
+        found.push(("due", format!("a delivery for {name} has been due for {age}: see `relay messages list`")));
+    }
+    if let Some(age) = status.oldest_pending.filter(|age| *age > options.pending_max) {
+        let age = rounded(age);
+        let help = "see `relay messages list --state pending` and `relay explain`";
+        found.push(("pending", format!("a message has been pending for {age}: {help}")));
+    }
+    let unowned = unowned(status);
+    if unowned > 0 {
+        found.push(("partitions", owners(status)));
+    }
+    for seen in status.routing.destinations.iter().filter(|seen| seen.paused) {
+        let name = &seen.spec.name;
+        found.push(("paused", format!("{name} is paused: see `relay destinations list`")));
+    }
+    let unrouted = status.waiting.iter().filter(|(_, state, _)| state == State::Unrouted.as_str());
+    let unrouted: i64 = unrouted.map(|(_, _, count)| count).sum();
+    if unrouted > 0 {
+        let text = format!("no destination wants {unrouted} of what waits: see `relay messages list --state unrouted`");
+        found.push(("unrouted", text));
+    }
+    found
+}
+
+pub(super) fn as_text(status: &Status) -> String {
     let mut text = String::new();
     match status.oldest_pending {
         Some(age) => text.push_str(&format!("pending   {}, the oldest {}\n", status.pending, ago(age))),
@@ -107,22 +157,20 @@ fn as_text(status: &Status) -> String {
 /// Who owns the partitions, in a sentence.
 fn owners(status: &Status) -> String {
     let all = status.membership.partitions.len();
-    let free = owned_by(status, None);
-    // An owner without a row was declared dead or was removed; its partitions are as good as free.
-    let lost = status
-        .membership
-        .partitions
-        .iter()
-        .filter_map(|(_, owner, _)| *owner)
-        .filter(|owner| status.membership.relays.iter().all(|relay| relay.id != *owner))
-        .count();
-    match (status.membership.relays.is_empty(), free + lost) {
+    match (status.membership.relays.is_empty(), unowned(status)) {
         (true, _) => "no relay is running: nothing is delivered".to_owned(),
         (false, 0) => format!("all {all} partitions are owned"),
         (false, unowned) => {
             format!("{unowned} of {all} partitions have no owner: their messages wait until a relay takes them")
         }
     }
+}
+
+/// How many partitions nobody owns. An owner without a row was declared dead or was removed; what it had is as good as
+/// free.
+fn unowned(status: &Status) -> usize {
+    let is_there = |owner| status.membership.relays.iter().any(|relay| relay.id == owner);
+    status.membership.partitions.iter().filter(|(_, owner, _)| !owner.is_some_and(is_there)).count()
 }
 
 fn owned_by(status: &Status, relay: Option<crate::message::RelayId>) -> usize {
@@ -138,7 +186,7 @@ fn ago(age: Duration) -> String {
 }
 
 /// Two units at most: nobody needs the milliseconds of a day.
-fn rounded(age: Duration) -> String {
+pub(super) fn rounded(age: Duration) -> String {
     let step = match age.as_secs() {
         0 => return duration::format(Duration::from_millis(age.subsec_millis().into())).to_string(),
         1..=3_599 => 1,
@@ -148,7 +196,7 @@ fn rounded(age: Duration) -> String {
     duration::format(Duration::from_secs(age.as_secs() / step * step)).to_string()
 }
 
-fn as_json(status: &Status) -> Value {
+pub(super) fn as_json(status: &Status) -> Value {
     let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let membership = &status.membership;
     json!({

@@ -8,7 +8,7 @@
 pub const EXAMPLE: &str = include_str!("example.toml");
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeSet;
     use std::path::PathBuf;
 
@@ -20,9 +20,10 @@ mod tests {
     use super::EXAMPLE;
 
     const URL: &str = "sqlite:shop.db";
+    const KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
     fn sources(text: &str) -> Sources {
-        let environment = [("DATABASE_URL", URL), ("BILLING_TOKEN", "t0ken")];
+        let environment = [("DATABASE_URL", URL), ("BILLING_TOKEN", "t0ken"), ("BILLING_SIGNING_KEY", KEY)];
         Sources {
             file: Some((PathBuf::from("relay.toml"), text.to_owned())),
             environment: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
@@ -48,7 +49,7 @@ mod tests {
     }
 
     /// The example with its defaults uncommented, and where `alternatives` says so with the other ways to write it.
-    fn uncommented(alternatives: bool) -> String {
+    pub(in crate::config) fn uncommented(alternatives: bool) -> String {
         let mut lines: Vec<&str> = Vec::new();
         for line in EXAMPLE.lines() {
             match (line.strip_prefix("#or "), line.strip_prefix('#')) {
@@ -84,6 +85,7 @@ mod tests {
         let config = load(&uncommented(true));
         assert_ne!(config.defaults.retry, defaults().defaults.retry);
         assert_eq!(config.destinations["billing"].headers["authorization"].expose(), "t0ken");
+        assert_eq!(config.destinations["billing"].signing.keys[0].expose(), KEY);
     }
 
     #[test]

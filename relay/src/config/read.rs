@@ -11,8 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use toml::de::{DeTable, DeValue};
 
+use super::accepts::Accepts;
 use super::problem::{Problem, suggestion};
 use super::secret::Secret;
 
@@ -27,6 +29,8 @@ pub(crate) struct Reader<'a> {
     environment: &'a BTreeMap<String, String>,
     used: RefCell<BTreeSet<String>>,
     known: RefCell<BTreeMap<(String, String), Kind>>,
+    shapes: RefCell<BTreeMap<(String, String), Value>>,
+    sections: RefCell<BTreeSet<String>>,
     problems: RefCell<Vec<(usize, Problem)>>,
 }
 
@@ -76,6 +80,8 @@ impl<'a> Reader<'a> {
             environment,
             used: RefCell::default(),
             known: RefCell::default(),
+            shapes: RefCell::default(),
+            sections: RefCell::default(),
             problems: RefCell::default(),
         }
     }
@@ -117,6 +123,16 @@ impl<'a> Reader<'a> {
         self.known.borrow().clone()
     }
 
+    /// What every key that was asked for accepts, as JSON Schema.
+    pub(crate) fn shapes(&self) -> BTreeMap<(String, String), Value> {
+        self.shapes.borrow().clone()
+    }
+
+    /// Every section that was asked for.
+    pub(crate) fn sections(&self) -> BTreeSet<String> {
+        self.sections.borrow().clone()
+    }
+
     /// Every environment variable that would be listened to.
     fn overrides(&self) -> Vec<String> {
         let known = self.known().into_iter();
@@ -154,6 +170,7 @@ impl<'r, 'a> Section<'r, 'a> {
     pub(crate) fn section(&self, key: &str) -> Section<'r, 'a> {
         self.known.borrow_mut().push(key.to_owned());
         let name = if self.name.is_empty() { key.to_owned() } else { format!("{}.{key}", self.name) };
+        self.reader.sections.borrow_mut().insert(name.clone());
         let mut section = Section { reader: self.reader, name, table: None, header: None, known: RefCell::default() };
         if let Some((range, value)) = self.find(key) {
             section.header = Some(range.clone());
@@ -171,6 +188,11 @@ impl<'r, 'a> Section<'r, 'a> {
     /// The name as it stands between brackets.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// True when the table stands in the file, with or without keys.
+    pub(crate) fn is_written(&self) -> bool {
+        self.table.is_some()
     }
 
     /// The keys that stand in the file.
@@ -218,25 +240,27 @@ impl<'r, 'a> Section<'r, 'a> {
         Some(Given { value: Raw::File(value), place: Place::File(range) })
     }
 
-    /// Sets `into` from the scalar `key` if it is there and `understand` accepts it. `understand` says otherwise what
-    /// the value must be, to end the sentence "`key` in [section] must be …".
-    pub(crate) fn set<T>(&self, key: &str, into: &mut T, understand: impl FnOnce(&Given<'r, 'a>) -> Result<T, String>) {
+    /// Sets `into` from the scalar `key` if it is there and accepted.
+    pub(crate) fn set<T>(&self, key: &str, into: &mut T, accepts: Accepts<'_, T>) {
         if let Some(given) = self.scalar(key) {
-            self.accept(key, &given, into, understand);
+            self.accept(key, &given, into, accepts);
+        } else {
+            self.shape(key, described(&accepts));
         }
     }
 
+    /// Notes what `key` accepts, as JSON Schema.
+    pub(crate) fn shape(&self, key: &str, shape: Value) {
+        self.reader.shapes.borrow_mut().insert((self.name.clone(), key.to_owned()), shape);
+    }
+
     /// Like [`Section::set`], for a value that was fetched already.
-    pub(crate) fn accept<T>(
-        &self,
-        key: &str,
-        given: &Given<'r, 'a>,
-        into: &mut T,
-        understand: impl FnOnce(&Given<'r, 'a>) -> Result<T, String>,
-    ) {
-        match understand(given) {
-            Ok(value) => *into = value,
-            Err(must) => {
+    pub(crate) fn accept<T>(&self, key: &str, given: &Given<'r, 'a>, into: &mut T, accepts: Accepts<'_, T>) {
+        self.shape(key, described(&accepts));
+        match (accepts.understand)(given) {
+            Some(value) => *into = value,
+            None => {
+                let must = accepts.must;
                 let message = format!("`{key}` in [{}] must be {must}, not {}", self.name, given.show());
                 self.reader.problem(&self.name, &given.place, message, None);
             }
@@ -261,10 +285,54 @@ impl<'r, 'a> Section<'r, 'a> {
                 return fail(format!("{here} must be a text or a reference, not {}", kind(other)), REFERENCE);
             }
         };
+        Some((self.referenced(&here, table, &given.place)?, Origin::Reference))
+    }
+
+    /// A list of references to secrets, each of which `understand` accepts or says what is wrong with it. From the file
+    /// only. What is wrong is noted, and left out of the list.
+    pub(crate) fn secrets<T>(
+        &self,
+        key: &str,
+        must: &str,
+        understand: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let given = self.value(key)?;
+        let here = format!("`{key}` in [{}]", self.name);
+        let wrong = |place: &Place, message: String| {
+            self.reader.problem(&self.name, place, message, Some(REFERENCE.to_owned()));
+        };
+        let Raw::File(DeValue::Array(list)) = &given.value else {
+            wrong(&given.place, format!("{here} must be {must}"));
+            return None;
+        };
+        if list.is_empty() {
+            wrong(&given.place, format!("{here} must be {must}"));
+        }
+        let mut secrets = Vec::new();
+        for each in list {
+            let place = Place::File(each.span());
+            let DeValue::Table(table) = each.get_ref() else {
+                wrong(&place, format!("{here}: a secret must not stand in the file"));
+                continue;
+            };
+            let Some(secret) = self.referenced(&here, table, &place) else { continue };
+            match understand(secret.expose()) {
+                Ok(secret) => secrets.push(secret),
+                Err(problem) => self.reader.problem(&self.name, &place, format!("{here}: {problem}"), None),
+            }
+        }
+        Some(secrets)
+    }
+
+    fn referenced(&self, here: &str, table: &DeTable<'_>, place: &Place) -> Option<Secret> {
+        let fail = |message: String, help: &str| {
+            self.reader.problem(&self.name, place, message, Some(help.to_owned()));
+            None
+        };
         let mut entries = table.iter().map(|(key, value)| (key.get_ref().as_ref(), value.get_ref()));
         match (entries.next(), entries.next()) {
             (Some(("env", DeValue::String(name))), None) => match self.reader.environment.get(name.as_ref()) {
-                Some(text) if !text.is_empty() => Some((Secret::new(text.clone()), Origin::Reference)),
+                Some(text) if !text.is_empty() => Some(Secret::new(text.clone())),
                 _ => fail(
                     format!("{here}: the environment variable {name} is not set"),
                     "set it where the relay is started",
@@ -274,7 +342,7 @@ impl<'r, 'a> Section<'r, 'a> {
                 let path = self.reader.folder.join(path.as_ref());
                 match std::fs::read_to_string(&path) {
                     // Editors end a file with a line break; no secret ends with one.
-                    Ok(text) => Some((Secret::new(text.trim_end_matches(['\r', '\n'])), Origin::Reference)),
+                    Ok(text) => Some(Secret::new(text.trim_end_matches(['\r', '\n']))),
                     Err(error) => fail(
                         format!("{here}: the file {} cannot be read: {error}", path.display()),
                         "a relative path starts at the folder of the configuration file",
@@ -388,6 +456,13 @@ impl Given<'_, '_> {
             Raw::File(other) => kind(other).to_owned(),
         }
     }
+}
+
+/// The shape, and in words what it cannot say.
+fn described<T>(accepts: &Accepts<'_, T>) -> Value {
+    let mut shape = accepts.schema.clone();
+    shape["description"] = accepts.must.as_str().into();
+    shape
 }
 
 fn kind(value: &DeValue<'_>) -> &'static str {

@@ -4,15 +4,17 @@
 //! the keys nobody asked for unknown.
 
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use outbox::limits::HeaderOwner;
+use outbox::signature;
+use serde_json::json;
 
-use super::read::{Given, Origin, Section};
-use super::size;
+use super::accepts::{self, Accepts, bytes_in, duration_in, number_in, one_of, text, texts};
+use super::read::{Origin, Section};
 use super::{
-    Config, Database, Defaults, Destination, Health, Migrate, Mode, RelayOptions, Secret, Sources, database_url,
+    Config, Database, Defaults, Destination, Health, Migrate, Mode, RelayOptions, Scheme, Secret, Signing, Sources,
+    database_url,
 };
 use crate::duration;
 use crate::retry::RetryPolicy;
@@ -59,6 +61,7 @@ pub(super) fn read(config: &mut Config, root: Section<'_, '_>, sources: &Sources
 }
 
 fn database(into: &mut Database, section: Section<'_, '_>, sources: &Sources) {
+    section.shape("url", accepts::secret_schema());
     // What a flag overrides need not be there: an operator's shell seldom has the variables of the service.
     let written = match sources.database_url {
         Some(_) => section.scalar("url").and(None),
@@ -114,20 +117,22 @@ fn check_database_url(section: &Section<'_, '_>, url: &Secret) {
 }
 
 fn relay(into: &mut RelayOptions, section: Section<'_, '_>) {
-    section.set("name", &mut into.name, |given| {
-        let fits = |name: &&str| !name.is_empty() && name.len() <= 64 && name.chars().all(|c| c.is_ascii_graphic());
-        given.text().filter(fits).map(str::to_owned).ok_or("1 to 64 visible ASCII characters without blanks".to_owned())
+    let must = "1 to 64 visible ASCII characters without blanks";
+    let name = text(must, "^[!-~]{1,64}$", |name| {
+        let fits = !name.is_empty() && name.len() <= 64 && name.chars().all(|c| c.is_ascii_graphic());
+        fits.then(|| name.to_owned())
     });
+    section.set("name", &mut into.name, name);
     section.set("lease", &mut into.lease, duration_in(SECOND..=5 * MINUTE));
     section.set("poll_busy", &mut into.poll_busy, duration_in(Duration::ZERO..=SECOND));
     section.set("poll_idle", &mut into.poll_idle, duration_in(Duration::from_millis(1)..=MINUTE));
     section.set("shutdown_grace", &mut into.shutdown_grace, duration_in(Duration::ZERO..=HOUR));
     section.set("in_hands", &mut into.in_hands, number_in(1..=100_000));
     section.set("in_hands_bytes", &mut into.in_hands_bytes, bytes_in(1 << 20..=64 << 30));
-    section.set("source", &mut into.source, |given| {
-        let fits = |source: &&str| !source.is_empty() && source.chars().all(|c| c.is_ascii_graphic());
-        given.text().filter(fits).map(str::to_owned).ok_or("a URI reference such as `/shop`".to_owned())
+    let source = text("a URI reference such as `/shop`", "^[!-~]+$", |source| {
+        (!source.is_empty() && source.chars().all(|c| c.is_ascii_graphic())).then(|| source.to_owned())
     });
+    section.set("source", &mut into.source, source);
     if into.poll_idle < into.poll_busy {
         section.problem(
             "poll_idle",
@@ -143,13 +148,12 @@ fn relay(into: &mut RelayOptions, section: Section<'_, '_>) {
 }
 
 fn health(into: &mut Health, section: Section<'_, '_>) {
-    section.set("listen", &mut into.listen, |given| {
-        let must = || "an address with a port such as `127.0.0.1:9464`, or `off`".to_owned();
-        match given.text().ok_or_else(must)? {
-            "off" => Ok(None),
-            text => text.parse::<SocketAddr>().map(Some).map_err(|_| must()),
-        }
+    let must = "an address with a port such as `127.0.0.1:9464`, or `off`";
+    let listen = text(must, "^off$|^.+:[0-9]+$", |text| match text {
+        "off" => Some(None),
+        text => text.parse::<SocketAddr>().ok().map(Some),
     });
+    section.set("listen", &mut into.listen, listen);
     section.finish();
 }
 
@@ -169,12 +173,14 @@ fn destination(mut into: Destination, section: Section<'_, '_>) -> Destination {
     let words = [("continue", AfterDeadLetter::Continue), ("block", AfterDeadLetter::Block)];
     section.set("after_dead_letter", &mut into.after_dead_letter, one_of(&words));
     retry(&mut into.retry, &section);
+    signing(&mut into.signing, &section);
     headers(&mut into, section.section("headers"));
     section.finish();
     into
 }
 
 fn url(into: &mut String, section: &Section<'_, '_>) {
+    section.shape("url", json!({ "type": "string", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://" }));
     let Some(given) = section.scalar("url") else {
         let message = format!("[{}] needs `url`", section.name());
         section.problem("url", message, Some("it says where to POST: `url = \"https://…\"`"));
@@ -199,15 +205,17 @@ fn url(into: &mut String, section: &Section<'_, '_>) {
 }
 
 fn topics(into: &mut Vec<String>, section: &Section<'_, '_>) {
+    let item = json!({ "type": "string", "minLength": 1 });
+    let accepts = texts("a list of topics such as `[\"order.*\"]`", 1..=usize::MAX, &item, |topics| {
+        Some(topics.iter().map(|topic| (*topic).to_owned()).collect())
+    });
     let Some(given) = section.value("topics") else {
+        section.shape("topics", accepts.schema);
         let message = format!("[{}] needs `topics`", section.name());
         section.problem("topics", message, Some("for example `topics = [\"order.*\"]`, or `[\"**\"]` for all"));
         return;
     };
-    section.accept("topics", &given, into, |given| {
-        let topics = given.texts().filter(|topics| !topics.is_empty());
-        Ok(topics.ok_or("a list of topics such as `[\"order.*\"]`")?.into_iter().map(str::to_owned).collect())
-    });
+    section.accept("topics", &given, into, accepts);
     for error in into.iter().filter_map(|topic| Pattern::parse(topic).err()) {
         section.problem("topics", format!("`topics` in [{}]: {error}", section.name()), None);
     }
@@ -216,14 +224,16 @@ fn topics(into: &mut Vec<String>, section: &Section<'_, '_>) {
 /// A table, `{ preset = "internal" }` or `{ pauses = ["5s", "5m"] }`, or the list of pauses alone.
 fn retry(into: &mut RetryPolicy, section: &Section<'_, '_>) {
     if let Some(list) = section.value("retry").filter(|given| !given.is_table()) {
-        section.accept("retry", &list, into, pauses);
+        section.accept("retry", &list, into, pauses());
         return;
     }
+    section.shape("retry", pauses().schema);
     let table = section.section("retry");
     let presets = [("internal", RetryPolicy::internal()), ("webhook", RetryPolicy::webhook())];
     table.set("preset", into, one_of(&presets));
+    table.shape("pauses", pauses().schema);
     if let Some(list) = table.value("pauses") {
-        table.accept("pauses", &list, into, pauses);
+        table.accept("pauses", &list, into, pauses());
         if table.has("preset") {
             table.problem("pauses", format!("[{}] has both `preset` and `pauses`", table.name()), None);
         }
@@ -235,13 +245,30 @@ fn retry(into: &mut RetryPolicy, section: &Section<'_, '_>) {
     table.finish();
 }
 
-fn pauses(given: &Given<'_, '_>) -> Result<RetryPolicy, String> {
-    let texts = given.texts().filter(|texts| (1..=100).contains(&texts.len()));
-    let pauses: Option<Vec<Duration>> =
-        texts.and_then(|texts| texts.into_iter().map(|text| duration::parse(text).ok()).collect());
-    let fits = |pauses: &Vec<Duration>| pauses.iter().all(|pause| *pause <= 30 * 24 * HOUR);
+fn pauses() -> Accepts<'static, RetryPolicy> {
     let must = "{ preset = \"internal\" }, { preset = \"webhook\" } or a list of 1 to 100 durations up to `30d`";
-    pauses.filter(fits).map(RetryPolicy::pauses).ok_or_else(|| must.to_owned())
+    texts(must, 1..=100, &accepts::duration_schema(), |texts| {
+        let pauses: Option<Vec<Duration>> = texts.iter().map(|text| duration::parse(text).ok()).collect();
+        pauses.filter(|pauses| pauses.iter().all(|pause| *pause <= 30 * 24 * HOUR)).map(RetryPolicy::pauses)
+    })
+}
+
+fn signing(into: &mut Signing, section: &Section<'_, '_>) {
+    let table = section.section("signing");
+    table.set("scheme", &mut into.scheme, one_of(&[("standard", Scheme::Standard)]));
+    let must = "a list of references such as `[{ file = \"path\" }]`, the newest first";
+    let parse = |text: &str| signature::Secret::parse(text).map_err(|error| error.to_string());
+    table.shape("keys", json!({ "type": "array", "items": accepts::reference_schema(), "minItems": 1 }));
+    if let Some(keys) = table.secrets("keys", must, parse) {
+        into.keys = keys;
+    } else if table.is_written() && !table.has("keys") {
+        table.problem(
+            "keys",
+            format!("[{}] needs `keys`", table.name()),
+            Some("write what to sign with: `keys = [{ file = \"path\" }]`"),
+        );
+    }
+    table.finish();
 }
 
 fn headers(into: &mut Destination, section: Section<'_, '_>) {
@@ -271,42 +298,13 @@ fn headers(into: &mut Destination, section: Section<'_, '_>) {
     section.finish();
 }
 
-fn attempt_timeout<'r, 'a>() -> impl FnOnce(&Given<'r, 'a>) -> Result<Duration, String> {
+fn attempt_timeout() -> Accepts<'static, Duration> {
     duration_in(Duration::from_millis(100)..=HOUR)
 }
 
-fn duration_in<'r, 'a>(range: RangeInclusive<Duration>) -> impl FnOnce(&Given<'r, 'a>) -> Result<Duration, String> {
-    move |given| {
-        let (low, high) = (duration::format(*range.start()), duration::format(*range.end()));
-        let value = given.text().and_then(|text| duration::parse(text).ok()).filter(|value| range.contains(value));
-        value.ok_or(format!("a duration from `{low}` to `{high}`"))
-    }
-}
+/// What names a destination, as [`is_name`] sees it.
+pub(super) const NAME_PATTERN: &str = "^[a-z][a-z0-9_]{0,62}$";
 
-fn bytes_in<'r, 'a>(range: RangeInclusive<u64>) -> impl FnOnce(&Given<'r, 'a>) -> Result<u64, String> {
-    move |given| {
-        let (low, high) = (size::format(*range.start()), size::format(*range.end()));
-        let value = given.text().and_then(size::parse).filter(|value| range.contains(value));
-        value.ok_or(format!("a size from `{low}` to `{high}`"))
-    }
-}
-
-fn number_in<'r, 'a>(range: RangeInclusive<usize>) -> impl FnOnce(&Given<'r, 'a>) -> Result<usize, String> {
-    move |given| {
-        let value = given.integer().and_then(|value| usize::try_from(value).ok()).filter(|value| range.contains(value));
-        value.ok_or(format!("a whole number from {} to {}", range.start(), range.end()))
-    }
-}
-
-fn one_of<'r, 'a, T: Clone>(words: &[(&str, T)]) -> impl FnOnce(&Given<'r, 'a>) -> Result<T, String> {
-    move |given| {
-        let found = words.iter().find(|(word, _)| given.text() == Some(word)).map(|(_, value)| value.clone());
-        let all: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
-        found.ok_or(all.join(" or "))
-    }
-}
-
-/// `^[a-z][a-z0-9_]{0,62}$`
 fn is_name(name: &str) -> bool {
     name.len() <= 63
         && name.starts_with(|c: char| c.is_ascii_lowercase())

@@ -1,7 +1,7 @@
 //! A configuration as people may see it: every effective value, no secret.
 //!
 //! Invariants
-//! - Header values and the credentials of the database never appear, nor does the query of a destination's url. They
+//! - Header values, signing keys and the credentials of the database never appear, nor does the query of a destination's url. They
 //!   are replaced by [`MASK`], so that it is seen that there is one.
 //! - What is shown is named and written as in the file.
 
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Config, Destination, Migrate, Mode, database_url, size};
+use super::{Config, Destination, Migrate, Mode, Scheme, Signing, database_url, size};
 use crate::duration;
 use crate::retry::RetryPolicy;
 use crate::sink::{AfterDeadLetter, Ordering};
@@ -80,7 +80,15 @@ struct ShownDestination<'a> {
     ordering: &'static str,
     after_dead_letter: &'static str,
     retry: &'a RetryPolicy,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signing: Option<ShownSigning>,
     headers: BTreeMap<&'a str, &'static str>,
+}
+
+#[derive(Serialize)]
+struct ShownSigning {
+    scheme: &'static str,
+    keys: Vec<&'static str>,
 }
 
 /// Every struct is taken apart without `..`: an option that is added and not shown does not compile.
@@ -125,7 +133,9 @@ fn shown(config: &Config) -> Shown<'_> {
 }
 
 fn destination(destination: &Destination) -> ShownDestination<'_> {
-    let Destination { url, topics, concurrency, timeout, ordering, after_dead_letter, retry, headers } = destination;
+    let Destination { url, topics, concurrency, timeout, ordering, after_dead_letter, retry, signing, headers } =
+        destination;
+    let Signing { scheme, keys } = signing;
     ShownDestination {
         url: match url.split_once('?') {
             Some((place, _)) => format!("{place}?{MASK}"),
@@ -143,6 +153,12 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
             AfterDeadLetter::Block => "block",
         },
         retry,
+        signing: (!keys.is_empty()).then(|| ShownSigning {
+            scheme: match scheme {
+                Scheme::Standard => "standard",
+            },
+            keys: keys.iter().map(|_| MASK).collect(),
+        }),
         headers: headers.keys().map(|name| (name.as_str(), MASK)).collect(),
     }
 }
@@ -173,10 +189,15 @@ mod tests {
         let mut billing =
             Destination { url: "https://billing.internal/in?sig=s3cret".to_owned(), ..Destination::default() };
         billing.headers.insert("authorization".to_owned(), Secret::new("Bearer s3cret"));
+        let key = outbox::signature::Secret::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        billing.signing.keys.push(key);
         config.destinations.insert("billing".to_owned(), billing);
 
         let (toml, json) = (config.shown_as_toml(), config.shown_as_json());
-        assert!(!format!("{toml}{json}").contains("s3cret"), "{toml}\n{json}");
+        let all = format!("{toml}{json}");
+        assert!(!all.contains("s3cret") && !all.contains("MfKQ"), "{all}");
+        assert!(!format!("{config:?}").contains("MfKQ"));
+        assert_eq!(json["destinations"]["billing"]["signing"]["keys"], serde_json::json!(["(masked)"]));
         assert_eq!(json["database"]["url"], "postgres://(masked)@db.internal:5432/shop?(masked)");
         assert_eq!(json["destinations"]["billing"]["url"], "https://billing.internal/in?(masked)");
         assert_eq!(json["destinations"]["billing"]["headers"]["authorization"], "(masked)");

@@ -13,6 +13,11 @@ const UNITS: [(&str, u64); 7] = [
     ("GiB", 1 << 30),
 ];
 
+/// The names of the units.
+pub(crate) fn units() -> Vec<&'static str> {
+    UNITS.iter().map(|(name, _)| *name).collect()
+}
+
 /// Reads a size; `None` when the text is none, or more than can be counted.
 pub(crate) fn parse(text: &str) -> Option<u64> {
     let text = text.trim();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const GOOD: &str = r#"
+pub(super) const GOOD: &str = r#"
 [database]
 url = { env = "SHOP_DATABASE" }
 migrate = "auto"
@@ -34,12 +34,21 @@ timeout = "7s"
 ordering = "none"
 after_dead_letter = "block"
 retry = ["1s", "1m", "1h30m"]
+signing = { scheme = "standard", keys = [{ env = "NEW_KEY" }, { env = "OLD_KEY" }] }
 headers = { Authorization = { env = "BILLING_TOKEN" }, x-tenant = "shop" }
 
 [destinations.audit]
 url = "http://127.0.0.1:8080/"
 topics = ["**"]
 "#;
+
+const OLD_KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+const NEW_KEY: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+
+fn signing(keys: &[&str]) -> Signing {
+    let keys = keys.iter().map(|key| outbox::signature::Secret::parse(key).unwrap()).collect();
+    Signing { scheme: Scheme::Standard, keys }
+}
 
 fn sources(file: &str, environment: &[(&str, &str)]) -> Sources {
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -63,7 +72,12 @@ fn problems(file: &str, environment: &[(&str, &str)]) -> String {
 
 #[test]
 fn every_option_arrives_where_it_belongs() {
-    let environment = [("SHOP_DATABASE", "postgres://shop:s3cret@db/shop"), ("BILLING_TOKEN", "Bearer x")];
+    let environment = [
+        ("SHOP_DATABASE", "postgres://shop:s3cret@db/shop"),
+        ("BILLING_TOKEN", "Bearer x"),
+        ("NEW_KEY", NEW_KEY),
+        ("OLD_KEY", OLD_KEY),
+    ];
     let config = Config::load(&sources(GOOD, &environment), Scope::Everything).unwrap();
     let expected = Config {
         database: Database {
@@ -104,6 +118,7 @@ fn every_option_arrives_where_it_belongs() {
                     ordering: Ordering::None,
                     after_dead_letter: AfterDeadLetter::Block,
                     retry: RetryPolicy::pauses([1, 60, 5400].map(Duration::from_secs).to_vec()),
+                    signing: signing(&[NEW_KEY, OLD_KEY]),
                     headers: [
                         ("authorization".to_owned(), Secret::new("Bearer x")),
                         ("x-tenant".to_owned(), Secret::new("shop")),
@@ -196,16 +211,16 @@ fn an_operator_needs_the_database_section_only() {
     assert!(Config::load(&sources, Scope::Database).is_err());
 }
 
-#[test]
-fn wrong_files_are_answered_with_the_place_and_the_remedy() {
+/// Files with one mistake each, and what is said about it.
+pub(super) fn wrong_files() -> Vec<(String, &'static str)> {
     let destination = "[destinations.billing]\nurl = \"https://b/\"\ntopics = [\"order.*\"]\n";
     let with = |line: &str| format!("{destination}{line}\n");
-    for (file, expected) in [
+    vec![
         (
             with("concurency = 1"),
             "relay.toml:4:1: unknown key `concurency` in [destinations.billing] - did you mean `concurrency`?",
         ),
-        (with("  signing = 1"), "relay.toml:4:3: unknown key `signing` in [destinations.billing]"),
+        (with("  colour = 1"), "relay.toml:4:3: unknown key `colour` in [destinations.billing]"),
         ("[relais]\nname = \"a\"".into(), "relay.toml:1:2: unknown section [relais] - did you mean [relay]?"),
         ("[dashboard]".into(), "relay.toml:1:2: unknown section [dashboard]"),
         ("relay = 5".into(), "relay.toml:1:9: [relay] must be a table, not a whole number"),
@@ -339,8 +354,61 @@ fn wrong_files_are_answered_with_the_place_and_the_remedy() {
             "[database]\nurl = \"sqlite:\"".into(),
             "relay.toml:2:1: the database url names no file\n  help: write `sqlite:path/to/file.db`",
         ),
-    ] {
+    ]
+}
+
+#[test]
+fn wrong_files_are_answered_with_the_place_and_the_remedy() {
+    for (file, expected) in wrong_files() {
         assert_eq!(problems(&file, &[]), expected, "for the file\n{file}");
+    }
+}
+
+#[test]
+fn bad_signing_keys_are_answered_with_the_place_and_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let short = folder.path().join("short");
+    std::fs::write(&short, "whsec_czNjcmV0\n").unwrap();
+    let environment = [("GOOD", OLD_KEY), ("PASSWORD", "s3cret"), ("BROKEN", "whsec_s3cret!"), ("EMPTY", "")];
+    let with = |signing: &str| {
+        let file = format!("[destinations.billing]\nurl = \"http://b/\"\ntopics = [\"a\"]\nsigning = {signing}\n");
+        problems(&file, &environment)
+    };
+    let (here, list) =
+        ("`keys` in [destinations.billing.signing]", "a list of references such as `[{ file = \"path\" }]`");
+    let reference = "\n  help: write { env = \"NAME\" } or { file = \"path\" }";
+    for (signing, expected) in [
+        ("{ }", "4:11: [destinations.billing.signing] needs `keys`\n  help: write what to sign with: `keys = [{ file = \"path\" }]`".to_owned()),
+        ("true", "4:11: [destinations.billing.signing] must be a table, not true or false".to_owned()),
+        ("{ keys = [] }", format!("4:20: {here} must be {list}, the newest first{reference}")),
+        ("{ keys = { env = \"GOOD\" } }", format!("4:20: {here} must be {list}, the newest first{reference}")),
+        ("{ keys = [\"s3cret\"] }", format!("4:21: {here}: a secret must not stand in the file{reference}")),
+        ("{ keys = [{ vault = \"a\" }] }", format!("4:21: {here} is not a reference to a secret{reference}")),
+        (
+            "{ keys = [{ env = \"GOOD\" }, { env = \"EMPTY\" }] }",
+            format!("4:39: {here}: the environment variable EMPTY is not set\n  help: set it where the relay is started"),
+        ),
+        (
+            "{ keys = [{ env = \"PASSWORD\" }, { env = \"BROKEN\" }] }",
+            format!(
+                "4:21: {here}: a signing secret begins with `whsec_`\n\
+                 relay.toml:4:43: {here}: what follows `whsec_` in a signing secret must be base64"
+            ),
+        ),
+        (
+            &format!("{{ keys = [{{ file = \"{}\" }}] }}", short.display()),
+            format!("4:21: {here}: a signing secret has 24 to 64 bytes, this one has 6"),
+        ),
+        (
+            "{ scheme = \"rot13\", keys = [{ env = \"GOOD\" }] }",
+            "4:22: `scheme` in [destinations.billing.signing] must be `standard`, not `rot13`".to_owned(),
+        ),
+        (
+            "{ key = [{ env = \"GOOD\" }], keys = [{ env = \"GOOD\" }] }",
+            "4:13: unknown key `key` in [destinations.billing.signing] - did you mean `keys`?".to_owned(),
+        ),
+    ] {
+        assert_eq!(with(signing), format!("relay.toml:{expected}"), "{signing}");
     }
 }
 
@@ -377,7 +445,7 @@ fn all_problems_are_reported_at_once_in_the_order_of_the_file() {
 }
 
 /// The document, and what it claims about every key: section, key, default or `needed`, values, environment variable.
-mod document {
+pub(super) mod document {
     use super::*;
     use crate::config::read::{Kind, Reader, Section, override_name};
 
@@ -416,13 +484,16 @@ mod document {
     }
 
     /// The first block of TOML.
-    fn example() -> &'static str {
+    pub(in crate::config) fn example() -> &'static str {
         let (_, rest) = DOCUMENT.split_once("```toml\n").expect("there is an example");
         rest.split_once("```").expect("the example ends").0
     }
 
-    const ENVIRONMENT: [(&str, &str); 2] =
-        [("DATABASE_URL", "postgres://localhost/shop"), ("BILLING_AUTHORIZATION", "Bearer x")];
+    const ENVIRONMENT: [(&str, &str); 3] = [
+        ("DATABASE_URL", "postgres://localhost/shop"),
+        ("BILLING_AUTHORIZATION", "Bearer x"),
+        ("BILLING_SIGNING_KEY", OLD_KEY),
+    ];
 
     fn load(file: &str, more: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let environment: Vec<_> = ENVIRONMENT.iter().chain(more).copied().collect();
@@ -462,6 +533,7 @@ mod document {
         let billing = Destination {
             url: "https://billing.internal/hooks/outbox".into(),
             topics: vec!["order.*".into(), "refund.issued".into()],
+            signing: signing(&[OLD_KEY]),
             headers: [
                 ("authorization".to_owned(), Secret::new("Bearer x")),
                 ("x-tenant".to_owned(), Secret::new("shop")),

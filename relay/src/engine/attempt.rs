@@ -9,9 +9,9 @@ use tracing::{debug, error};
 use super::{Answer, Engine};
 use crate::event::{DeliveryRef, Event};
 use crate::lane::{Fate, Origin, Work};
-use crate::message::{PartitionSet, Seq};
+use crate::message::{Message, PartitionSet, Seq};
 use crate::outcome::{self, Outcome, waits};
-use crate::sink::{Attempt, Judgement};
+use crate::sink::{Attempt, Judgement, Row, Unit};
 use crate::store::{Dies, DueIn, Remains, State, WaitingChange, Waits};
 use crate::verdict::Verdict;
 
@@ -58,23 +58,36 @@ impl Engine {
     }
 
     fn start_attempt(&mut self, lane: usize, work: Work, now: Instant) {
+        let unit = self.unit(&work);
         let served = &self.lanes[lane].served;
-        let attempt = Attempt { destination: served.name.clone(), number: work.attempts + 1, timeout: served.timeout };
-        let (sink, message, timeout) = (served.sink.clone(), work.message.clone(), served.timeout);
+        let (destination, number, timeout) = (served.name.clone(), work.attempts + 1, served.timeout);
+        let attempt = Attempt { destination, number, timeout, unit };
+        let (sink, message) = (served.sink.clone(), work.message.clone());
         let abort = self.attempts.spawn(async move {
             let began = Instant::now();
             let judgement = match tokio::time::timeout(timeout, sink.attempt(&message, &attempt)).await {
                 Ok(judgement) => judgement,
-                Err(_) => Judgement {
-                    verdict: Verdict::Retry { after: None },
-                    code: "timeout".into(),
-                    maybe: true,
-                    text: format!("no answer within {timeout:?}"),
-                },
+                Err(_) => {
+                    let said = format!("no answer within {timeout:?}");
+                    Judgement { maybe: true, ..Judgement::failed(Verdict::Retry { after: None }, "timeout", said) }
+                }
             };
             (judgement, began.elapsed())
         });
         self.running.insert(abort.id(), Running { lane, work, began: now, abort });
+    }
+
+    /// The row this delivery lives in.
+    fn unit(&self, work: &Work) -> Unit {
+        let Message { seq, id, .. } = *work.message;
+        match work.origin {
+            Origin::Waiting(id) => Unit::Waiting { id, attempts: work.attempts },
+            Origin::Fresh => self.hands.sole_routes_version(seq).map_or(Unit::Shared, |routes_version| Unit::Message {
+                seq,
+                id,
+                routes_version,
+            }),
+        }
     }
 
     /// An attempt ended.
@@ -98,6 +111,9 @@ impl Engine {
             code = %judgement.code,
             "attempt judged"
         );
+        if judgement.row == Row::NotFound {
+            return self.not_claimed(lane, &work);
+        }
         self.tell(
             |delivery| Event::Attempted {
                 delivery,
@@ -116,7 +132,35 @@ impl Engine {
             Verdict::Reject { gone: true } => self.pause_gone(lane),
             _ => {}
         }
-        self.conclude(lane, &work, outcome);
+        if judgement.row == Row::Deleted && work.origin == Origin::Fresh {
+            self.ended_by_sink(lane, &work);
+        } else {
+            // A waiting row that is gone is settled all the same: that lets the next of its key go.
+            self.conclude(lane, &work, outcome);
+        }
+    }
+
+    /// The sink has deleted the message itself, and that has committed.
+    fn ended_by_sink(&mut self, lane: usize, work: &Work) {
+        let behind = self.lanes[lane].lane.finished(work, Fate::Through);
+        debug_assert!(behind.is_empty(), "those behind a message that is through go on");
+        self.hands.settled(work.message.seq, self.feed.next_read());
+    }
+
+    /// The row was not as it had been read, and nobody was called. Only a settle can tell why: it is refused where the row
+    /// is gone, and finds newer routes where those have changed.
+    fn not_claimed(&mut self, lane: usize, work: &Work) {
+        let waits = Waits {
+            state: State::Retry,
+            attempts: work.attempts,
+            due: DueIn::Pause(Duration::ZERO),
+            in_order: work.in_order,
+            first_attempt_age: None,
+            last_verdict: None,
+            last_error: None,
+            history: work.history.clone(),
+        };
+        self.dispose(lane, work, Outcome::Remains(Remains::Waits(waits)));
     }
 
     /// Acts upon an outcome: frees the key or parks it, and passes the outcome on to the settle.
@@ -133,6 +177,11 @@ impl Engine {
                 self.tell(|delivery| Event::DeadLettered { delivery, reason }, lane, work);
             }
         }
+        self.dispose(lane, work, outcome);
+    }
+
+    /// The same, untold.
+    fn dispose(&mut self, lane: usize, work: &Work, outcome: Outcome) {
         let fate = outcome.fate();
         let behind = self.lanes[lane].lane.finished(work, fate);
         let name = self.lanes[lane].served.name.clone();

@@ -34,6 +34,8 @@ pub(super) struct Feeding {
     pass_from: u64,
     pass_empty: bool,
     caught_up: bool,
+    /// The read under way began when everything that is to be fed from above the cursor had been read.
+    tail_is_done: bool,
     unrouted_told: HashSet<String>,
 }
 
@@ -61,6 +63,7 @@ impl Feeding {
             pass_from: 0,
             pass_empty: false,
             caught_up: false,
+            tail_is_done: false,
             unrouted_told: HashSet::new(),
         }
     }
@@ -130,6 +133,7 @@ impl Engine {
             self.feed.busy = true;
             self.feed.read += 1;
             let wanted = self.frontier.wanted(now);
+            self.feed.tail_is_done = wanted.tail && wanted.cursor >= self.feeds_until();
             let room = self.pace.in_hands.saturating_sub(self.hands.open());
             let limit = u32::try_from(room).unwrap_or(u32::MAX).clamp(1, PAGE_MAX);
             let owned = self.kept();
@@ -255,7 +259,7 @@ impl Engine {
         let mut messages: Vec<Arc<Message>> = rows.into_iter().filter_map(|row| self.accept(row)).collect();
         messages.sort_by_key(|message| message.seq);
 
-        if full {
+        if full && !self.feed.tail_is_done {
             self.feed.pause = Duration::ZERO;
         } else if rows_read > 0 {
             self.feed.pause = self.pace.poll_busy;
@@ -266,7 +270,9 @@ impl Engine {
         if with_tail && wanted.tail && page_ends {
             self.feed.caught_up = true;
         }
-        if messages.is_empty() && !full && wanted.tail && self.feed.read >= self.feed.pass_from {
+        // What has come above the last number that is to be fed does not count, however much of it there is.
+        let read_all = wanted.tail && (!full || self.feed.tail_is_done && !page.holes_full);
+        if messages.is_empty() && read_all && self.feed.read >= self.feed.pass_from {
             self.feed.pass_empty = true;
         }
         if messages.is_empty() {
@@ -286,7 +292,7 @@ impl Engine {
     /// Ours, and not in hands already.
     fn accept(&mut self, row: Row) -> Option<Arc<Message>> {
         let Row::Mine(message) = row else { return None };
-        if !self.kept().contains(message.partition_no) {
+        if !self.kept().contains(message.partition_no) || message.seq > self.feeds_until() {
             return None;
         }
         if self.hands.contains(message.seq) {
@@ -367,28 +373,44 @@ impl Engine {
             return;
         }
         self.hands.take(&message, destinations.len(), version, routes_read);
+        // A sink that deletes its delivery's row needs one of its own. All of them get one at once: were the others
+        // attempted first, the slowest would decide when it may begin.
+        let apart = destinations.len() > 1 && destinations.iter().any(|&destination| self.deletes_rows(destination));
         for &destination in destinations.iter() {
-            self.hand_to(&message, destination, parked);
+            if apart {
+                self.hand_apart(&message, destination);
+            } else {
+                self.hand_to(&message, destination, parked);
+            }
         }
     }
 
+    fn deletes_rows(&self, destination: usize) -> bool {
+        self.lane_of(destination).is_some_and(|lane| self.lanes[lane].served.sink.deletes_rows())
+    }
+
+    /// The delivery becomes a waiting row, due now.
+    fn hand_apart(&mut self, message: &Arc<Message>, destination: usize) {
+        match self.lane_of(destination) {
+            Some(lane) => {
+                let in_order = self.lanes[lane].served.limits.keyed;
+                let work = fresh(message, in_order);
+                self.must_wait(lane, &work, waits(State::Overflow, in_order, DueIn::Pause(Duration::ZERO)));
+            }
+            None => self.unserved(message, destination),
+        }
+    }
+
+    fn unserved(&mut self, message: &Arc<Message>, destination: usize) {
+        let name = self.routing.destinations[destination].spec.name.clone();
+        let remains = waits(State::Unserved, self.keeps_order(destination), DueIn::Pause(Duration::ZERO));
+        self.conclude_fresh(message, &name, Some(remains));
+    }
+
     fn hand_to(&mut self, message: &Arc<Message>, destination: usize, parked: &HashSet<(usize, Key)>) {
-        let Some(lane) = self.lane_of(destination) else {
-            let name = self.routing.destinations[destination].spec.name.clone();
-            let remains = waits(State::Unserved, self.keeps_order(destination), DueIn::Pause(Duration::ZERO));
-            self.conclude_fresh(message, &name, Some(remains));
-            return;
-        };
+        let Some(lane) = self.lane_of(destination) else { return self.unserved(message, destination) };
         let in_order = self.lanes[lane].served.limits.keyed;
-        let work = Work {
-            message: message.clone(),
-            origin: Origin::Fresh,
-            attempts: 0,
-            in_order,
-            first_attempt_at: None,
-            history: Vec::new(),
-            doomed: doom(message),
-        };
+        let work = fresh(message, in_order);
         let state = &mut self.lanes[lane];
         let is_parked = message.ordering_key.as_ref().is_some_and(|key| parked.contains(&(lane, key.clone())));
         let refused = if state.lane.is_closed() || state.lane.is_full() {
@@ -479,6 +501,19 @@ impl Engine {
 
     fn frontier_is_exact(&self) -> bool {
         !matches!(self.store.evidence(), Evidence::Ages(_))
+    }
+}
+
+/// A message on its way to a destination for the first time.
+fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
+    Work {
+        message: message.clone(),
+        origin: Origin::Fresh,
+        attempts: 0,
+        in_order,
+        first_attempt_at: None,
+        history: Vec::new(),
+        doomed: doom(message),
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Health {
     stall_after: Duration,
     loops: Mutex<Vec<Watched>>,
     draining: Mutex<Option<String>>,
-    store: Option<Arc<dyn Store>>,
+    store: Mutex<Option<Arc<dyn Store>>>,
     asked: tokio::sync::Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
@@ -51,7 +51,7 @@ impl Health {
             stall_after,
             loops: Mutex::default(),
             draining: Mutex::default(),
-            store,
+            store: Mutex::new(store),
             asked: tokio::sync::Mutex::default(),
         }
     }
@@ -60,6 +60,18 @@ impl Health {
     pub fn watch(&self, name: &'static str, ticks: Arc<AtomicU64>) {
         let first = ticks.load(Ordering::Relaxed);
         lock(&self.loops).push(Watched { name, ticks, first, seen: first, turned_at: Instant::now() });
+    }
+
+    /// Follows another relay that takes over in this process: its loop is watched in place of the one of that name, and
+    /// its database is asked. It has begun as far as readiness is concerned: the old one gives way only now.
+    pub fn follow(&self, name: &'static str, ticks: Arc<AtomicU64>, store: Arc<dyn Store>) {
+        *lock(&self.store) = Some(store);
+        let seen = ticks.load(Ordering::Relaxed);
+        let first = seen.wrapping_sub(1);
+        let watched = Watched { name, ticks, first, seen, turned_at: Instant::now() };
+        let mut loops = lock(&self.loops);
+        loops.retain(|watched| watched.name != name);
+        loops.push(watched);
     }
 
     /// From now on the relay is not ready.
@@ -99,7 +111,7 @@ impl Health {
         if let Some(name) = lock(&self.loops).iter().find(|watched| watched.seen == watched.first).map(|w| w.name) {
             return Err(format!("starting: {name} has not turned yet"));
         }
-        let Some(store) = &self.store else { return Ok(()) };
+        let Some(store) = lock(&self.store).clone() else { return Ok(()) };
         // Whoever asks meanwhile waits here, so the database is asked once however often we are.
         let mut asked = self.asked.lock().await;
         if let Some((at, answer)) = &*asked
@@ -217,6 +229,27 @@ mod tests {
         health.not_ready("stopping");
         assert_eq!(health.ready().await, Err("stopping".to_owned()));
         assert_eq!(health.alive(), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_takes_over_is_ready_at_once_and_is_the_one_that_is_watched() {
+        let health = Health::new(Duration::from_secs(10), None);
+        let (old, new) = (Arc::new(AtomicU64::new(5)), Arc::new(AtomicU64::new(0)));
+        health.watch("delivery", old.clone());
+        old.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(health.ready().await, Ok(()));
+        let store = crate::store::sqlite::Sqlite::new("sqlite:/nowhere/at/all.db").unwrap();
+        health.follow("delivery", new.clone(), Arc::new(store));
+        assert!(health.ready().await.is_err(), "its database is asked");
+        *lock(&health.store) = None;
+        assert_eq!(health.ready().await, Ok(()), "it need not turn first");
+        for _ in 0..11 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            old.fetch_add(1, Ordering::Relaxed);
+            health.look();
+        }
+        let stuck = health.alive().expect_err("the old one does not count");
+        assert!(stuck.starts_with("delivery has not turned for 1"), "{stuck}");
     }
 
     #[tokio::test]

@@ -8,13 +8,14 @@
 //!   that it has not.
 //! - Addresses may hold secrets; they are not told in texts.
 //!
-//! Absent: signatures, the other content modes, and the refusal of addresses that are not public.
+//! Absent: the other content modes, and the refusal of addresses that are not public.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use outbox::signature::Secret;
 use reqwest::header::HeaderMap;
 use reqwest::{Client, Url};
 use rustls::{ClientConfig, RootCertStore};
@@ -58,12 +59,13 @@ pub struct Http {
     settings: Settings,
     url: String,
     headers: Vec<(String, String)>,
+    keys: Vec<Secret>,
 }
 
 impl Http {
     /// A destination that gets every topic unless [`topics`](Http::topics) says otherwise.
     pub fn new(name: impl Into<String>, url: impl Into<String>) -> Http {
-        Http { settings: Settings::new(name, ["**"]), url: url.into(), headers: Vec::new() }
+        Http { settings: Settings::new(name, ["**"]), url: url.into(), headers: Vec::new(), keys: Vec::new() }
     }
 
     /// The topic patterns it gets.
@@ -81,6 +83,14 @@ impl Http {
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Http {
         self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Signs every request with this key, as [`outbox::signature`] says. Several keys make several signatures, the newest
+    /// key first: so a receiver can change from the old to the new one whenever it likes.
+    #[must_use]
+    pub fn signing_key(mut self, key: Secret) -> Http {
+        self.keys.push(key);
         self
     }
 
@@ -132,7 +142,7 @@ impl Http {
         let url = address(&self.url)?;
         let headers = request::fixed(&self.headers)?;
         let client = client(&url)?;
-        Ok(HttpSink { client, url, headers, source: source.to_owned() })
+        Ok(HttpSink { client, url, headers, source: source.to_owned(), keys: self.keys.clone() })
     }
 }
 
@@ -220,13 +230,15 @@ pub struct HttpSink {
     url: Url,
     headers: HeaderMap,
     source: String,
+    keys: Vec<Secret>,
 }
 
 #[async_trait]
 impl Sink for HttpSink {
     async fn attempt(&self, message: &Message, attempt: &Attempt) -> Judgement {
         let deadline = Instant::now() + attempt.timeout;
-        let headers = match request::headers(message, attempt, &self.source, &self.headers, SystemTime::now()) {
+        let now = SystemTime::now();
+        let headers = match request::headers(message, attempt, &self.source, &self.headers, &self.keys, now) {
             Ok(headers) => headers,
             Err(problem) => return Judgement::failed(Verdict::Reject { gone: false }, "undecodable", problem),
         };

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub(crate) use self::connection::turned_away;
 use self::connection::{Connector, Session, Slot, Work};
 use super::StoreOptions;
 use super::{
@@ -128,6 +129,13 @@ impl Store for Mysql {
         let found = feed::message_sweep(&mut session, after, until, owned, limit).await?;
         session.give_back();
         Ok(found)
+    }
+
+    async fn message_last(&self) -> Result<Seq, StoreError> {
+        let mut session = self.lend(&self.feed, "message_last").await?;
+        let last = feed::message_last(&mut session).await?;
+        session.give_back();
+        Ok(last)
     }
 
     async fn mark_draw(&self) -> Result<Option<u64>, StoreError> {

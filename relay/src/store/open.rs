@@ -12,6 +12,18 @@ use super::{Store, StoreError, StoreOptions};
 /// # Errors
 /// `Unsuitable` when the address cannot be understood.
 pub async fn open(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
+    prepare(url, options)
+}
+
+/// Refuses an address that cannot be understood; connects to nothing.
+///
+/// # Errors
+/// `Unsuitable`, with what to write instead.
+pub fn understand(url: &str) -> Result<(), StoreError> {
+    prepare(url, &StoreOptions::default()).map(drop)
+}
+
+fn prepare(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme {
         "mysql" | "mariadb" => Ok(Arc::new(Mysql::new(url, options)?)),

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub(crate) use self::connection::turned_away;
 use self::connection::{Connector, Role, Slot};
 use super::StoreOptions;
 use super::{
@@ -165,6 +166,13 @@ impl Store for Postgres {
         let found = feed::message_sweep(&mut held.connection, after, until, owned, limit).await?;
         held.put_back();
         Ok(found)
+    }
+
+    async fn message_last(&self) -> Result<Seq, StoreError> {
+        let mut held = self.feed.take(&self.connector).await?;
+        let last = feed::message_last(&mut held.connection).await?;
+        held.put_back();
+        Ok(last)
     }
 
     async fn mark_draw(&self) -> Result<Option<u64>, StoreError> {

@@ -21,6 +21,8 @@ mod settle;
 mod statement;
 mod worker;
 
+pub(crate) use self::file::existing_file_uri;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -95,6 +97,10 @@ impl Store for Sqlite {
         limit: u32,
     ) -> Result<Vec<Seq>, StoreError> {
         self.reader.run("message_sweep", move |open| read::message_sweep(open, after, until, owned, limit)).await
+    }
+
+    async fn message_last(&self) -> Result<Seq, StoreError> {
+        self.reader.run("message_last", read::message_last).await
     }
 
     async fn mark_draw(&self) -> Result<Option<u64>, StoreError> {

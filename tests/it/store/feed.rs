@@ -51,6 +51,17 @@ async fn a_poll_returns_everything_that_was_stored(database: TestDatabase) {
 }
 for_each_database!(a_poll_returns_everything_that_was_stored);
 
+async fn the_last_number_is_that_of_a_committed_message(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    assert_eq!(outbox.store.message_last().await.unwrap(), 0);
+    outbox.insert(&Draft::default());
+    let last = outbox.insert(&Draft::default());
+    assert_eq!(outbox.store.message_last().await.unwrap(), last);
+    outbox.database.exec("DELETE FROM outbox_messages");
+    assert_eq!(outbox.store.message_last().await.unwrap(), 0);
+}
+for_each_database!(the_last_number_is_that_of_a_committed_message);
+
 async fn without_an_hour_the_clock_of_the_database_decides(database: TestDatabase) {
     let outbox = Outbox::new(database).await;
     let now = chrono::Utc::now();

@@ -54,6 +54,27 @@ async fn the_next_row_follows_when_the_head_leaves(database: TestDatabase) {
 }
 for_each_database!(the_next_row_follows_when_the_head_leaves);
 
+/// A transactional handler deletes its row itself; what the relay then settles finds nothing, whatever it says.
+async fn the_next_row_follows_when_somebody_else_deleted_the_head(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    let changes = [
+        WaitingChange::Delivered,
+        WaitingChange::Waits(Waits { attempts: 2, ..waits(State::Retry) }),
+        WaitingChange::Dies(dies(Reason::Exhausted)),
+    ];
+    for (key, change) in ["a", "b", "c"].into_iter().zip(changes) {
+        let first = outbox.park(key, "mail").await;
+        let second = outbox.park(key, "mail").await;
+        let head = outbox.due("mail").await.into_iter().find(|row| row.message.seq == first).unwrap();
+        outbox.database.exec(&format!("DELETE FROM outbox_deliveries WHERE id = {}", head.id));
+        let settled = outbox.settle(vec![], vec![outcome(&head, change)]).await;
+        assert_eq!(settled.refused_waiting, [head.id]);
+        assert!(outbox.free().contains(&(second, "mail".to_owned())), "{key}: {:?}", outbox.free());
+    }
+    assert!(outbox.dead().is_empty());
+}
+for_each_database!(the_next_row_follows_when_somebody_else_deleted_the_head);
+
 async fn a_blocking_dead_letter_stops_its_key_only(database: TestDatabase) {
     let outbox = Outbox::new(database).await;
     outbox.park("k", "mail").await;

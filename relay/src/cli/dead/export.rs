@@ -6,7 +6,8 @@ use outbox::dead_letters::{self, Detail};
 use serde_json::{Value, json};
 
 use super::{
-    DeadFilter, Exit, Failure, Format, Global, connect, letter_json, say, stored_json, understood, with_connection,
+    DeadFilter, Exit, Failure, Format, Global, connect, letter_json, letters, say, stored_json, understood,
+    with_connection,
 };
 
 /// Payloads are a quarter of a megabyte at most unless somebody allowed more: a page fits into memory.
@@ -38,7 +39,7 @@ pub(super) fn run(global: &Global, filter: &DeadFilter) -> Result<Exit, Failure>
             _ => break,
         }
     }
-    say(&format!("{written} dead letters were written"));
+    say(&format!("written: {}", letters(written)));
     Ok(Exit::Ok)
 }
 

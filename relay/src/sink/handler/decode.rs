@@ -3,10 +3,22 @@
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
+use super::result::HandlerError;
 use crate::message::Message;
 
+/// The message as the type a handler takes.
+///
+/// What was written as a newer version than the type may mean something else although it fits. A relay that knows the
+/// newer version may be about to start, so that is tried again rather than given up.
+pub(super) fn typed<M: outbox::Message + DeserializeOwned>(message: &Message) -> Result<M, HandlerError> {
+    if message.version > M::VERSION {
+        return Err(HandlerError::unknown_version(M::TOPIC, message.version, M::VERSION));
+    }
+    json(message).map_err(HandlerError::undecodable)
+}
+
 /// Reads the payload as JSON; otherwise says what is wrong with it, without repeating any of it.
-pub(super) fn json<M: DeserializeOwned>(message: &Message) -> Result<M, String> {
+fn json<M: DeserializeOwned>(message: &Message) -> Result<M, String> {
     serde_json::from_slice(&message.payload).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         let what = match error.classify() {

@@ -104,6 +104,18 @@ impl HandlerError {
         HandlerError { code: "undecodable", ..HandlerError::reject(text) }
     }
 
+    pub(super) fn unknown_version(topic: &str, written: u16, known: u16) -> HandlerError {
+        let text = format!(
+            "the message is version {written} of `{topic}` and the handler knows up to {known}; deploy one that knows it"
+        );
+        HandlerError { code: "unknown_version", ..HandlerError::retry(text) }
+    }
+
+    pub(super) fn unknown_topic(topic: &str, known: &str) -> HandlerError {
+        let text = format!("the handler has no function for topic `{topic}`; it knows {known}");
+        HandlerError { code: "unknown_topic", ..HandlerError::retry(text) }
+    }
+
     fn new(verdict: Verdict, error: impl Into<Box<dyn Error + Send + Sync>>) -> HandlerError {
         HandlerError { verdict, code: "error", source: error.into() }
     }

@@ -16,6 +16,7 @@ struct OrderPlaced {
 
 impl outbox::Message for OrderPlaced {
     const TOPIC: &'static str = "order.placed";
+    const VERSION: u16 = 2;
 }
 
 fn message(payload: &str) -> Message {
@@ -42,7 +43,8 @@ async fn attempt(handler: Handler) -> Judgement {
 }
 
 async fn attempt_at(handler: Handler, payload: &str) -> Judgement {
-    let attempt = Attempt { destination: "invoices".into(), number: 4, timeout: Duration::from_secs(15) };
+    let attempt =
+        Attempt { destination: "invoices".into(), number: 4, timeout: Duration::from_secs(15), unit: Unit::Shared };
     handler.sink().attempt(&message(payload), &attempt).await
 }
 
@@ -74,7 +76,103 @@ async fn a_handler_gets_the_message_and_its_circumstances() {
     assert_eq!((context.topic(), context.destination()), ("order.placed", "invoices"));
     assert_eq!(context.ordering_key().as_deref(), Some("customer-1"));
     assert_eq!((context.header("x-tenant"), context.header("none")), (Some("eu"), None));
+    assert_eq!(context.headers().len(), 1);
+    assert_eq!(context.created_at(), chrono::DateTime::UNIX_EPOCH);
+    let left = context.deadline().saturating_duration_since(tokio::time::Instant::now());
+    assert!(left > Duration::from_secs(5) && left <= Duration::from_secs(15), "{left:?}");
     assert!(context.is_cancelled(), "the attempt is over");
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct OrderCancelled {
+    why: String,
+}
+
+impl outbox::Message for OrderCancelled {
+    const TOPIC: &'static str = "order.cancelled";
+}
+
+/// A handler of several types that tells which function was called.
+fn several(told: &Arc<Mutex<Vec<String>>>) -> Handler {
+    let placed = Arc::clone(told);
+    let cancelled = Arc::clone(told);
+    Handler::with_state("stock", placed, |told: Arc<Mutex<Vec<String>>>, order: OrderPlaced, _| async move {
+        told.lock().unwrap().push(format!("placed {}", order.order_id));
+        HandlerResult::Ok(())
+    })
+    .on(move |order: OrderCancelled, _: Context| {
+        let told = Arc::clone(&cancelled);
+        async move {
+            told.lock().unwrap().push(format!("cancelled {}", order.why));
+            HandlerResult::Ok(())
+        }
+    })
+}
+
+async fn attempt_of(handler: &Handler, topic: &str, payload: &str) -> Judgement {
+    let attempt =
+        Attempt { destination: "stock".into(), number: 1, timeout: Duration::from_secs(15), unit: Unit::Shared };
+    let message = Message { topic: topic.into(), version: 1, ..message(payload) };
+    handler.sink().attempt(&message, &attempt).await
+}
+
+#[tokio::test]
+async fn each_message_goes_to_the_function_of_its_type() {
+    let told = Arc::default();
+    let handler = several(&told);
+    assert_eq!(handler.settings().topics, ["order.placed", "order.cancelled"]);
+    assert_eq!(attempt_of(&handler, "order.cancelled", r#"{"why":"late"}"#).await, Judgement::delivered("ok"));
+    assert_eq!(attempt_of(&handler, "order.placed", r#"{"order_id":1}"#).await, Judgement::delivered("ok"));
+    assert_eq!(*told.lock().unwrap(), ["cancelled late", "placed 1"]);
+    let wrong = attempt_of(&handler, "order.cancelled", r#"{"order_id":1}"#).await;
+    assert_eq!((wrong.verdict, wrong.code.as_str()), (Verdict::Reject { gone: false }, "undecodable"));
+}
+
+#[tokio::test]
+async fn a_topic_none_of_several_functions_takes_is_not_delivered() {
+    let told = Arc::default();
+    let handler = several(&told).topics(["order.*"]);
+    let judgement = attempt_of(&handler, "order.refunded", r#"{"order_id":1,"why":""}"#).await;
+    assert_eq!((judgement.verdict, judgement.code.as_str()), (RETRY, "unknown_topic"));
+    let text = "the handler has no function for topic `order.refunded`; it knows `order.placed`, `order.cancelled`";
+    assert_eq!(judgement.text, text);
+    assert!(told.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_raw_function_takes_what_the_typed_ones_leave() {
+    let told: Arc<Mutex<Vec<String>>> = Arc::default();
+    let rest = Arc::clone(&told);
+    let handler = Handler::raw("audit", move |message: Message, _: Context| {
+        rest.lock().unwrap().push(format!("raw {}", message.topic));
+        std::future::ready(HandlerResult::Ok(()))
+    })
+    .on(fails_with_a_cause);
+    assert_eq!(handler.settings().topics, ["**"]);
+    assert_eq!(attempt_of(&handler, "order.placed", r#"{"order_id":1}"#).await.code, "error");
+    assert_eq!(attempt_of(&handler, "a.b", "no json").await.code, "ok");
+    assert_eq!(*told.lock().unwrap(), ["raw a.b"]);
+}
+
+#[tokio::test]
+async fn a_newer_version_than_the_handler_knows_is_not_delivered() {
+    let newer = Message { version: 3, ..message(r#"{"order_id":5}"#) };
+    let attempt =
+        Attempt { destination: "invoices".into(), number: 1, timeout: Duration::from_secs(15), unit: Unit::Shared };
+    let sink = Handler::new("invoices", fails_with_a_cause).sink();
+    let judgement = sink.attempt(&newer, &attempt).await;
+    assert_eq!((judgement.verdict, judgement.code.as_str()), (RETRY, "unknown_version"));
+    assert!(judgement.text.starts_with("the message is version 3 of `order.placed` and the handler knows up to 2"));
+    let older = Message { version: 1, ..newer };
+    assert_eq!(sink.attempt(&older, &attempt).await.code, "error", "an older one is for the function to judge");
+}
+
+#[test]
+fn two_functions_for_one_topic_are_refused() {
+    let place = Place { url: None, database: None, timeout: Duration::from_secs(1) };
+    let handler = Handler::new("invoices", fails_with_a_cause).on(fails_with_a_cause);
+    let problem = handler.sink_at(&place).err().unwrap();
+    assert!(problem.starts_with("two of its functions take topic `order.placed`"), "{problem}");
 }
 
 #[tokio::test]
@@ -185,6 +283,7 @@ async fn nesting_without_end_is_rejected_and_not_followed() {
     struct Any(serde_json::Value);
     impl outbox::Message for Any {
         const TOPIC: &'static str = "any";
+        const VERSION: u16 = 2;
     }
     async fn take(_: Any, _: Context) -> HandlerResult {
         Ok(())

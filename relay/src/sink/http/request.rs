@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use chrono::SecondsFormat;
 use outbox::limits::HeaderOwner;
+use outbox::signature::{self, Secret};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
 use super::HttpError;
@@ -27,6 +28,7 @@ pub(super) fn headers(
     attempt: &Attempt,
     source: &str,
     fixed: &HeaderMap,
+    keys: &[Secret],
     now: SystemTime,
 ) -> Result<HeaderMap, String> {
     let mut headers = stored(&message.headers)?;
@@ -44,8 +46,13 @@ pub(super) fn headers(
 
     let id = message.id.to_string();
     let unix_secs = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    set(&mut headers, "webhook-id", &id);
-    set(&mut headers, "webhook-timestamp", unix_secs.to_string());
+    set(&mut headers, signature::ID, &id);
+    set(&mut headers, signature::TIMESTAMP, unix_secs.to_string());
+    if !keys.is_empty() {
+        let signatures = signature::sign(keys, &id, unix_secs, &message.payload);
+        let signatures = HeaderValue::try_from(signatures).expect("signatures are base64, commas and blanks");
+        headers.insert(signature::SIGNATURE, signatures);
+    }
     // Quoted, because the header is defined to hold a structured-field string.
     let quoted = HeaderValue::try_from(format!("\"{id}\"")).expect("an id consists of hexadecimal digits and dashes");
     headers.insert("idempotency-key", quoted);
@@ -140,6 +147,7 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
+    use crate::sink::Unit;
 
     fn message() -> Message {
         Message {
@@ -167,9 +175,10 @@ mod tests {
 
     fn build(message: &Message, configured: &[(&str, &str)]) -> Result<HeaderMap, String> {
         let configured: Vec<_> = configured.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        let attempt = Attempt { destination: "billing".into(), number: 4, timeout: Duration::from_secs(15) };
+        let attempt =
+            Attempt { destination: "billing".into(), number: 4, timeout: Duration::from_secs(15), unit: Unit::Shared };
         let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_000_060_900);
-        headers(message, &attempt, "/shop", &fixed(&configured).unwrap(), now)
+        headers(message, &attempt, "/shop", &fixed(&configured).unwrap(), &[], now)
     }
 
     fn told(headers: &HeaderMap) -> String {
@@ -219,6 +228,21 @@ x-tenant: caf\u{e9}
         );
         let configured = [("Authorization", "Bearer 1"), ("X-Priority", "high")];
         assert_eq!(told(&build(&message, &configured).unwrap()), expected);
+    }
+
+    #[test]
+    fn each_attempt_is_signed_for_its_own_hour() {
+        let key = Secret::generate();
+        let attempt = Attempt { destination: "billing".into(), number: 1, timeout: Duration::from_secs(15) };
+        for secs in [1_795_000_060, 1_795_000_061, 1_795_086_400] {
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
+            let sent =
+                headers(&message(), &attempt, "/shop", &HeaderMap::new(), std::slice::from_ref(&key), now).unwrap();
+            let seen = signature::Headers::find(|name| sent.get(name)?.to_str().ok()).unwrap();
+            assert_eq!(seen.timestamp, secs.to_string());
+            assert_eq!(signature::verify_at([&key], &seen, b"{}", now), Ok(()));
+        }
+        assert!(!build(&message(), &[]).unwrap().contains_key(signature::SIGNATURE), "without a key nothing is signed");
     }
 
     #[test]

@@ -162,11 +162,10 @@ impl Connector {
                     StoreError::TryAgain { operation, source: error.into() }
                 }
                 code if DISCONNECTING.contains(&code) => StoreError::Unreachable { target, source: error.into() },
-                ACCESS_DENIED | DATABASE_DENIED | DATABASE_UNKNOWN => StoreError::Unsuitable {
-                    problem: format!("the database at `{target}` refuses this user: {}", server.message),
-                    help: "check user, password and database in the URL".into(),
+                _ => match turned_away(&target, &error) {
+                    Some((problem, help)) => StoreError::Unsuitable { problem, help },
+                    None => StoreError::Refused { operation, source: error.into() },
                 },
-                _ => StoreError::Refused { operation, source: error.into() },
             },
             // A value that cannot be read is a fault of ours, not of the network.
             Error::Driver(DriverError::FromRow { .. } | DriverError::FromValue { .. }) => {
@@ -175,6 +174,18 @@ impl Connector {
             _ => StoreError::Unreachable { target, source: error.into() },
         }
     }
+}
+
+/// When a server was there and did not let us in: what it said, and what to do. Trying again would not help.
+pub(crate) fn turned_away(target: &str, error: &Error) -> Option<(String, String)> {
+    let Error::Server(answer) = error else { return None };
+    let help = match answer.code {
+        DATABASE_UNKNOWN => "create the database, or correct its name in the database url",
+        ACCESS_DENIED => "check user and password in the database url",
+        DATABASE_DENIED => "grant the user rights on the database, or correct its name in the database url",
+        _ => return None,
+    };
+    Some((format!("the server refuses `{target}`: {}", answer.message), help.to_owned()))
 }
 
 const LOCK_WAIT_TIMEOUT: u16 = 1205;

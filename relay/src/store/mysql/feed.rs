@@ -174,6 +174,11 @@ pub(super) async fn message_sweep(
     Ok(session.rows(&sql).await?.into_iter().map(|row| Columns::new(row).number()).collect())
 }
 
+pub(super) async fn message_last(session: &mut Session<'_>) -> Result<Seq, StoreError> {
+    let rows = session.rows("-- message_last\nSELECT coalesce(max(seq), 0) FROM outbox_messages").await?;
+    Ok(rows.into_iter().next().map_or(0, |row| Columns::new(row).number()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -97,11 +97,15 @@ pub(super) async fn settle(
 
     let ours: Vec<_> = waiting.iter().filter(|w| owned.contains(&w.partition_no)).copied().collect();
     let present = if ours.is_empty() { BTreeMap::new() } else { waiting_lock(&mut session, &ours).await? };
+    let mut touched = Touched::default();
+    for outcome in &ours {
+        // Also where the row is gone: somebody else may have deleted it, whose transaction leaves the next of the key to us.
+        touched.changed(&outcome.destination, outcome.ordering_key.as_ref());
+    }
     waiting.retain(|w| owned.contains(&w.partition_no) && present.contains_key(&w.id));
     let written: BTreeSet<i64> = waiting.iter().map(|w| w.id).collect();
     settled.refused_waiting = batch.waiting.iter().map(|w| w.id).filter(|id| !written.contains(id)).collect();
 
-    let mut touched = Touched::default();
     move_messages(&mut session, &moves, &mut touched, &now).await?;
     change_waiting(&mut session, &waiting, &present, &mut touched, &now).await?;
     keys::promote(&mut session, &touched).await?;
@@ -211,7 +215,6 @@ async fn change_waiting(
     let (mut again, mut waits, mut dies, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for outcome in outcomes {
         let key = outcome.ordering_key.as_ref();
-        touched.changed(&outcome.destination, key);
         match &outcome.change {
             WaitingChange::Delivered => gone.push(outcome.id),
             WaitingChange::Waits(row) => again.push(waits_json(outcome.id, &outcome.destination, row)),

@@ -122,6 +122,9 @@ impl Connector {
     }
 
     fn unreachable(&self, error: tokio_postgres::Error) -> StoreError {
+        if let Some((problem, help)) = turned_away(&self.target, &error) {
+            return StoreError::Unsuitable { problem, help };
+        }
         StoreError::Unreachable { target: self.target.to_string(), source: Box::new(error) }
     }
 
@@ -159,6 +162,22 @@ pub(super) const PLANNED_ONCE: &str = "SET plan_cache_mode = force_generic_plan;
 /// it is empty until the first destination fails; a plan kept from then reads a whole index for every batch.
 pub(super) const PLANNED_EACH_TIME: &str = "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = off; \
      SET enable_bitmapscan = off; SET max_parallel_workers_per_gather = 0;";
+
+/// When a server was there and did not let us in: what it said, and what to do. Trying again would not help.
+pub(crate) fn turned_away(target: &str, error: &tokio_postgres::Error) -> Option<(String, String)> {
+    let answer = error.as_db_error()?;
+    let code = answer.code();
+    let help = if *code == SqlState::INVALID_CATALOG_NAME {
+        "create the database, or correct its name in the database url"
+    } else if [SqlState::INVALID_AUTHORIZATION_SPECIFICATION, SqlState::INVALID_PASSWORD].contains(code) {
+        "check role and password in the database url, and `pg_hba.conf` on the server"
+    } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        "grant the role CONNECT on the database"
+    } else {
+        return None;
+    };
+    Some((format!("the server refuses `{target}`: {}", answer.message()), help.to_owned()))
+}
 
 /// Host and database, without credentials.
 fn target(config: &Config) -> String {

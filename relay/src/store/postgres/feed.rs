@@ -91,6 +91,9 @@ pub(super) const FEED_SWEEP: Sql = Sql {
            ORDER BY m.seq LIMIT $4::bigint",
 };
 
+const MESSAGE_LAST: Sql =
+    Sql { name: "message_last", text: "-- message_last\nSELECT coalesce(max(seq), 0) FROM outbox_messages" };
+
 const MARK_DRAW: Sql = Sql { name: "mark_draw", text: "-- mark_draw\nSELECT pg_current_xact_id()::text" };
 
 pub(super) async fn message_read(
@@ -197,6 +200,11 @@ pub(super) async fn message_sweep(
 ) -> Result<Vec<Seq>, StoreError> {
     let rows = connection.run(&FEED_SWEEP, &[&after, &until, &mask(owned), &i64::from(limit)]).await?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+pub(super) async fn message_last(connection: &mut Connection) -> Result<Seq, StoreError> {
+    let rows = connection.run(&MESSAGE_LAST, &[]).await?;
+    Ok(rows[0].get(0))
 }
 
 pub(super) async fn mark_draw(connection: &mut Connection) -> Result<u64, StoreError> {

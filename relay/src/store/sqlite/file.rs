@@ -207,7 +207,7 @@ impl Identity {
 }
 
 /// The path as a URI that opens only what exists; SQLite has no other way to say so through diesel.
-fn existing_file_uri(path: &Path) -> String {
+pub(crate) fn existing_file_uri(path: &Path) -> String {
     let mut uri = String::from("file:");
     for &byte in path.as_os_str().as_encoded_bytes() {
         match byte {

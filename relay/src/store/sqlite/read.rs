@@ -65,6 +65,7 @@ statement!(
      ORDER BY seq LIMIT ?",
     BigInt
 );
+statement!(MessageLast, "-- message_last\nSELECT coalesce(max(seq), 0) FROM outbox_messages", BigInt);
 statement!(
     KeyParked,
     "-- key_parked\nSELECT EXISTS (SELECT 1 FROM outbox_deliveries \
@@ -221,6 +222,11 @@ pub(super) fn message_sweep(
     limit: u32,
 ) -> QueryResult<Vec<Seq>> {
     load::<MessageSweep, _>(&mut open.conn, &[after.into(), until.into(), mask(owned).into(), limit.into()])
+}
+
+/// The highest number there is.
+pub(super) fn message_last(open: &mut Open) -> QueryResult<Seq> {
+    load_one::<MessageLast, _>(&mut open.conn, &[])
 }
 
 /// Which keys have an in-order row or a blocking dead letter.

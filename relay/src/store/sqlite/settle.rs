@@ -281,8 +281,12 @@ impl Work<'_> {
     fn waiting(&mut self, outcome: &WaitingOutcome) -> QueryResult<bool> {
         let binds = [outcome.id.into(), outcome.attempts_read.into(), outcome.partition_no.into()];
         let found: Option<bool> = load_optional::<DeliveryFind, _>(self.conn, &binds)?;
-        let Some(unrouted) = found else { return Ok(false) };
         let key = outcome.ordering_key.as_ref();
+        let Some(unrouted) = found else {
+            // Somebody else may have deleted it, whose transaction leaves the next of the key to us.
+            self.touch(&outcome.destination, key, 0);
+            return Ok(false);
+        };
         match &outcome.change {
             WaitingChange::Delivered => self.delivery_delete(outcome.id)?,
             WaitingChange::Waits(waits) => self.delivery_waits(outcome.id, waits)?,

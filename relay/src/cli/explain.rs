@@ -1,0 +1,104 @@
+//! `relay explain`: why a message is not moving, and what to do about it.
+//!
+//! This file gathers what is known and shows what comes out; the reasons themselves are in `reasons`, which knows no
+//! database. Nothing is changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use outbox::destinations;
+use outbox::messages::{self, Found};
+use outbox::relays::{self, Relays};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::args::{Global, OneMessage};
+use super::database::connect;
+use super::messages::{found_json, look};
+use super::output::visible;
+use super::stored::key;
+use super::{Exit, Failure, settings};
+use crate::admin::{Connection, with_connection};
+use crate::config::Scope;
+
+mod reasons;
+
+use reasons::{Facts, Reason, ago, reasons};
+
+/// How often a relay's beat is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Explains one message.
+pub(super) fn run(global: &Global, message: &OneMessage) -> Result<Exit, Failure> {
+    let (id, look) = (message.id, look(message));
+    let lease = settings::load(global, Scope::Database)?.relay.lease;
+    let mut conn = connect(global)?;
+    let found = with_connection!(&mut conn, conn => messages::find(conn, id, &look))?;
+    let destinations = with_connection!(&mut conn, conn => destinations::list(conn))?;
+    let relays = with_connection!(&mut conn, conn => relays::list(conn))?;
+    let silent = silent(&mut conn, &found, &relays, lease)?;
+    let mut ahead = BTreeMap::new();
+    for waiting in found.waiting.iter().filter(|waiting| waiting.blocked) {
+        ahead.insert(waiting.id, with_connection!(&mut conn, conn => messages::ahead(conn, waiting.id))?);
+    }
+    let writers = match found.is_nowhere() {
+        true => with_connection!(&mut conn, conn => messages::writers(conn))?,
+        false => Vec::new(),
+    };
+    let now = Utc::now();
+    let facts =
+        Facts { found: &found, look, destinations: &destinations, relays: &relays, silent, lease, ahead, writers, now };
+    let reasons = reasons(&facts);
+    let next = reasons.iter().find_map(|reason| reason.next.clone());
+    let mut value = found_json(id, &found);
+    value["reasons"] = reasons.iter().map(Reason::as_json).collect();
+    value["next"] = json!(next);
+    global.output().one(&text(id, &found, &reasons, next.as_deref(), now), &value)?;
+    Ok(if found.is_nowhere() { Exit::Failed } else { Exit::Ok })
+}
+
+/// The relays that own a partition of the message and have not raised their beat for a lease. Returns as soon as all of
+/// them did.
+fn silent(conn: &mut Connection, found: &Found, seen: &Relays, lease: Duration) -> Result<BTreeSet<Uuid>, Failure> {
+    let partitions = found.pending.iter().map(|pending| pending.partition_no);
+    let partitions = partitions.chain(found.waiting.iter().map(|waiting| waiting.partition_no));
+    let owners = partitions.filter_map(|partition| seen.owner(partition));
+    let beats: BTreeMap<Uuid, i64> = owners.map(|relay| (relay.id, relay.beat)).collect();
+    let mut silent: BTreeSet<Uuid> = beats.keys().copied().collect();
+    let began = Instant::now();
+    while !silent.is_empty() && began.elapsed() < lease {
+        std::thread::sleep(LOOK_EVERY);
+        let now = with_connection!(&mut *conn, conn => relays::list(conn))?;
+        // Whoever is gone meanwhile has left in order or was declared dead; either way it is not silent.
+        silent.retain(|id| now.relays.iter().any(|relay| relay.id == *id && beats.get(id) == Some(&relay.beat)));
+    }
+    Ok(silent)
+}
+
+fn text(id: Uuid, found: &Found, reasons: &[Reason], next: Option<&str>, now: DateTime<Utc>) -> String {
+    let mut text = format!("message {id}");
+    let pending = found.pending.iter().map(|row| (&row.topic, &row.ordering_key, row.seq, row.created_at));
+    let waiting = found.waiting.iter().map(|row| (&row.topic, &row.ordering_key, row.seq, row.created_at));
+    let dead = found.dead.iter().map(|row| (&row.topic, &row.ordering_key, row.seq, row.created_at));
+    if let Some((topic, ordering_key, seq, created_at)) = pending.chain(waiting).chain(dead).next() {
+        text.push_str(&format!(": {}", visible(topic)));
+        if let Some(bytes) = ordering_key {
+            text.push_str(&format!(", key {}", visible(&key(bytes))));
+        }
+        text.push_str(&format!(", number {seq}, enqueued {}", ago(created_at, now)));
+    }
+    text.push('\n');
+    let mut heading = None;
+    for reason in reasons {
+        if heading != Some(&reason.subject) {
+            text.push_str(&format!("\n{}\n", visible(&reason.subject)));
+            heading = Some(&reason.subject);
+        }
+        text.push_str(&format!("  {}\n", visible(&reason.text)));
+    }
+    if let Some(next) = next {
+        text.push_str(&format!("\nnext: {}\n", visible(next)));
+    }
+    text
+}

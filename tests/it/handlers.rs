@@ -1,0 +1,8 @@
+//! Handlers in a whole relay: several types of messages, and effects that happen exactly once.
+
+mod exactly_once;
+mod kill;
+mod lost_answers;
+mod stage;
+mod strays;
+mod types;
