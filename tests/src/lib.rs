@@ -22,4 +22,6 @@ mod pages {
     pub struct Guarantees;
     #[doc = include_str!("../../docs/OPERATING.md")]
     pub struct Operating;
+    #[doc = include_str!("../../docs/SECURITY.md")]
+    pub struct Security;
 }

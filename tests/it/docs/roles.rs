@@ -64,8 +64,11 @@ impl Stage {
     }
 
     fn relay(&self, role: &str, arguments: &[&str]) -> Ended {
+        let folder = tempfile::tempdir().unwrap();
+        let configuration = "[destinations.books]\nurl = \"http://127.0.0.1:9/\"\ntopics = [\"**\"]\n";
+        std::fs::write(folder.path().join("relay.toml"), configuration).unwrap();
         let mut command = relay(arguments.iter().chain(&["--actor", "ada", "--yes"]));
-        command.env("DATABASE_URL", self.url(role));
+        command.current_dir(folder.path()).env("DATABASE_URL", self.url(role));
         Process::run(command, LIMIT)
     }
 }
@@ -200,6 +203,8 @@ where
     assert!(!stage.relay("shop_reader", &["destinations", "pause", "books"]).status.success());
     assert_eq!(stage.database.query_i64(dead), 3);
 
+    works("shop_relay", &["check", "--connect"]);
+    assert_eq!(stage.relay("shop_reader", &["check", "--connect"]).status.code(), Some(2));
     works("shop_relay", &["destinations", "pause", "books"]);
     works("shop_relay", &["destinations", "resume", "books"]);
     let first = stage.database.query_i64("SELECT min(id) FROM outbox_dead_letters").to_string();
