@@ -100,7 +100,7 @@ async fn a_signed_request_is_believed_by_receivers_that_know_either_key() {
     let http = Http::new("billing", receiver.url("/")).signing_key(new.clone()).signing_key(old.clone());
     let sink = http.sink("/shop").unwrap();
     for payload in [Bytes::from_static(b""), (0..=255).cycle().take(100_000).collect::<Vec<u8>>().into()] {
-        let attempt = Attempt { destination: "billing".into(), number: 1, timeout: LIMIT };
+        let attempt = Attempt { destination: "billing".into(), number: 1, timeout: LIMIT, unit: Unit::Shared };
         assert_eq!(sink.attempt(&message(payload.clone()), &attempt).await, Judgement::delivered("202"));
         let request = receiver.requests().pop().unwrap();
         let headers = signature::Headers::find(|name| request.header(name)).unwrap();

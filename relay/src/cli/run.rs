@@ -1,6 +1,5 @@
 //! `relay run`: the daemon.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
