@@ -135,12 +135,16 @@ pub(crate) fn relay_commands(script: &str) -> Vec<Vec<String>> {
 }
 
 /// Whether the relay knows the command and its options, whatever their values. Words in capital letters stand for one:
-/// a number, an id, a name.
+/// `N` for a number, others for a number, an id or a name.
 pub(super) fn is_known(arguments: &[String]) -> bool {
     let is_help = arguments.first().is_some_and(|first| first == "help");
     let stands_for_one = |word: &str| word.len() > 1 && word.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
     ["1", "0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10", "billing"].into_iter().any(|value| {
-        let filled = arguments.iter().map(|word| if stands_for_one(word) { value } else { word });
+        let filled = arguments.iter().map(|word| match word.as_str() {
+            "N" => "1",
+            word if stands_for_one(word) => value,
+            word => word,
+        });
         Process::run(relay(filled.chain((!is_help).then_some("--help"))), LIMIT).status.success()
     })
 }
