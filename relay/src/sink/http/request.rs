@@ -233,7 +233,8 @@ x-tenant: caf\u{e9}
     #[test]
     fn each_attempt_is_signed_for_its_own_hour() {
         let key = Secret::generate();
-        let attempt = Attempt { destination: "billing".into(), number: 1, timeout: Duration::from_secs(15) };
+        let attempt =
+            Attempt { destination: "billing".into(), number: 1, timeout: Duration::from_secs(15), unit: Unit::Shared };
         for secs in [1_795_000_060, 1_795_000_061, 1_795_086_400] {
             let now = SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
             let sent =
