@@ -59,7 +59,8 @@ pub enum Schedule {
 }
 
 impl RetryPolicy {
-    /// For systems of one's own: quick first, at most a quarter of an hour apart, for a day.
+    /// For systems of one's own: quick first, at most a quarter of an hour apart, 20 attempts. They are used up after an
+    /// hour and a quarter on average; the age of a day only ends what holds draw out.
     pub fn internal() -> RetryPolicy {
         RetryPolicy {
             schedule: Schedule::Exponential { first: SECOND, max: 15 * MINUTE },
@@ -68,7 +69,7 @@ impl RetryPolicy {
         }
     }
 
-    /// For other people's endpoints: the pauses Standard Webhooks recommends, three days in all.
+    /// For other people's endpoints: the pauses Standard Webhooks recommends, three days in all at the most.
     pub fn webhook() -> RetryPolicy {
         RetryPolicy::pauses(vec![
             5 * SECOND,

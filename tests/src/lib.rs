@@ -13,7 +13,15 @@ pub mod process;
 pub mod receiver;
 pub mod tables;
 
-/// The code of the README, as documentation tests.
+/// The code of the pages, as documentation tests; `tests/it/docs` holds that none is forgotten.
 #[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-pub struct Readme;
+mod pages {
+    #[doc = include_str!("../../README.md")]
+    pub struct Readme;
+    #[doc = include_str!("../../docs/GUARANTEES.md")]
+    pub struct Guarantees;
+    #[doc = include_str!("../../docs/OPERATING.md")]
+    pub struct Operating;
+    #[doc = include_str!("../../docs/SECURITY.md")]
+    pub struct Security;
+}
