@@ -5,8 +5,21 @@
 //!
 //! # Was it enqueued?
 //!
-//! The crate `outbox` answers that alone, with what it offers for tests: run the function in a transaction, look at the
-//! outbox. No relay is needed, and no message leaves.
+//! [`outbox::testing`](::outbox::testing) answers that alone: a transaction on a database in memory, and a look at what it
+//! left. No relay is needed, and no message leaves.
+//!
+//! ```
+//! use diesel::prelude::*;
+//! use outbox::assert_enqueued;
+//! # #[derive(serde::Serialize)]
+//! # struct OrderPlaced { order_id: i64 }
+//! # impl outbox::Message for OrderPlaced { const TOPIC: &'static str = "order.placed"; }
+//!
+//! let conn = &mut outbox::testing::memory();
+//! conn.transaction(|conn| outbox::enqueue(conn, &OrderPlaced { order_id: 7 }))?;
+//! assert_enqueued!(conn, OrderPlaced, payload: serde_json::json!({ "order_id": 7 }), count: 1);
+//! # Ok::<(), outbox::Error>(())
+//! ```
 //!
 //! # Does the handler do its work?
 //!
