@@ -32,7 +32,8 @@ pub fn schema() -> Value {
     }
     for ((name, key), mut shape) in reader.shapes() {
         let path = format!("{name}.{key}");
-        describe(&mut shape, comments.get(&path));
+        // A key of a table that is written in one line is described with the table.
+        describe(&mut shape, comments.get(&path).or_else(|| comments.get(&name)));
         if let Some(default) = defaults.pointer(&format!("/{}", path.replace('.', "/")))
             && !default.is_object()
         {
