@@ -269,7 +269,8 @@
 //! # Draining and testing
 //!
 //! [`Relay::drain`] delivers what is there and due, ends, and says what it did and what is left: for batch jobs and for
-//! tests. [`testing`] adds a throw-away outbox, a receiver that follows a script, and a clock that jumps over pauses.
+//! tests. Whether a message was enqueued is asked with [`outbox::testing`]. What a relay makes of it is shown with
+//! [`testing`]: a throw-away outbox, a receiver that follows a script, and a clock that jumps over pauses.
 //!
 //! ```
 //! use std::time::Duration;
