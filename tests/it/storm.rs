@@ -170,9 +170,11 @@ impl Storm {
         });
     }
 
-    /// The real program, with its output kept.
+    /// The real program, with its output kept, once it has begun: before, a signal would simply end it.
     pub(crate) fn start(&self, configuration: &str) -> Process {
-        Process::start_relay(configuration, &["--database-url", self.database.url(), "run"])
+        let relay = Process::start_relay(configuration, &["--database-url", self.database.url(), "run"]);
+        relay.wait_for_line("relay started", LIMIT);
+        relay
     }
 
     /// Waits until this many more attempts have arrived; returns how long the first took.

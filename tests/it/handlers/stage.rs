@@ -161,4 +161,4 @@ impl Script {
 }
 
 /// A handler that takes less than this is not the one that is waited for.
-pub(crate) const SHORT: Duration = Duration::from_millis(400);
+pub(crate) const SHORT: Duration = Duration::from_secs(2);
