@@ -1,7 +1,7 @@
 //! What can be said about a database url without connecting.
 //!
-//! Only the shape: which database it names, whether a password is in it, and how to show it to people. The drivers
-//! parse the rest, and they know better.
+//! Only the shape: which database it names, whether a password is in it, how to show it to people, and what no driver
+//! could make of it. The drivers parse the rest, and they know better.
 
 use outbox::Database;
 
@@ -52,12 +52,67 @@ pub fn target(url: &str) -> String {
     format!("{scheme}://{rest}")
 }
 
-/// What stands between `://` and the last `@` before the path. The last one, because people forget to escape an `@`
-/// in a password, and half a password must not be shown either.
+/// Why a connection cannot be made as the url asks, and what to write instead; `None` leaves it to the driver.
+///
+/// Neither text repeats anything of the url.
+pub fn unsuitable(url: &str) -> Option<(&'static str, &'static str)> {
+    let database = database(url)?;
+    if database == Database::Sqlite {
+        return None;
+    }
+    if is_unescaped(url.split_once("://")?.1) {
+        return Some((
+            "the database url can be read in more than one way: its password holds an `@`, `/`, `?` or `#`",
+            "write `@` in a password as `%40`, `/` as `%2F`, `?` as `%3F` and `#` as `%23`",
+        ));
+    }
+    let (_, parameters) = url.split_once('?')?;
+    parameters.split('&').any(asks_for_encryption).then_some((
+        "this relay cannot encrypt connections to a database",
+        "reach the database by a socket or by a proxy on this machine that encrypts, or leave the parameter out",
+    ))
+}
+
+/// True for a parameter that forbids a connection in plain text, however its driver or another one spells it.
+fn asks_for_encryption(parameter: &str) -> bool {
+    let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+    let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "");
+    let (name, value) = (plain(name), plain(value));
+    match name.as_str() {
+        "sslmode" => ["require", "required", "verifyca", "verifyfull", "verifyidentity"].contains(&value.as_str()),
+        "requiressl" => ["1", "true"].contains(&value.as_str()),
+        "sslnegotiation" => value == "direct",
+        "channelbinding" => value == "require",
+        _ => false,
+    }
+}
+
+/// What stands between `://` and the last `@` before the parameters. The last one, because people forget to escape an
+/// `@` in a password, and half a password must not be shown either.
 fn userinfo(url: &str) -> Option<&str> {
     let (_, rest) = url.split_once("://")?;
-    let authority = rest.split_once('?').map_or(rest, |(rest, _)| rest);
-    authority.rfind('@').map(|at| &rest[..at])
+    let before = match has_split_password(rest) {
+        true => rest,
+        false => rest.split_once('?').map_or(rest, |(rest, _)| rest),
+    };
+    before.rfind('@').map(|at| &rest[..at])
+}
+
+/// True when a user or a password holds a character that ends what it stands in.
+fn is_unescaped(rest: &str) -> bool {
+    let before = rest.split_once('?').map_or(rest, |(before, _)| before);
+    let (authority, path) = before.split_at(before.find(['/', '#']).unwrap_or(before.len()));
+    authority.matches('@').count() > 1 || path.contains('@') || has_split_password(rest)
+}
+
+/// True when the `?` stands in a password rather than before the parameters: no host is in front of it, and no port.
+fn has_split_password(rest: &str) -> bool {
+    let Some((before, after)) = rest.split_once('?') else { return false };
+    let Some((in_front, _)) = after.split_once('@') else { return false };
+    let authority = before.split(['/', '#']).next().unwrap_or_default();
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let has_port = authority.rsplit_once([':', ']']).is_none_or(|(_, port)| is_port(port));
+    !authority.contains('@') && (!has_port || !in_front.contains('='))
 }
 
 #[cfg(test)]
@@ -72,11 +127,69 @@ mod tests {
             ("postgres://shop@db.internal/shop", "postgres://db.internal/shop", false),
             ("postgres://db.internal/shop?user=a&password=b", "postgres://db.internal/shop", true),
             ("mysql://root:@127.0.0.1/shop", "mysql://127.0.0.1/shop", false),
+            ("postgres://shop:s3c@ret@db.internal/shop", "postgres://db.internal/shop", true),
+            ("postgres://shop:s3c?ret@db.internal/shop", "postgres://db.internal/shop", true),
+            ("postgres://shop:s3c?r=t@db.internal/shop?a=b", "postgres://db.internal/shop", true),
+            ("mysql://shop:12?ret@db.internal/shop", "mysql://db.internal/shop", true),
+            ("mysql://shop:s3c#r?t@db.internal/shop", "mysql://db.internal/shop", true),
+            ("postgres://db.internal:5432/shop?user=a@b&password=b", "postgres://db.internal:5432/shop", true),
             ("sqlite:shop.db", "sqlite:shop.db", false),
             ("s3cret", "(not a url)", false),
         ] {
             assert_eq!(target(url), shown);
             assert_eq!(has_password(url), password, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_url_that_can_be_read_in_two_ways_is_refused_without_repeating_it() {
+        for url in [
+            "postgres://u:SEKRET@PW@h/x",
+            "mysql://u:SEKRET@PW@h/x",
+            "postgres://u:SEK/PW@h/x",
+            "mysql://u:12/PW@h/x",
+            "postgres://u:SEK?PW@h/x",
+            "mysql://u:SEK#PW@h/x",
+        ] {
+            let (problem, help) = unsuitable(url).unwrap_or_else(|| panic!("{url}"));
+            assert!(help.contains("`%40`"), "{help}");
+            assert!(!problem.contains("PW") && !help.contains("PW"));
+        }
+        for url in [
+            "postgres://u:SEKRET%40PW@h:5432/x",
+            "postgres://u@h/x?application_name=me@here",
+            "postgres://h/x?user=me@here",
+            "postgres://[::1]:5432/x?user=me@here",
+            "postgres://%2Fvar%2Frun/x?user=me@here",
+            "mysql://h/x",
+            "sqlite:me@here/shop@db",
+        ] {
+            assert_eq!(unsuitable(url), None, "{url}");
+        }
+    }
+
+    #[test]
+    fn encryption_is_refused_however_it_is_asked_for() {
+        for parameter in [
+            "sslmode=require",
+            "sslmode=verify-ca",
+            "sslmode=verify-full",
+            "sslnegotiation=direct",
+            "channel_binding=require",
+            "require_ssl=true",
+            "ssl-mode=REQUIRED",
+            "ssl_mode=VERIFY_CA",
+            "sslMode=VERIFY_IDENTITY",
+        ] {
+            for scheme in ["postgres", "mysql", "mariadb"] {
+                let url = format!("{scheme}://u:p@h/x?a=b&{parameter}");
+                let (problem, help) = unsuitable(&url).unwrap_or_else(|| panic!("{url}"));
+                assert_eq!(problem, "this relay cannot encrypt connections to a database");
+                assert!(help.contains("proxy") && help.contains("leave the parameter out"), "{help}");
+            }
+        }
+        for parameter in ["sslmode=prefer", "sslmode=disable", "require_ssl=false", "application_name=sslmode"] {
+            assert_eq!(unsuitable(&format!("postgres://u:p@h/x?{parameter}")), None, "{parameter}");
         }
     }
 

@@ -112,7 +112,11 @@ fn check_database_url(section: &Section<'_, '_>, url: &Secret) {
         Some(outbox::Database::Sqlite) if database_url::sqlite_path(url).is_none() => {
             section.problem("url", "the database url names no file".to_owned(), Some("write `sqlite:path/to/file.db`"));
         }
-        Some(_) => {}
+        Some(_) => {
+            if let Some((problem, help)) = database_url::unsuitable(url) {
+                section.problem("url", problem.to_owned(), Some(help));
+            }
+        }
     }
 }
 

@@ -351,6 +351,11 @@ pub(super) fn wrong_files() -> Vec<(String, &'static str)> {
             "relay.toml:1:1: no database is named\n  help: set DATABASE_URL, `url` in [database], or pass --database-url",
         ),
         (
+            "[database]\nurl = \"postgres://db/shop?sslmode=verify-full\"".into(),
+            "relay.toml:2:1: this relay cannot encrypt connections to a database\n  help: reach the database by a socket or by \
+             a proxy on this machine that encrypts, or leave the parameter out",
+        ),
+        (
             "[database]\nurl = \"sqlite:\"".into(),
             "relay.toml:2:1: the database url names no file\n  help: write `sqlite:path/to/file.db`",
         ),

@@ -6,6 +6,7 @@ use super::mysql::Mysql;
 use super::postgres::Postgres;
 use super::sqlite::Sqlite;
 use super::{Store, StoreError, StoreOptions};
+use crate::config::database_url;
 
 /// Opens the store behind `url`. No connection is made yet: [`Store::verify`] is the first to ask for one.
 ///
@@ -24,6 +25,10 @@ pub fn understand(url: &str) -> Result<(), StoreError> {
 }
 
 fn prepare(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
+    // A driver would take a piece of a password for a host and name it, or blame the server for what we cannot do.
+    if let Some((problem, help)) = database_url::unsuitable(url) {
+        return Err(StoreError::Unsuitable { problem: problem.into(), help: help.into() });
+    }
     let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
     match scheme {
         "mysql" | "mariadb" => Ok(Arc::new(Mysql::new(url, options)?)),

@@ -187,6 +187,8 @@ fn target(config: &Config) -> String {
         Some(Host::Unix(path)) => path.display().to_string(),
         None => config.get_hostaddrs().first().map_or_else(String::new, ToString::to_string),
     };
+    // Where an `@` in a password is not escaped, the driver takes the rest of the password for the host.
+    let host = host.rsplit('@').next().unwrap_or_default();
     let port = config.get_ports().first().copied().unwrap_or(5432);
     let database = config.get_dbname().or(config.get_user()).unwrap_or_default();
     format!("{host}:{port}/{database}")
