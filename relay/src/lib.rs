@@ -315,6 +315,7 @@ pub mod config;
 pub mod duration;
 mod engine;
 pub mod event;
+mod fingerprint;
 pub mod frontier;
 mod hands;
 mod key_gate;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use rand::Rng;
 
+use crate::fingerprint::fingerprint;
 use crate::lane::{Fate, Work, age};
 use crate::message::{HISTORY_MAX, HistoryEntry};
 use crate::retry::{RetryPolicy, hold_pause};
@@ -23,6 +24,8 @@ pub(crate) struct Policy {
     pub retry: RetryPolicy,
     /// What happens to a key after one of its messages died.
     pub after_dead_letter: AfterDeadLetter,
+    /// Its name: letters of different destinations never count as the same.
+    pub destination: String,
     /// The relay's name, for histories.
     pub relay: String,
 }
@@ -110,7 +113,7 @@ pub(crate) fn outcome(
                 reason,
                 attempts,
                 blocks_key: blocks_key(work, policy),
-                fingerprint: format!("{}:{}", reason.as_str(), judgement.code),
+                fingerprint: fingerprint(&policy.destination, reason.as_str(), &judgement.code, &judgement.text),
                 first_attempt_age,
                 last_verdict: Some(verdict.name()),
                 last_error,
@@ -126,7 +129,7 @@ pub(crate) fn doomed(work: &Work, reason: Reason, text: &str, policy: &Policy, n
         reason,
         attempts: work.attempts,
         blocks_key: blocks_key(work, policy),
-        fingerprint: reason.as_str().to_owned(),
+        fingerprint: fingerprint(&policy.destination, reason.as_str(), "", text),
         first_attempt_age: age(work.first_attempt_at, now),
         last_verdict: None,
         last_error: Some(text.to_owned()),

@@ -494,12 +494,13 @@ impl RelayBuilder {
                 ordering: settings.ordering.as_str().to_owned(),
             };
             let served = Served {
-                name: settings.name.into(),
+                name: settings.name.as_str().into(),
                 sink,
                 limits: LaneLimits { concurrency, queue_max: self.pace.in_hands, keyed },
                 policy: Policy {
                     retry: settings.retry.unwrap_or_else(|| self.retry.clone()),
                     after_dead_letter: settings.after_dead_letter,
+                    destination: settings.name,
                     relay: self.name.clone(),
                 },
                 timeout,

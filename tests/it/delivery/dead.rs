@@ -32,6 +32,7 @@ async fn exhausted_and_rejected_deliveries_are_dead_letters_with_reason_and_hist
 
     let mut letters = dead_letters(&database);
     letters.sort_by(|a, b| a.letter.destination.cmp(&b.letter.destination));
+    let mut fingerprints = std::collections::BTreeSet::new();
     let told: Vec<_> = letters
         .iter()
         .map(|detail| {
@@ -41,18 +42,55 @@ async fn exhausted_and_rejected_deliveries_are_dead_letters_with_reason_and_hist
             let history: serde_json::Value = serde_json::from_str(&detail.history).unwrap();
             let codes: Vec<_> = history.as_array().unwrap().iter().map(|e| e["code"].as_str().unwrap()).collect();
             let error = letter.last_error.clone().unwrap();
-            (letter.attempts, letter.fingerprint.clone(), letter.blocks_key, error, codes.join(" "))
+            fingerprints.insert(letter.fingerprint.clone());
+            (letter.attempts, letter.blocks_key, error, codes.join(" "))
         })
         .collect();
     let expected = [
-        (1, "rejected:422".to_owned(), false, "422: no such order".to_owned(), "422".to_owned()),
-        (1, "rejected:error".to_owned(), false, "error: no such customer".to_owned(), "error".to_owned()),
-        (3, "exhausted:error".to_owned(), false, "error: not now".to_owned(), "error error error".to_owned()),
+        (1, false, "422: no such order".to_owned(), "422".to_owned()),
+        (1, false, "error: no such customer".to_owned(), "error".to_owned()),
+        (3, false, "error: not now".to_owned(), "error error error".to_owned()),
     ];
     assert_eq!(told, expected);
+    assert!(
+        fingerprints.iter().all(|id| id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit())),
+        "{fingerprints:?}"
+    );
+    assert_eq!(fingerprints.len(), 3, "{fingerprints:?}");
     assert_eq!((log.accepted("well"), receiver.requests().len(), log.attempts("tired", "m")), (vec!["m".into()], 1, 3));
 }
 for_each_database!(exhausted_and_rejected_deliveries_are_dead_letters_with_reason_and_history);
+
+async fn letters_are_a_group_when_destination_and_cause_are_the_same(database: TestDatabase) {
+    let log = Log::default();
+    let relay = relay_on(&database)
+        .destination(log.handler("a", |arrival| Err(HandlerError::reject(format!("no order '{}'", arrival.body)))))
+        .destination(log.handler("b", |arrival| {
+            let text = if arrival.body == "m3" { "no customer" } else { "no order" };
+            Err(HandlerError::reject(text))
+        }));
+    let relay = Running::start(relay).await;
+    enqueue(&database, ["m1", "m2", "m3"].map(plain));
+    until_dead(&database, &["a rejected", "a rejected", "a rejected", "b rejected", "b rejected", "b rejected"]).await;
+    relay.stop().await;
+    let mut groups = std::collections::BTreeMap::new();
+    for detail in dead_letters(&database) {
+        let body = String::from_utf8(detail.payload).unwrap();
+        let bodies: &mut Vec<String> =
+            groups.entry((detail.letter.destination, detail.letter.fingerprint)).or_default();
+        bodies.push(body);
+    }
+    let mut groups: Vec<String> = groups
+        .into_iter()
+        .map(|((destination, _), mut bodies)| {
+            bodies.sort();
+            format!("{destination}: {}", bodies.join(" "))
+        })
+        .collect();
+    groups.sort();
+    assert_eq!(groups, ["a: m1 m2 m3", "b: m1 m2", "b: m3"]);
+}
+for_each_database!(letters_are_a_group_when_destination_and_cause_are_the_same);
 
 /// Rejects the head until it is opened.
 fn strict(log: &Log, open: &Arc<AtomicBool>, choice: AfterDeadLetter) -> Handler {
