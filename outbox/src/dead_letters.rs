@@ -173,7 +173,8 @@ where
     select.load(conn)?.iter().map(|json| row::letter(json)).collect()
 }
 
-/// The ids of dead letters, the newest first, at most `limit`: for changing many of them a few at a time.
+/// The ids of dead letters, the oldest first, at most `limit`: for changing many of them a few at a time. What died first
+/// is the first to be decided about, where [`list`] shows the newest first.
 ///
 /// # Errors
 ///
@@ -185,9 +186,7 @@ where
     let database = <C::Backend as Dialect>::DATABASE;
     let id = text(database, "id");
     let select = Statement::new(format!("-- dead_letter_ids\nSELECT {id} FROM outbox_dead_letters"));
-    matching(select, database, filter)
-        .sql(format!(" ORDER BY outbox_dead_letters.id DESC LIMIT {limit}"))
-        .load_numbers(conn)
+    matching(select, database, filter).sql(format!(" ORDER BY outbox_dead_letters.id LIMIT {limit}")).load_numbers(conn)
 }
 
 /// Puts together what died of the same thing, the largest group first, at most `limit` groups.

@@ -279,7 +279,7 @@ where
     })
 }
 
-/// Lists waiting deliveries, the longest waiting first.
+/// Lists waiting deliveries, those of the oldest messages first.
 ///
 /// With a destination and a key all rows are looked at: there is an index for that.
 ///
@@ -403,7 +403,7 @@ where
     }
     // One more than is shown tells whether there is more.
     let most = u64::from(bounds.shown) + 1;
-    let rows = select.sql(format!(" ORDER BY {} LIMIT {most}", table.number)).load(conn)?;
+    let rows = select.sql(format!(" ORDER BY {} LIMIT {most}", table.age)).load(conn)?;
     let mut page = Page { rows: Vec::new(), has_more: rows.len() as u64 == most, looked_at_all: beyond.is_none() };
     for json in rows.iter().take(bounds.shown as usize) {
         let row: Row = serde_json::from_str(json).map_err(unreadable)?;

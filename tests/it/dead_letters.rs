@@ -6,6 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::connection::LoadConnection;
 use outbox::OutboxBackend;
 use outbox::dead_letters::{self, By, DeadLetter, Detail, Filter, Outcome};
+use outbox::messages::{self, Bounds};
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
 
@@ -195,9 +196,22 @@ async fn newest_letters_come_first_and_filters_narrow(database: TestDatabase) {
     let two: Vec<DeadLetter> = on!(database, conn => dead_letters::list(conn, &Filter::default(), 2)).unwrap();
     assert_eq!(two.iter().map(|letter| letter.seq).collect::<Vec<_>>(), [5, 4]);
     let ids: Vec<i64> = on!(database, conn => dead_letters::ids(conn, &Filter::default(), 2)).unwrap();
-    assert_eq!(ids, two.iter().map(|letter| letter.id).collect::<Vec<_>>());
+    let seqs: Vec<i64> = ids.iter().map(|id| get(&database, *id).unwrap().letter.seq).collect();
+    assert_eq!(seqs, [1, 2], "what is changed begins with what died first");
 }
 for_each_database!(newest_letters_come_first_and_filters_narrow);
+
+async fn waiting_deliveries_are_listed_by_the_age_of_their_messages(database: TestDatabase) {
+    // A delivery's own number says when it first had to wait.
+    for seq in [7, 3, 9, 5] {
+        Plant::new(seq).waiting(&database, false);
+    }
+    let bounds = Bounds { shown: 2, ..Bounds::default() };
+    let page = on!(database, conn => messages::waiting(conn, &messages::Filter::default(), bounds)).unwrap();
+    assert_eq!(page.rows.iter().map(|row| row.seq).collect::<Vec<_>>(), [3, 5]);
+    assert!(page.has_more && page.looked_at_all);
+}
+for_each_database!(waiting_deliveries_are_listed_by_the_age_of_their_messages);
 
 async fn a_letter_is_shown_byte_for_byte(database: TestDatabase) {
     const PAYLOAD: &[u8] = b"\x00\xff'\"\\\n\r\x1b[31m \xe2\x82\xac";

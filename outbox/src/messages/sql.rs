@@ -11,11 +11,20 @@ use crate::dead_letters;
 pub(super) struct Table {
     name: &'static str,
     pub(super) number: &'static str,
+    /// What puts its rows in the order in which their messages were enqueued.
+    pub(super) age: &'static str,
     row: fn(Database, bool) -> String,
 }
 
-pub(super) const PENDING: Table = Table { name: "outbox_messages", number: "outbox_messages.seq", row: pending };
-pub(super) const WAITING: Table = Table { name: "outbox_deliveries", number: "outbox_deliveries.id", row: waiting };
+pub(super) const PENDING: Table =
+    Table { name: "outbox_messages", number: "outbox_messages.seq", age: "outbox_messages.seq", row: pending };
+pub(super) const WAITING: Table = Table {
+    name: "outbox_deliveries",
+    number: "outbox_deliveries.id",
+    // A delivery is written when it first has to wait, which says nothing of its message's age.
+    age: "outbox_deliveries.seq, outbox_deliveries.id",
+    row: waiting,
+};
 
 /// The first number beyond the oldest `looked_at`. Walks the primary key and reads nothing else.
 pub(super) fn beyond(database: Database, table: Table, looked_at: u32) -> String {
