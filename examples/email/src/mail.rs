@@ -51,8 +51,11 @@ impl Mailer {
 
     /// The handler.
     pub(crate) async fn send(self, mail: Mail, context: Context) -> HandlerResult {
-        // An address that is none will not become one.
-        let to: Mailbox = mail.to.parse().map_err(HandlerError::reject)?;
+        // An address that is none will not become one. It is not repeated: errors are read by more people than mail is.
+        let to: Mailbox = mail
+            .to
+            .parse()
+            .map_err(|_| HandlerError::reject("the address of the recipient is not an e-mail address"))?;
         let message_id = format!("<{}@{}>", context.message_id(), self.from.email.domain());
         let message = Message::builder()
             .from(self.from)

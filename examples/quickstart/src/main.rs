@@ -61,12 +61,12 @@ async fn main() -> Result<(), Failure> {
         println!("Billing rejects every order until you repair it. Then send what it rejected again, here the first:");
         println!("  curl -i -X POST {}/repair", neighbours.billing_url());
         println!("  cargo run -p relay -- dead redrive 1 --database-url sqlite:{}", database.display());
-        println!("Files: {}\nCtrl-C ends it.\n", folder.display());
+        println!("Files: {}, which stay there.\nCtrl-C ends it.\n", folder.display());
         tokio::spawn(story::narrate(events));
         shutdown_signal().await;
         Ok(())
     } else {
-        tokio::time::timeout(Duration::from_secs(25), story::play(&shop, &neighbours, &mailbox, &database, events))
+        tokio::time::timeout(Duration::from_secs(25), story::play(&shop, &neighbours, &mailbox, &folder, events))
             .await
             .unwrap_or_else(|_| Err("the story did not come to its end in 25 s".into()))
     };

@@ -20,7 +20,7 @@ pub(crate) async fn play(
     shop: &Shop,
     neighbours: &Neighbours,
     mailbox: &Mailbox,
-    database: &Path,
+    folder: &Path,
     mut events: UnboundedReceiver<Event>,
 ) -> Result<(), Failure> {
     let began = Instant::now();
@@ -66,9 +66,6 @@ pub(crate) async fn play(
     };
     let error = letter.last_error.as_deref().unwrap_or_default();
     println!("   #{} {} for {}: {} ({error})", letter.id, letter.topic, letter.destination, letter.reason);
-    println!("   From a shell (`cargo install --path relay` gives you the command):");
-    println!("     relay dead list --database-url sqlite:{}", database.display());
-    println!("     relay dead redrive {} --database-url sqlite:{}", letter.id, database.display());
 
     println!("5. Billing is repaired, and the dead letter is sent again.");
     neighbours.repair_billing();
@@ -86,6 +83,7 @@ pub(crate) async fn play(
     println!("6. {orders} order in the table, {} mail sent: {}", mails.len(), mails[0].display());
     println!("   The order that was rolled back left nothing behind.");
     expect(orders == 1 && mails.len() == 1, "one order and one mail were promised")?;
+    println!("   The database and the mail stay in {}; delete that folder when you are done.", folder.display());
     println!(
         "\nDone in {:.1} s. `--serve` keeps the shop running for requests of your own.",
         began.elapsed().as_secs_f64()

@@ -122,6 +122,8 @@ fn refused_for_good_is_a_dead_letter_with_the_servers_words() {
     let dead = post.dead(2);
     assert_eq!(dead.matches("\"rejected\"").count(), 2, "{dead}");
     assert!(dead.contains("no such mailbox"), "{dead}");
+    assert!(dead.contains("the address of the recipient is not an e-mail address"), "{dead}");
+    assert!(!dead.contains("nobody at all"), "{dead}");
     post.server.wait_for_line("asked for locked", LIMIT);
     let list = || post.relay(&["messages", "list", "-o", "jsonl"]).stdout;
     wait_until("it waits", list, |lines| lines.contains("authentication required"));
