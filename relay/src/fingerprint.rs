@@ -150,5 +150,7 @@ mod tests {
     #[test]
     fn fingerprints_are_what_they_were_in_every_build() {
         assert_eq!(fingerprint("billing", "rejected", "422", "total must be a number"), "0e107dff");
+        let refused = "tcp connect error: Connection refused (os error 111)";
+        assert_eq!(fingerprint("warehouse", "exhausted", "connect", refused), "fbf02257");
     }
 }

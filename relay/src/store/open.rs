@@ -40,3 +40,24 @@ fn prepare(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreErr
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_driver_can_do_is_refused_before_one_is_asked() {
+        for (url, problem) in [
+            ("postgres://u:SEKRET@PW@h/x", "the database url can be read in more than one way"),
+            ("mariadb://u:12/PW@h/x", "the database url can be read in more than one way"),
+            ("postgres://u@h/x?sslmode=require", "this relay cannot encrypt connections to a database"),
+            ("mysql://u@h/x?require_ssl=true", "this relay cannot encrypt connections to a database"),
+        ] {
+            let refused = understand(url).expect_err(url).to_string();
+            assert!(refused.contains(problem) && !refused.contains("PW"), "{refused}");
+        }
+        for url in ["postgres://u:a%40b@h/x?sslmode=prefer", "mysql://u:a%40b@h/x", "sqlite:me@here.db"] {
+            assert!(understand(url).is_ok(), "{url}");
+        }
+    }
+}
