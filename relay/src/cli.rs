@@ -23,6 +23,7 @@ mod listen;
 mod messages;
 mod migrate;
 mod output;
+mod refused;
 mod run;
 mod secret;
 mod send;
@@ -141,7 +142,9 @@ pub fn command() -> clap::Command {
 }
 
 fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
-    let Arguments { global, command } = arguments;
+    refused::check(&arguments)?;
+    let Arguments { mut global, command } = arguments;
+    refused::settle(&mut global);
     match command {
         Command::Run(run) => run::run(&global, &run),
         Command::Migrate { command } => migrate::run(&global, &command),

@@ -297,7 +297,8 @@ impl Engine {
             biased;
             Some(answer) = self.inbox.recv() => self.take(answer),
             Some(joined) = self.attempts.join_next_with_id(), if !self.attempts.is_empty() => self.judged(joined),
-            _ = self.ownership.changed() => {}
+            // Only woken: the next round reads what changed.
+            Ok(()) = self.ownership.changed() => self.ownership.mark_changed(),
             _ = self.ask.changed() => {}
             () = tokio::time::sleep_until(until.into()) => {}
         }

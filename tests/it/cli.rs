@@ -67,6 +67,7 @@ fn a_command_line_that_makes_no_sense_is_64() {
         vec!["dead", "redrive", "1", "--destination", "billing"],
         vec!["dead", "redrive", "1", "--all"],
         vec!["status", "-o", "xml"],
+        vec!["bench", "drain", "--messages", "0"],
     ] {
         let ended = run(&arguments);
         assert_ended(&ended, 64);
@@ -91,6 +92,47 @@ fn a_change_of_nothing_in_particular_is_64() {
     let ended = on(&database, &["dead", "list", "--since", "yesterday"]);
     assert_ended(&ended, 64);
     assert!(ended.stderr.starts_with("relay: `yesterday` for --since is no time\n  help: "), "{}", ended.stderr);
+}
+
+#[test]
+fn a_day_begins_at_midnight_utc() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    Plant::new(1).dead(&database);
+    let died = json(&on(&database, &["dead", "list", "-o", "json"]))[0]["died_at"].as_str().unwrap().to_owned();
+    let (day, _) = died.split_once('T').unwrap();
+    let found = |option: &str| {
+        let ended = on(&database, &["dead", "list", option, day, "-o", "jsonl"]);
+        assert_ended(&ended, 0);
+        ended.stdout.lines().count()
+    };
+    assert_eq!((found("--since"), found("--until")), (1, 0));
+}
+
+#[test]
+fn a_payload_that_is_no_text_is_said_to_be_hex() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    let id = Plant::new(1).dead(&database).to_string();
+    database.exec("UPDATE outbox_dead_letters SET payload = x'00ff'");
+    let ended = on(&database, &["dead", "show", &id]);
+    assert_ended(&ended, 0);
+    assert!(ended.stdout.ends_with("\nbinary, in hex: 00ff\n"), "{}", ended.stdout);
+}
+
+#[test]
+fn a_dry_run_of_a_new_file_names_it_and_makes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("new.db");
+    let url = format!("sqlite:{}", file.display());
+    let ended = run(&["migrate", "up", "--dry-run", "--database-url", &url]);
+    assert_ended(&ended, 0);
+    assert_eq!(ended.stdout, "WOULD APPLY\n2026-11-22-000000_outbox\n");
+    assert_eq!(ended.stderr, format!("would create the file {}\n", file.display()));
+    assert!(!file.exists());
+    // A folder that is not there is not made by the real run either.
+    let url = format!("sqlite:{}/nowhere/new.db", folder.path().display());
+    for more in [&["--dry-run"][..], &[]] {
+        assert_ended(&run(&[&["migrate", "up", "--database-url", &url], more].concat()), 69);
+    }
 }
 
 #[test]
@@ -430,6 +472,13 @@ async fn dead_letters_are_redriven_and_discarded_by_a_named_person(database: Tes
     let ended = on(&database, &["dead", "redrive", &ids[0], "--dry-run"]);
     assert_ended(&ended, 0);
     assert_eq!((ended.stderr.as_str(), left()), ("would be redriven: 1 of 1\n", 5));
+
+    for (given, exit) in [(vec![ids[0].as_str(), "4711"], 75), (vec!["4711"], 1)] {
+        let ended = on(&database, &[&["dead", "redrive"], &given[..], &["--dry-run"]].concat());
+        assert_ended(&ended, exit);
+        let said = format!("would be redriven: {} of {}\nnot found 1: 4711\n", given.len() - 1, given.len());
+        assert_eq!((ended.stderr, left()), (said, 5));
+    }
 
     let ended = on(&database, &["dead", "redrive", &ids[0], "--actor", "ada", "--reason", "fixed", "-o", "json"]);
     assert_ended(&ended, 0);

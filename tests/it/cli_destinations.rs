@@ -1,7 +1,7 @@
 //! Destinations as the command line shows, pauses and resumes them.
 
 use chrono::{DateTime, Utc};
-use outbox_tests::database::TestDatabase;
+use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
 use outbox_tests::receiver::{Answer, Receiver};
 use serde_json::{Value, json};
@@ -40,7 +40,35 @@ async fn destinations_are_listed_with_what_waits_and_is_dead(database: TestDatab
     assert_eq!(row(1), json!(["billing", ["order.*"], 1, 2, null, null]));
     let ended = on(&database, &["destinations", "list"]);
     assert_ended(&ended, 0);
-    assert!(ended.stdout.ends_with("billing      order.*  key       1        2     open\n"), "{}", ended.stdout);
+    let stands = |database: &TestDatabase, command: &[&str], end: &str| {
+        let ended = on(database, command);
+        assert_ended(&ended, 0);
+        assert!(ended.stdout.contains(&format!("  {end}\n")), "{}", ended.stdout);
+    };
+    let (listed, figures) = (["destinations", "list"], ["status"]);
+    stands(&database, &listed, "order.*  key       1        2     not served");
+    stands(&database, &figures, "order.*  key       not served");
+    let needs = || {
+        let attention = json(&on(&database, &["status", "--exit-code", "-o", "json"]))["attention"].clone();
+        let texts = attention.as_array().unwrap().iter().filter(|found| found["code"] == "unserved");
+        texts.map(|found| found["text"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    // That no relay runs at all is said once.
+    assert_eq!(needs(), [""; 0]);
+    let id = match database.kind() {
+        Kind::Postgres => "'00000000-0000-4000-8000-000000000001'",
+        Kind::Mariadb | Kind::Sqlite => "x'00000000000040008000000000000001'",
+    };
+    let insert = "INSERT INTO outbox_relays (id, name, version, serves) VALUES";
+    database.exec(&format!("{insert} ({id}, 'shop-1', '1', '[\"audit\"]')"));
+    stands(&database, &listed, "**       key       0        0     open");
+    stands(&database, &listed, "order.*  key       1        2     not served");
+    let see = "see `relay messages list --destination billing`";
+    assert_eq!(needs(), [format!("no running relay serves billing, for which 1 wait: {see}")]);
+    database.exec("UPDATE outbox_relays SET serves = '[\"billing\"]'");
+    stands(&database, &listed, "order.*  key       1        2     open");
+    stands(&database, &figures, "order.*  key       open");
+    assert_eq!(needs(), [""; 0]);
 }
 for_each_database!(destinations_are_listed_with_what_waits_and_is_dead);
 

@@ -1,5 +1,8 @@
 //! Why a message is not moving, as the command line tells it: each reason is brought about, and found.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use diesel::connection::SimpleConnection;
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
@@ -88,6 +91,35 @@ async fn what_keeps_a_pending_message_is_named(database: TestDatabase) {
     assert!(answer["reasons"][2]["text"].as_str().unwrap().ends_with("was `billing` meant?"), "{answer}");
 }
 for_each_database!(what_keeps_a_pending_message_is_named);
+
+async fn what_moves_to_several_destinations_may_have_failed_at_one_of_them(database: TestDatabase) {
+    let id = enqueue(&database, "order.placed", "{}");
+    register(&database, "fast", "[\"order.*\"]");
+    plant_relay(&database, "[\"fast\",\"slow\"]");
+    let over = Arc::new(AtomicBool::new(false));
+    let (until, mut conn) = (over.clone(), database.sqlite());
+    let heart = std::thread::spawn(move || {
+        while !until.load(Ordering::Relaxed) {
+            conn.batch_execute("UPDATE outbox_relays SET beat = beat + 1").unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    });
+    let one = codes(&database, &id);
+    register(&database, "slow", "[\"**\"]");
+    let two = codes(&database, &id);
+    over.store(true, Ordering::Relaxed);
+    heart.join().unwrap();
+    let text = "nothing holds it back on its way to fast: relay shop-1 sends it, or is about to";
+    assert_eq!((&one.0[..], &one.1["reasons"][0]["text"]), (&["moving".to_owned()][..], &json!(text)));
+    let text = "nothing holds it back on its way to fast, slow: relay shop-1 sends it, or is about to; one of its \
+                destinations may be slow or have failed: outcomes are written when all have one";
+    assert_eq!((&two.0[..], &two.1["reasons"][0]["text"]), (&["moving".to_owned()][..], &json!(text)));
+}
+for_each_database!(
+    what_moves_to_several_destinations_may_have_failed_at_one_of_them,
+    what_moves_to_several_destinations_may_have_failed_at_one_of_them,
+    [sqlite]
+);
 
 async fn what_keeps_a_waiting_delivery_is_named(database: TestDatabase) {
     register(&database, "billing", "[\"order.*\"]");

@@ -164,6 +164,13 @@ async fn a_message_is_taken_back_by_a_named_person(database: TestDatabase) {
     let ended = cancel(&pending, &["--dry-run"]);
     assert_ended(&ended, 0);
     assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("would be cancelled: order.placed, pending\n", ""));
+    for (id, is_pending, waiting) in [(&pending, true, 0), (&waiting, false, 1)] {
+        let found = json(&cancel(id, &["--dry-run", "-o", "json"]));
+        let expected = json!({
+            "message_id": id, "cancelled": false, "dry_run": true, "pending": is_pending, "waiting": waiting
+        });
+        assert_eq!(found, expected);
+    }
     // Nobody is at the terminal, and nobody said yes.
     let ended = cancel(&pending, &[]);
     assert_ended(&ended, 64);
@@ -217,6 +224,36 @@ async fn who_cancels_what_a_relay_may_be_sending_is_told(database: TestDatabase)
     assert_eq!(ended.stderr, said);
 }
 for_each_database!(who_cancels_what_a_relay_may_be_sending_is_told);
+
+#[test]
+fn what_is_named_by_another_kind_of_id_is_told_where_to_look() {
+    let id = "0199c0de-7a3b-7c55-8b1e-3f1f1f2a9d10";
+    for (arguments, said) in [
+        (
+            ["explain", "17", "-ojson"],
+            "`17` is no message id (a UUID); for a dead letter: relay dead show 17".to_owned(),
+        ),
+        (["dead", "show", id], format!("see: relay messages show {id}")),
+        (["messages", "show", "order-7"], "a message id is a UUID".to_owned()),
+        (["dead", "redrive", "order-7"], "a dead letter's id is a number".to_owned()),
+    ] {
+        let ended = run(&arguments);
+        assert_ended(&ended, 64);
+        assert!(ended.stderr.contains(&said), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_state_that_does_not_exist_is_refused_with_those_that_do() {
+    let ended = run(&["messages", "list", "--state", "nosuch"]);
+    assert_ended(&ended, 64);
+    let states = "pending, retry, blocked, scheduled, unrouted, unserved, overflow, suspect";
+    assert!(ended.stderr.contains(states), "{}", ended.stderr);
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    for state in states.split(", ") {
+        assert_ended(&on(&database, &["messages", "list", "--state", state]), 0);
+    }
+}
 
 #[test]
 fn a_message_is_named_by_its_id() {

@@ -220,6 +220,60 @@ fn a_dry_run_changes_nothing() {
 }
 
 #[test]
+fn a_dry_run_is_refused_where_it_could_not_be_kept() {
+    let stage = Stage::new();
+    let before = stage.rows();
+    for case in cases(&[Lists, Shows]) {
+        let ended = stage.run(case, &["--dry-run"]);
+        assert_ended(&ended, 64);
+        let said = format!("relay: `relay {}` has no --dry-run: nothing was done\n  help: ", case.path);
+        assert!(ended.stderr.starts_with(&said), "{}: {}", case.path, ended.stderr);
+        assert_eq!((ended.stdout.as_str(), stage.rows()), ("", before.clone()), "{}", case.path);
+    }
+}
+
+#[test]
+fn a_limit_is_kept_or_refused() {
+    let kept = ["dead discard", "dead export", "dead groups", "dead list", "dead redrive", "destinations list"];
+    let kept = [&kept[..], &["listen", "messages list"]].concat();
+    let stage = Stage::new();
+    for case in CASES.iter().filter(|case| !kept.contains(&case.path)) {
+        let ended = stage.run(case, &["--limit", "1"]);
+        assert_ended(&ended, 64);
+        let said = format!("relay: `relay {}` has no --limit: nothing was done\n  help: ", case.path);
+        assert!(ended.stderr.starts_with(&said), "{}: {}", case.path, ended.stderr);
+    }
+    for case in cases(&[Lists]).filter(|case| kept.contains(&case.path)) {
+        let ended = stage.run(case, &["--limit", "1", "-o", "jsonl"]);
+        assert_ended(&ended, 0);
+        assert_eq!(ended.stdout.lines().count(), 1, "{}", case.path);
+    }
+}
+
+#[test]
+fn an_empty_actor_or_reason_was_not_given() {
+    for case in cases(&[Changes, Destroys]).filter(|case| !["migrate up", "send"].contains(&case.path)) {
+        let stage = Stage::new();
+        assert_ended(&stage.run(case, &["--yes", "--actor", "", "--reason", " "]), 0);
+        let by = "SELECT count(*) FROM outbox_audit WHERE actor LIKE '%@%' AND reason IS NULL";
+        assert_eq!(stage.database.query_i64(by), 1, "{}", case.path);
+    }
+}
+
+#[test]
+fn a_destination_that_nobody_registered_is_told_apart_from_one_for_which_nothing_waits() {
+    let stage = Stage::new();
+    stage.database.exec("DELETE FROM outbox_dead_letters");
+    for case in cases(&[Lists]).filter(|case| ["messages list", "dead list", "dead groups"].contains(&case.path)) {
+        let ended = stage.run(case, &["--destination", "biling"]);
+        assert_ended(&ended, 0);
+        assert_eq!(ended.stderr, "no relay has registered a destination `biling` - was `billing` meant?\n");
+        let ended = stage.run(case, &["--destination", "audit"]);
+        assert_eq!((ended.status.code(), ended.stderr.as_str()), (Some(0), ""), "{}", case.path);
+    }
+}
+
+#[test]
 fn nothing_is_lost_unless_somebody_says_yes() {
     for case in cases(&[Destroys]) {
         let stage = Stage::new();

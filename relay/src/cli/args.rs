@@ -73,7 +73,7 @@ pub(super) struct Global {
     /// Do it without asking
     #[arg(long, global = true)]
     pub(super) yes: bool,
-    /// Say what would be done, and do nothing
+    /// Say what would be done, and do nothing; refused by commands that change no outbox, and by run
     #[arg(long, global = true)]
     pub(super) dry_run: bool,
     /// Why, for the audit
@@ -118,7 +118,8 @@ pub(super) enum Command {
     ///
     /// With --exit-code it ends with 2 when something needs a person: dead letters (more than --dead-max), a delivery due
     /// for longer than --due-max, a message pending for longer than --pending-max, a partition without an owner, a
-    /// destination that somebody paused, or messages no destination wants. What it found stands under ATTENTION.
+    /// destination that somebody paused, deliveries for a destination no running relay serves, or messages no destination
+    /// wants. What it found stands under ATTENTION.
     #[command(after_help = "\
 Examples:
   relay status

@@ -21,5 +21,23 @@ pub(super) fn confirm(global: &Global, what: &str) -> Result<(), Failure> {
     say(&format!("{what} Type `yes` to go on:"));
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
-    if answer.trim() == "yes" { Ok(()) } else { Err(Failure::new(Exit::Failed, "relay: not done")) }
+    heard(&answer)
+}
+
+/// Anything but `yes` is a no, and ends as if nobody could be asked.
+fn heard(answer: &str) -> Result<(), Failure> {
+    if answer.trim() == "yes" { Ok(()) } else { Err(Failure::new(Exit::Usage, "relay: not done: nobody said `yes`")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_does_not_say_yes_ends_as_without_a_terminal() {
+        assert!(heard("yes\n").is_ok());
+        for answer in ["n\n", "", "y\n", "YES\n"] {
+            assert_eq!(heard(answer).unwrap_err().exit(), Exit::Usage, "{answer:?}");
+        }
+    }
 }

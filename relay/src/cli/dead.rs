@@ -1,11 +1,12 @@
 //! `relay dead`: deliveries that were given up.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use outbox::dead_letters::{self, By, DeadLetter, Detail, Filter, Outcome};
 use serde_json::{Value, json};
 
 use super::args::{Dead, DeadFilter, DeadSelection, Global};
 use super::database::connect;
+use super::destinations::note_unknown;
 use super::output::{Format, say, shortened, table, visible};
 use super::stored::{attempts, hex, key, payload, stored_json, time};
 use super::{Exit, Failure, ask, settings};
@@ -37,8 +38,11 @@ fn list(global: &Global, filter: &DeadFilter) -> Result<Exit, Failure> {
     let filter = understood(filter)?;
     let limit = global.limit.unwrap_or(SHOWN);
     // One more than is shown tells whether there is more.
-    let mut letters =
-        with_connection!(&mut connect(global)?, conn => dead_letters::list(conn, &filter, limit.saturating_add(1)))?;
+    let mut conn = connect(global)?;
+    let mut letters = with_connection!(&mut conn, conn => dead_letters::list(conn, &filter, limit.saturating_add(1)))?;
+    if letters.is_empty() {
+        note_unknown(&mut conn, filter.destination.as_deref())?;
+    }
     let has_more = letters.len() > limit as usize;
     letters.truncate(limit as usize);
     let output = global.output();
@@ -145,6 +149,9 @@ fn change(global: &Global, selection: &DeadSelection, change: &Change) -> Result
             // Oldest first: what died first goes first.
             let mut ids = with_connection!(&mut conn, conn => dead_letters::ids(conn, &filter, limit))?;
             ids.sort_unstable();
+            if ids.is_empty() {
+                note_unknown(&mut conn, filter.destination.as_deref())?;
+            }
             ids
         }
     };
@@ -177,10 +184,11 @@ fn change(global: &Global, selection: &DeadSelection, change: &Change) -> Result
 }
 
 fn dry_run(global: &Global, conn: &mut Connection, ids: &[i64], change: &Change) -> Result<Exit, Failure> {
-    let mut found = Vec::new();
+    let (mut found, mut not_found) = (Vec::new(), Vec::new());
     for id in ids {
-        if let Some(detail) = with_connection!(conn, conn => dead_letters::get(conn, *id))? {
-            found.push(detail.letter);
+        match with_connection!(conn, conn => dead_letters::get(conn, *id))? {
+            Some(detail) => found.push(detail.letter),
+            None => not_found.push(*id),
         }
     }
     say(&format!("would be {}: {} of {}", change.done, found.len(), ids.len()));
@@ -188,7 +196,24 @@ fn dry_run(global: &Global, conn: &mut Connection, ids: &[i64], change: &Change)
         Format::Table => global.output().lines(&rows(&found))?,
         _ => global.output().many(&[], &found.iter().map(letter_json).collect::<Vec<_>>(), |_| Vec::new())?,
     }
-    Ok(Exit::Ok)
+    if !not_found.is_empty() {
+        say(&named(&not_found));
+    }
+    Ok(ended(found.is_empty(), not_found.is_empty()))
+}
+
+/// How a change ends that reached all it could.
+fn ended(is_nothing_found: bool, is_all_found: bool) -> Exit {
+    match (is_nothing_found, is_all_found) {
+        (_, true) => Exit::Ok,
+        (false, false) => Exit::Partly,
+        (true, false) => Exit::Failed,
+    }
+}
+
+fn named(not_found: &[i64]) -> String {
+    let ids: Vec<String> = not_found.iter().map(i64::to_string).collect();
+    format!("not found {}: {}", ids.len(), ids.join(" "))
 }
 
 /// So many of them.
@@ -200,8 +225,7 @@ pub(super) fn letters(count: u64) -> String {
 fn told(global: &Global, change: &Change, outcome: &Outcome, stopped: Option<Failure>) -> Result<Exit, Failure> {
     let mut text = format!("{} {}\n", change.done, outcome.done.len());
     if !outcome.not_found.is_empty() {
-        let ids: Vec<String> = outcome.not_found.iter().map(i64::to_string).collect();
-        text.push_str(&format!("not found {}: {}\n", outcome.not_found.len(), ids.join(" ")));
+        text.push_str(&format!("{}\n", named(&outcome.not_found)));
     }
     let value = json!({ change.done: outcome.done, "not_found": outcome.not_found });
     global.output().one(&text, &value)?;
@@ -211,9 +235,7 @@ fn told(global: &Global, change: &Change, outcome: &Outcome, stopped: Option<Fai
             let why = failure.message.unwrap_or_default();
             Err(Failure::new(Exit::Partly, format!("{why}\n  help: run the same command again for the rest")))
         }
-        (_, true, None) => Ok(Exit::Ok),
-        (false, false, None) => Ok(Exit::Partly),
-        (true, false, None) => Ok(Exit::Failed),
+        (is_nothing_done, is_all_found, None) => Ok(ended(is_nothing_done, is_all_found)),
     }
 }
 
@@ -230,15 +252,18 @@ fn understood(filter: &DeadFilter) -> Result<Filter, Failure> {
     })
 }
 
-/// `2h` ago, or a time.
+/// `2h` ago, a time, or a day, which begins at midnight UTC.
 pub(super) fn instant(option: &str, text: &str) -> Result<DateTime<Utc>, Failure> {
     if let Ok(time) = DateTime::parse_from_rfc3339(text) {
         return Ok(time.to_utc());
     }
+    if let Ok(day) = text.parse::<NaiveDate>() {
+        return Ok(day.and_time(NaiveTime::MIN).and_utc());
+    }
     let ago =
         duration::parse(text).ok().and_then(|ago| Utc::now().checked_sub_signed(chrono::Duration::from_std(ago).ok()?));
     ago.ok_or_else(|| {
-        let help = "write how long ago, as `2h`, or a time, as `2026-11-22T10:00:00Z`";
+        let help = "write how long ago, as `2h`, or a time, as `2026-11-22T10:00:00Z`, or a day, as `2026-11-22`";
         Failure::new(Exit::Usage, format!("relay: `{text}` for {option} is no time\n  help: {help}"))
     })
 }

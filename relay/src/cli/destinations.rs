@@ -1,6 +1,7 @@
 //! `relay destinations`: what messages are sent to, and holding it back by hand.
 
 use outbox::destinations::{self, By, Change, Destination};
+use outbox::relays::{self, Relays};
 use serde_json::{Value, json};
 
 use super::args::{Destinations, Global};
@@ -8,7 +9,8 @@ use super::database::connect;
 use super::output::{Format, say, table};
 use super::stored::time;
 use super::{Exit, Failure, settings};
-use crate::admin::with_connection;
+use crate::admin::{Connection, with_connection};
+use crate::config::suggestion;
 
 /// Runs one of the `destinations` commands.
 pub(super) fn run(global: &Global, command: &Destinations) -> Result<Exit, Failure> {
@@ -20,18 +22,48 @@ pub(super) fn run(global: &Global, command: &Destinations) -> Result<Exit, Failu
 }
 
 fn list(global: &Global) -> Result<Exit, Failure> {
-    let destinations = with_connection!(&mut connect(global)?, conn => destinations::list(conn))?;
+    let mut conn = connect(global)?;
+    let mut destinations = with_connection!(&mut conn, conn => destinations::list(conn))?;
+    let relays = with_connection!(&mut conn, conn => relays::list(conn))?;
+    let limit = global.limit.map_or(usize::MAX, |limit| limit as usize);
+    let has_more = destinations.len() > limit;
+    destinations.truncate(limit);
+    let cells = |destination: &Destination| cells(destination, is_served(destination, &relays));
+    let as_json = |destination: &Destination| as_json(destination, is_served(destination, &relays));
     let titles = ["DESTINATION", "TOPICS", "ORDERING", "WAITING", "DEAD", "STANDS"];
     let output = global.output();
     match output.format() {
         Format::Table => output.lines(&table(&titles, &destinations.iter().map(cells).collect::<Vec<_>>()))?,
         _ => output.many(&titles, &destinations.iter().map(as_json).collect::<Vec<_>>(), |_| Vec::new())?,
     }
+    if has_more {
+        say(&format!("only the first {limit} are shown; --limit shows more"));
+    }
     Ok(Exit::Ok)
 }
 
-fn cells(destination: &Destination) -> Vec<String> {
+/// Whether a relay that is registered has it.
+fn is_served(destination: &Destination, relays: &Relays) -> bool {
+    relays.relays.iter().any(|relay| relay.serves.contains(&destination.name))
+}
+
+/// Says so when a filter found nothing because its destination is one that nobody has registered.
+pub(super) fn note_unknown(conn: &mut Connection, filter: Option<&str>) -> Result<(), Failure> {
+    let Some(name) = filter else {
+        return Ok(());
+    };
+    let known = with_connection!(conn, conn => destinations::list(conn))?;
+    if known.iter().all(|destination| destination.name != name) {
+        let meant = suggestion(name, known.iter().map(|destination| destination.name.as_str()));
+        let meant = meant.map_or_else(String::new, |meant| format!(" - was `{meant}` meant?"));
+        say(&format!("no relay has registered a destination `{name}`{meant}"));
+    }
+    Ok(())
+}
+
+fn cells(destination: &Destination, is_served: bool) -> Vec<String> {
     let stands = match (&destination.pause, destination.held_until) {
+        (None, _) if !is_served => "not served".to_owned(),
         (Some(pause), _) => {
             let why = pause.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
             format!("paused since {} by {}{why}", time(pause.at), pause.by)
@@ -49,7 +81,7 @@ fn cells(destination: &Destination) -> Vec<String> {
     ]
 }
 
-fn as_json(destination: &Destination) -> Value {
+fn as_json(destination: &Destination, is_served: bool) -> Value {
     json!({
         "name": destination.name,
         "topics": destination.patterns,
@@ -58,6 +90,7 @@ fn as_json(destination: &Destination) -> Value {
             json!({ "at": pause.at, "by": pause.by, "reason": pause.reason })
         }),
         "held_until": destination.held_until,
+        "served": is_served,
         "served_at": destination.served_at,
         "waiting": destination.waiting,
         "dead": destination.dead,

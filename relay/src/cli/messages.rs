@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::args::{Global, MessageFilter, Messages, OneMessage};
 use super::database::connect;
 use super::dead::{instant, letter_json};
+use super::destinations::note_unknown;
 use super::output::{Format, say, shortened, table, visible};
 use super::stored::{attempts, hex, key, payload, stored_json, time};
 use super::{Exit, Failure};
@@ -82,6 +83,9 @@ fn list(global: &Global, filter: &MessageFilter) -> Result<Exit, Failure> {
     match output.format() {
         Format::Table => output.lines(&table(&titles, &rows.iter().map(Listed::cells).collect::<Vec<_>>()))?,
         _ => output.many(&titles, &rows.iter().map(Listed::as_json).collect::<Vec<_>>(), |_| Vec::new())?,
+    }
+    if rows.is_empty() {
+        note_unknown(&mut conn, filter.destination.as_deref())?;
     }
     if has_more {
         say(&format!("only the oldest {} are shown; --limit shows more", bounds.shown));

@@ -1,5 +1,7 @@
 //! `relay migrate`: the schema, applied, shown or printed.
 
+use std::path::Path;
+
 use outbox::migrations::{self, State};
 use serde_json::json;
 
@@ -22,7 +24,14 @@ fn up(global: &Global) -> Result<Exit, Failure> {
     let config = settings::load(global, Scope::Database)?;
     let target = database_url::target(config.database.url.expose());
     if global.dry_run {
-        let pending = pending(&mut connect(&config, Missing::Refuse)?)?;
+        let pending = match new_file(config.database.url.expose()) {
+            Some(path) => {
+                say(&format!("would create the file {path}"));
+                // Of a file that is not there everything is missing.
+                pending(&mut admin::connect("sqlite::memory:", Missing::Create)?)?
+            }
+            None => pending(&mut connect(&config, Missing::Refuse)?)?,
+        };
         global.output().many(&["WOULD APPLY"], &pending, |name| vec![name.clone()])?;
         return Ok(Exit::Ok);
     }
@@ -68,6 +77,14 @@ fn print(global: &Global, backend: Option<BackendName>) -> Result<Exit, Failure>
     // SQL in every format: whoever pipes it elsewhere wants nothing around it.
     global.output().lines(&migrations::sql(database))?;
     Ok(Exit::Ok)
+}
+
+/// The SQLite file that would be made: it is not there, and its folder is.
+fn new_file(url: &str) -> Option<&str> {
+    let path = database_url::sqlite_path(url)?;
+    let file = Path::new(path);
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    (!file.exists() && folder.is_dir()).then_some(path)
 }
 
 fn pending(conn: &mut Connection) -> Result<Vec<String>, Failure> {

@@ -1,5 +1,6 @@
 //! `relay status`: what is pending, waiting and dead, and who is delivering.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -70,11 +71,32 @@ fn attention(status: &Status, options: &Options) -> Vec<(&'static str, String)> 
         let name = &seen.spec.name;
         found.push(("paused", format!("{name} is paused: see `relay destinations list`")));
     }
+    for (name, count) in unserved(status) {
+        let help = format!("see `relay messages list --destination {name}`");
+        found.push(("unserved", format!("no running relay serves {name}, for which {count} wait: {help}")));
+    }
     let unrouted = status.waiting.iter().filter(|(_, state, _)| state == State::Unrouted.as_str());
     let unrouted: i64 = unrouted.map(|(_, _, count)| count).sum();
     if unrouted > 0 {
         let text = format!("no destination wants {unrouted} of what waits: see `relay messages list --state unrouted`");
         found.push(("unrouted", text));
+    }
+    found
+}
+
+/// Whether a relay that is registered has this destination.
+fn is_served(status: &Status, destination: &str) -> bool {
+    status.membership.relays.iter().any(|relay| relay.serves.iter().any(|served| served == destination))
+}
+
+/// What waits for destinations that none of the running relays has, by destination.
+fn unserved(status: &Status) -> BTreeMap<&str, i64> {
+    let mut found = BTreeMap::new();
+    // Without any relay that is one thing to say, and it is said of the partitions.
+    for (destination, _, count) in status.waiting.iter().filter(|_| !status.membership.relays.is_empty()) {
+        if !destination.is_empty() && !is_served(status, destination) {
+            *found.entry(destination.as_str()).or_insert(0) += count;
+        }
     }
     found
 }
@@ -105,6 +127,7 @@ pub(super) fn as_text(status: &Status) -> String {
             .map(|seen| {
                 let stands = match (seen.paused, seen.held_for) {
                     (true, _) => "paused".to_owned(),
+                    (false, _) if !is_served(status, &seen.spec.name) => "not served".to_owned(),
                     (false, Some(pause)) => format!("held for {}", rounded(pause)),
                     (false, None) => "open".to_owned(),
                 };
@@ -217,6 +240,7 @@ pub(super) fn as_json(status: &Status) -> Value {
             "name": seen.spec.name,
             "topics": seen.spec.patterns,
             "ordering": seen.spec.ordering,
+            "served": is_served(status, &seen.spec.name),
             "paused": seen.paused,
             "held_ms": seen.held_for.map(ms),
         })).collect::<Vec<_>>(),

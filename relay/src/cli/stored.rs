@@ -17,9 +17,9 @@ pub(super) fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
-/// A payload on one line, or its digits when it is no text.
+/// A payload on one line, or its digits when it is no text; said so, because text may look like digits.
 pub(super) fn payload(payload: &[u8]) -> String {
-    std::str::from_utf8(payload).map_or_else(|_| hex(payload), visible)
+    std::str::from_utf8(payload).map_or_else(|_| format!("binary, in hex: {}", hex(payload)), visible)
 }
 
 /// JSON that somebody stored as text; the text when it is none.

@@ -16,6 +16,10 @@ use crate::message::{PartitionSet, Seq};
 impl Engine {
     /// Takes note of partitions gained, given up and lost.
     pub(super) fn follow_ownership(&mut self) {
+        // Closed, it says nothing new either; the loop looks after that itself.
+        if !self.ownership.has_changed().unwrap_or(false) {
+            return;
+        }
         let ownership = self.ownership.borrow_and_update().clone();
         // Lost and taken again between two looks: only the epoch tells.
         let changed: PartitionSet = self

@@ -15,7 +15,7 @@ pub(in crate::cli) enum Bench {
 #[derive(Clone, Debug, Args)]
 pub struct BenchDrain {
     /// How many messages
-    #[arg(long, default_value_t = 200_000, value_name = "N")]
+    #[arg(long, default_value_t = 200_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub messages: u64,
     /// The size of each, in bytes
     #[arg(long, default_value_t = 300, value_name = "BYTES")]

@@ -31,6 +31,7 @@ Examples:
     #[command(after_help = "Example:\n  relay dead show 17")]
     Show {
         /// The dead letter's id
+        #[arg(value_parser = letter_id)]
         id: i64,
     },
     /// Send dead letters again
@@ -50,7 +51,7 @@ Examples:
 #[derive(Debug, Args)]
 pub(in crate::cli) struct DeadSelection {
     /// Ids of dead letters
-    #[arg(value_name = "ID", conflicts_with_all = ["DeadFilter", "all"])]
+    #[arg(value_name = "ID", value_parser = letter_id, conflicts_with_all = ["DeadFilter", "all"])]
     pub(in crate::cli) ids: Vec<i64>,
     #[command(flatten)]
     pub(in crate::cli) filter: DeadFilter,
@@ -77,7 +78,7 @@ pub(in crate::cli) struct DeadFilter {
     /// Only those that died of the same thing
     #[arg(long, value_name = "FINGERPRINT")]
     pub(in crate::cli) group: Option<String>,
-    /// Only given up since then: `2h` ago, or a time such as `2026-11-22T10:00:00Z`
+    /// Only given up since then: `2h` ago, `2026-11-22T10:00:00Z`, or `2026-11-22` (midnight UTC)
     #[arg(long, value_name = "WHEN")]
     pub(in crate::cli) since: Option<String>,
     /// Only given up before then
@@ -86,4 +87,13 @@ pub(in crate::cli) struct DeadFilter {
     /// Only whose payload contains this
     #[arg(long, value_name = "TEXT")]
     pub(in crate::cli) contains: Option<String>,
+}
+
+fn letter_id(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| match text.parse::<uuid::Uuid>() {
+        Ok(id) => {
+            format!("`{id}` is the id of a message, not the number of a dead letter; see: relay messages show {id}")
+        }
+        Err(_) => "a dead letter's id is a number; see `relay dead list`".to_owned(),
+    })
 }

@@ -50,11 +50,14 @@ Examples:
     },
 }
 
+/// Where a message can be before it is delivered or dead.
+const STATES: [&str; 8] = ["pending", "retry", "blocked", "scheduled", "unrouted", "unserved", "overflow", "suspect"];
+
 /// Which message.
 #[derive(Clone, Copy, Debug, Args)]
 pub(in crate::cli) struct OneMessage {
     /// The message's id
-    #[arg(value_name = "MESSAGE_ID")]
+    #[arg(value_name = "MESSAGE_ID", value_parser = message_id)]
     pub(in crate::cli) id: uuid::Uuid,
     /// The number it drew when it was inserted: `seq` in outbox_messages
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..), conflicts_with = "scan")]
@@ -78,7 +81,7 @@ pub(in crate::cli) struct MessageFilter {
     /// Only whose last error contains this; pending messages have none
     #[arg(long, value_name = "TEXT")]
     pub(in crate::cli) error: Option<String>,
-    /// Only enqueued since then: `2h` ago, or a time such as `2026-11-22T10:00:00Z`
+    /// Only enqueued since then: `2h` ago, `2026-11-22T10:00:00Z`, or `2026-11-22` (midnight UTC)
     #[arg(long, value_name = "WHEN")]
     pub(in crate::cli) since: Option<String>,
     /// Only enqueued before then
@@ -87,8 +90,8 @@ pub(in crate::cli) struct MessageFilter {
     /// Only whose payload contains this
     #[arg(long, value_name = "TEXT")]
     pub(in crate::cli) contains: Option<String>,
-    /// Only `pending`, or waiting in this state: retry, blocked, scheduled, unrouted, unserved, overflow, suspect
-    #[arg(long, value_name = "STATE")]
+    /// Only `pending`, or waiting in one of the other states
+    #[arg(long, value_name = "STATE", value_parser = STATES)]
     pub(in crate::cli) state: Option<String>,
     #[command(flatten)]
     pub(in crate::cli) scan: Scan,
@@ -100,4 +103,11 @@ pub(in crate::cli) struct Scan {
     /// The most rows of a table to look at, the oldest first
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub(in crate::cli) scan: u32,
+}
+
+fn message_id(text: &str) -> Result<uuid::Uuid, String> {
+    text.parse().map_err(|_| match text.parse::<i64>() {
+        Ok(number) => format!("`{number}` is no message id (a UUID); for a dead letter: relay dead show {number}"),
+        Err(_) => "a message id is a UUID, as `enqueue` returns it; see `relay messages list`".to_owned(),
+    })
 }

@@ -6,8 +6,8 @@ use outbox::dead_letters::{self, Detail};
 use serde_json::{Value, json};
 
 use super::{
-    DeadFilter, Exit, Failure, Format, Global, connect, letter_json, letters, say, stored_json, understood,
-    with_connection,
+    DeadFilter, Exit, Failure, Format, Global, connect, letter_json, letters, note_unknown, say, stored_json,
+    understood, with_connection,
 };
 
 /// Payloads are a quarter of a megabyte at most unless somebody allowed more: a page fits into memory.
@@ -38,6 +38,9 @@ pub(super) fn run(global: &Global, filter: &DeadFilter) -> Result<Exit, Failure>
             Some(last) if page.len() == wanted as usize => after = last.letter.id,
             _ => break,
         }
+    }
+    if written == 0 {
+        note_unknown(&mut conn, filter.destination.as_deref())?;
     }
     say(&format!("written: {}", letters(written)));
     Ok(Exit::Ok)

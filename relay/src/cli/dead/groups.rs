@@ -4,8 +4,8 @@ use outbox::dead_letters::{self, Group};
 use serde_json::{Value, json};
 
 use super::{
-    DeadFilter, Exit, Failure, Format, Global, SHOWN, connect, letter_json, say, shortened, table, time, understood,
-    with_connection,
+    DeadFilter, Exit, Failure, Format, Global, SHOWN, connect, letter_json, note_unknown, say, shortened, table, time,
+    understood, with_connection,
 };
 
 /// Shows the groups, the largest first.
@@ -13,8 +13,11 @@ pub(super) fn run(global: &Global, filter: &DeadFilter) -> Result<Exit, Failure>
     let filter = understood(filter)?;
     let limit = global.limit.unwrap_or(SHOWN);
     // One more than is shown tells whether there is more.
-    let mut groups =
-        with_connection!(&mut connect(global)?, conn => dead_letters::groups(conn, &filter, limit.saturating_add(1)))?;
+    let mut conn = connect(global)?;
+    let mut groups = with_connection!(&mut conn, conn => dead_letters::groups(conn, &filter, limit.saturating_add(1)))?;
+    if groups.is_empty() {
+        note_unknown(&mut conn, filter.destination.as_deref())?;
+    }
     let has_more = groups.len() > limit as usize;
     groups.truncate(limit as usize);
     let titles = ["COUNT", "FIRST DIED", "LAST DIED", "EXAMPLE", "DESTINATION", "REASON", "GROUP", "LAST ERROR"];

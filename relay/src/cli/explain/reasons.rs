@@ -123,11 +123,13 @@ impl Reasons<'_> {
         let is_free = is_carried && self.list.len() == before && !targets.is_empty();
         if is_free && pending.deliver_at.is_none_or(|at| at <= now) {
             let names = targets.join(", ");
-            self.free(
-                pending.partition_no,
-                &format!("nothing holds it back on its way to {names}"),
-                pending.created_at,
-            );
+            let text = format!("nothing holds it back on its way to {names}");
+            // What became of it at one of them is written together with the others: until then nobody can see it.
+            let unseen = match targets.len() {
+                1 => "",
+                _ => "; one of its destinations may be slow or have failed: outcomes are written when all have one",
+            };
+            self.free(pending.partition_no, &text, unseen, pending.created_at);
         }
     }
 
@@ -211,7 +213,7 @@ impl Reasons<'_> {
             self.add(if waiting.state == "scheduled" { "scheduled" } else { "backing_off" }, text, None);
         } else if is_carried && !self.list.iter().any(|reason| is_obstacle(reason) && reason.subject == self.subject) {
             let text = format!("it has been due since {}", ago(waiting.due_at, now));
-            self.free(waiting.partition_no, &text, waiting.due_at);
+            self.free(waiting.partition_no, &text, "", waiting.due_at);
         }
     }
 
@@ -349,14 +351,14 @@ impl Reasons<'_> {
     }
 
     /// Nothing holds it back.
-    fn free(&mut self, partition: u8, text: &str, since: DateTime<Utc>) {
+    fn free(&mut self, partition: u8, text: &str, unseen: &str, since: DateTime<Utc>) {
         let owner = self.facts.relays.owner(partition).map_or("the relay", |relay| relay.name.as_str());
         let is_young = (self.facts.now - since).to_std().is_ok_and(|age| age < SOON);
         let next = match is_young {
             true => "ask again in a moment".to_owned(),
             false => format!("look at relay status and at the log of {owner}: it is behind, or busy with it"),
         };
-        self.add("moving", format!("{text}: relay {owner} sends it, or is about to"), Some(next));
+        self.add("moving", format!("{text}: relay {owner} sends it, or is about to{unseen}"), Some(next));
     }
 }
 

@@ -30,7 +30,15 @@ pub(super) fn run(global: &Global, message: &OneMessage) -> Result<Exit, Failure
         return nothing(global, id, &told);
     }
     if global.dry_run {
-        return told(global, id, &Cancelled::default(), format!("would be cancelled: {}", what(&found)));
+        let value = json!({
+            "message_id": id.to_string(),
+            "cancelled": false,
+            "dry_run": true,
+            "pending": found.pending.is_some(),
+            "waiting": found.waiting.len(),
+        });
+        global.output().one(&format!("would be cancelled: {}", what(&found)), &value)?;
+        return Ok(Exit::Ok);
     }
     ask::confirm(global, &format!("Message {id} ({}) would never be sent.", what(&found)))?;
     let relays = with_connection!(&mut conn, conn => relays::list(conn))?;
