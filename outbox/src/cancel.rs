@@ -28,8 +28,10 @@ use crate::transaction::require_server_transaction;
 ///
 /// Holds the lock of the message's partition until the transaction ends, and relays wait for it: cancel last, and commit
 /// soon. `message` is an id, a [`Receipt`](crate::Receipt), or an id with its number, by which a pending message is found
-/// at once. By the id it is found by its place in time, among 200 000 messages around it and the 100 000 oldest. Needs SELECT and DELETE on `outbox_messages`, besides these UPDATE on `outbox_deliveries` and `outbox_partitions`,
-/// and SELECT on `outbox_dead_letters` (UPDATE, too, on PostgreSQL, MariaDB and MySQL, for its locks).
+/// at once. By the id it is found by its place in time, among 200 000 numbers around it and the 100 000 oldest messages.
+///
+/// Needs SELECT and DELETE on `outbox_messages`, besides these UPDATE on `outbox_deliveries` and `outbox_partitions`, and
+/// SELECT on `outbox_dead_letters` (UPDATE, too, on PostgreSQL, MariaDB and MySQL, for its locks).
 ///
 /// ```
 /// # use diesel::prelude::*;

@@ -112,7 +112,7 @@ impl Engine {
             "attempt judged"
         );
         if judgement.row == Row::NotFound {
-            return self.not_claimed(lane, &work);
+            return self.not_claimed(lane, &work, &judgement, took, now);
         }
         self.tell(
             |delivery| Event::Attempted {
@@ -148,19 +148,17 @@ impl Engine {
     }
 
     /// The row was not as it had been read, and nobody was called. Only a settle can tell why: it is refused where the row
-    /// is gone, and finds newer routes where those have changed.
-    fn not_claimed(&mut self, lane: usize, work: &Work) {
-        let waits = Waits {
-            state: State::Retry,
-            attempts: work.attempts,
-            due: DueIn::Pause(Duration::ZERO),
-            in_order: work.in_order,
-            first_attempt_age: None,
-            last_verdict: None,
-            last_error: None,
-            history: work.history.clone(),
+    /// is gone, and finds newer routes where those have changed. A waiting row that is there after all, as it was read, is
+    /// out of the handler's sight: that counts as a failure like any other, and is told and ended like one.
+    fn not_claimed(&mut self, lane: usize, work: &Work, judgement: &Judgement, took: Duration, now: Instant) {
+        let outcome = match work.origin {
+            Origin::Fresh => Outcome::Remains(waits(State::Retry, work.in_order, DueIn::Pause(Duration::ZERO))),
+            Origin::Waiting(_) => {
+                let policy = &self.lanes[lane].served.policy;
+                outcome::outcome(work, judgement, policy, took, Utc::now(), now, &mut rand::rng())
+            }
         };
-        self.dispose(lane, work, Outcome::Remains(Remains::Waits(waits)));
+        self.dispose(lane, work, outcome);
     }
 
     /// Acts upon an outcome: frees the key or parks it, and passes the outcome on to the settle.

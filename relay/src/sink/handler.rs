@@ -222,7 +222,8 @@ impl Handler {
     /// - Nothing else: a mail sent by the function is sent again when the attempt fails after it. Enqueue a message for it
     ///   instead.
     /// - An error, a panic or a time-out rolls everything back. So does a statement that failed and was passed over, where
-    ///   the database gives the transaction up for it (PostgreSQL always does): `Ok` is then not believed.
+    ///   the database gives the transaction up for it (PostgreSQL always does, MariaDB and MySQL after a deadlock): `Ok` is
+    ///   then not believed. SQLite gives it up when the disk is full or fails; do not go on writing after such an error.
     /// - DDL statements do not belong here: on MariaDB and MySQL they commit what was written so far.
     ///
     /// # What it costs

@@ -58,15 +58,17 @@ fn routes(database: Database, version: i64) -> String {
 
 /// Runs first in the transaction, before the claim.
 ///
-/// PostgreSQL is told here, not at the connection, how long a statement may take: behind a pooler the next transaction may
-/// run on another session. MariaDB and MySQL read the routes here, because a read inside a DELETE locks what it reads for
+/// PostgreSQL is told here, not at the connection, how long a statement may take and that a commit has to be durable:
+/// behind a pooler the next transaction may run on another session. MariaDB and MySQL read the routes here, because a read inside a DELETE locks what it reads for
 /// as long as the transaction lasts, and a relay that starts has to write there.
 pub(crate) fn prelude(database: Database, timeout: Duration) -> Option<String> {
     match database {
         Database::Postgres => {
             let limit = timeout.as_millis().clamp(1, i32::MAX as u128);
             Some(format!(
-                "SET LOCAL statement_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}"
+                "SET LOCAL statement_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}; \
+                 SELECT set_config('synchronous_commit', 'on', true) \
+                     WHERE current_setting('synchronous_commit') = 'off'"
             ))
         }
         Database::Mysql => Some("SELECT max(routes_version) INTO @outbox_routes FROM outbox_meta".to_owned()),
@@ -76,14 +78,16 @@ pub(crate) fn prelude(database: Database, timeout: Duration) -> Option<String> {
 
 /// Runs once on every connection.
 ///
-/// No statement lasts much longer than the attempt it belongs to: what was abandoned must not keep its row locked.
+/// No statement lasts much longer than the attempt it belongs to: what was abandoned must not keep its row locked. On
+/// MariaDB and MySQL a deadlock ends the transaction; without autocommit, what a handler writes after one that it passed
+/// over is in a new transaction, which is rolled back too when the proof fails.
 pub(crate) fn session(database: Database, timeout: Duration) -> Option<String> {
     let seconds = timeout.as_secs_f64().ceil().clamp(1.0, 86_400.0);
     match database {
         Database::Postgres => None,
         // MariaDB executes what stands in `/*M! … */`, MySQL 8 what stands in `/*!80000 … */`.
         Database::Mysql => Some(format!(
-            "SET SESSION innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds} \
+            "SET SESSION autocommit = 0, innodb_lock_wait_timeout = {seconds}, lock_wait_timeout = {seconds} \
              /*M! , max_statement_time = {seconds}, idle_transaction_timeout = {seconds} */ \
              /*!80000 , max_execution_time = {} */",
             timeout.as_millis().clamp(1, 86_400_000)

@@ -94,7 +94,8 @@ impl Outbox {
         Relay::builder(&self.url).name("test").clock(&self.clock)
     }
 
-    /// Delivers what is due by the clock, and tells what was done and what is left.
+    /// Delivers what was there and is due by the clock, and tells what was done and what is left. What handlers enqueue
+    /// meanwhile comes with the next drain.
     ///
     /// A relay lives for one drain. To drain several times, write a closure that sets it up:
     /// `let drain = || outbox.drain(outbox.relay().destination(…))`.

@@ -149,8 +149,12 @@ impl Script {
             (End::SlowStatement, Kind::Postgres) => conn.batch_execute("SELECT pg_sleep(30)").await?,
             (End::SlowStatement, Kind::Mariadb) => conn.batch_execute("DO sleep(30)").await?,
             (End::Swallow, Kind::Postgres) => _ = conn.batch_execute("INSERT INTO nowhere VALUES (1)").await,
-            // As a deadlock does.
-            (End::Swallow, _) => conn.batch_execute("ROLLBACK").await?,
+            // As a deadlock does; what is written after it must not stay either.
+            (End::Swallow, Kind::Mariadb) => {
+                conn.batch_execute("ROLLBACK").await?;
+                conn.batch_execute(&format!("INSERT INTO effects (body) VALUES ('{body}')")).await?;
+            }
+            (End::Swallow, Kind::Sqlite) => conn.batch_execute("ROLLBACK").await?,
             (End::Sever, Kind::Postgres) => {
                 conn.batch_execute("SELECT pg_terminate_backend(pg_backend_pid())").await?;
             }

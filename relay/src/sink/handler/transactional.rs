@@ -169,9 +169,13 @@ impl Stage {
 const RETRY: Verdict = Verdict::Retry { after: None };
 
 fn not_claimed() -> Ended {
-    let judgement = Judgement::failed(RETRY, "not_claimed", "the delivery was settled or changed meanwhile");
+    let judgement = Judgement::failed(RETRY, "not_claimed", NOT_CLAIMED);
     Ended::Failed(Judgement { row: Row::NotFound, ..judgement })
 }
+
+/// Kept with a waiting row only where it is still there, so the second half of it is then what has happened.
+const NOT_CLAIMED: &str = "the delivery's row was not found: it was settled or changed meanwhile, or the handler's \
+                           connection leads to another database than the relay's";
 
 /// Nothing can be done for any message: the destination waits a moment, and no attempt is counted.
 fn no_connection(error: &(dyn std::error::Error + 'static)) -> Ended {
