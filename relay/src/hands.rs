@@ -135,6 +135,13 @@ impl Hands {
         Some(self.held.get(&seq)?.routes_read)
     }
 
+    /// The routes have changed since it was routed: only a read of them that begins after the first `routes_read` knows how.
+    pub(crate) fn routes_outdated(&mut self, seq: Seq, routes_read: u64) {
+        if let Some(held) = self.held.get_mut(&seq) {
+            held.routes_read = routes_read;
+        }
+    }
+
     /// True when some of its destinations have an outcome and some have not.
     pub(crate) fn is_half_done(&self, seq: Seq) -> bool {
         self.held.get(&seq).is_some_and(|held| held.undecided > 0 && held.undecided < held.destinations)

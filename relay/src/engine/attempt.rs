@@ -152,7 +152,10 @@ impl Engine {
     /// out of the handler's sight: that counts as a failure like any other, and is told and ended like one.
     fn not_claimed(&mut self, lane: usize, work: &Work, judgement: &Judgement, took: Duration, now: Instant) {
         let outcome = match work.origin {
-            Origin::Fresh => Outcome::Remains(waits(State::Retry, work.in_order, DueIn::Pause(Duration::ZERO))),
+            Origin::Fresh => {
+                self.hands.routes_outdated(work.message.seq, self.settling.routing_read());
+                Outcome::Remains(waits(State::Retry, work.in_order, DueIn::Pause(Duration::ZERO)))
+            }
             Origin::Waiting(_) => {
                 let policy = &self.lanes[lane].served.policy;
                 outcome::outcome(work, judgement, policy, took, Utc::now(), now, &mut rand::rng())
