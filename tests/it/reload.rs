@@ -245,7 +245,7 @@ for_each_database!(reloads_under_load_lose_nothing_and_repeat_nothing);
 
 async fn a_slow_attempt_holds_up_its_own_partition_only(database: TestDatabase) {
     const QUICK: usize = 64;
-    const SLOW: Duration = Duration::from_secs(6);
+    const SLOW: Duration = Duration::from_secs(10);
     let receiver = Receiver::start(|request| {
         let is_slow = request.line.starts_with("POST /slow ");
         Answer::status(200).after(if is_slow { SLOW } else { Duration::ZERO })

@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::delivery::stage::{Running, enqueue, lines, plain, until, until_nothing_is_left};
 
+const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -59,9 +60,10 @@ async fn a_clock_jumps_to_scheduled_messages_and_past_their_end(database: TestDa
         [plain("later").deliver_at(now + HOUR), plain("never").deliver_at(now + 2 * HOUR).expires_at(now + 3 * HOUR)],
     );
     assert_eq!(drain().await.attempts, 0);
-    clock.advance(HOUR);
+    // A little more: the clock began before the hour was taken.
+    clock.advance(HOUR + SECOND);
     assert_eq!(drain().await.delivered, 1);
-    clock.advance(2 * HOUR);
+    clock.advance(2 * HOUR + SECOND);
     let drained = drain().await;
     assert_eq!((drained.attempts, drained.dead_lettered), (0, 1));
     assert_eq!(drained.status.dead, [("all".to_owned(), "expired".to_owned(), 1)]);
