@@ -90,7 +90,7 @@ impl Scene {
     fn start(&self, line: &str) -> Background {
         let line = line.trim_end_matches('&').trim();
         let child = self.shell(&format!("exec {line}")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(90);
         let address = format!("127.0.0.1:{}", self.port);
         while std::net::TcpStream::connect(&address).is_err() {
             assert!(Instant::now() < deadline, "`{line}` does not listen");
