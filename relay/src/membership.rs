@@ -32,6 +32,8 @@ pub(crate) struct Ownership {
     pub partitions: PartitionSet,
     /// Those of them that are another's share: to be finished, not to be fed.
     pub giving_up: PartitionSet,
+    /// Those of them that were not given up in order: their former owner is dead.
+    pub inherited: PartitionSet,
     /// The epoch of each.
     pub epochs: HashMap<u8, i64>,
     /// A lease after the last successful renewal was sent.
@@ -68,6 +70,9 @@ struct State {
     watch: Watch,
     outages: Outages,
     epochs: HashMap<u8, i64>,
+    /// The epochs under which partitions were taken that nobody owned. Of what is owned beside these it is known, or has
+    /// to be feared because an answer was lost, that their former owner is dead.
+    taken_free: HashMap<u8, i64>,
     giving_up: PartitionSet,
     valid_until: Option<Instant>,
     settled: bool,
@@ -83,6 +88,7 @@ impl State {
             watch: Watch::default(),
             outages: Outages::default(),
             epochs: HashMap::new(),
+            taken_free: HashMap::new(),
             giving_up: PartitionSet::EMPTY,
             valid_until: None,
             settled: false,
@@ -94,6 +100,11 @@ impl State {
 
     fn owned(&self) -> PartitionSet {
         self.epochs.keys().copied().collect()
+    }
+
+    fn inherited(&self) -> PartitionSet {
+        let free = |(partition_no, epoch): (&u8, &i64)| self.taken_free.get(partition_no) == Some(epoch);
+        self.epochs.iter().filter(|owned| !free(*owned)).map(|(partition_no, _)| *partition_no).collect()
     }
 }
 
@@ -277,7 +288,12 @@ impl MembershipLoop {
             match self.store.partition_acquire(self.relay, some.iter().copied().collect()).await {
                 Ok(taken) => {
                     state.outages.recovered("partition_acquire");
-                    state.epochs.extend(taken);
+                    for taken in taken {
+                        state.epochs.insert(taken.partition_no, taken.epoch);
+                        if !taken.inherited {
+                            state.taken_free.insert(taken.partition_no, taken.epoch);
+                        }
+                    }
                 }
                 Err(error) => {
                     // What is owned is owned all the same. The others go first the next time.
@@ -311,13 +327,14 @@ impl MembershipLoop {
     }
 
     fn publish(&self, state: &State) {
-        let partitions = state.owned();
+        let (partitions, inherited) = (state.owned(), state.inherited());
         self.publish.send_if_modified(|ownership| {
             let changed = ownership.epochs != state.epochs
                 || ownership.giving_up != state.giving_up
                 || ownership.settled != state.settled
                 || !ownership.usable_at(Instant::now());
             ownership.partitions = partitions;
+            ownership.inherited = inherited;
             ownership.giving_up = state.giving_up;
             ownership.epochs.clone_from(&state.epochs);
             ownership.valid_until = state.valid_until;

@@ -93,6 +93,13 @@ pub trait Store: Send + Sync + 'static {
         now: Now,
     ) -> Result<Vec<WaitingDelivery>, StoreError>;
 
+    /// Writes down that these rows are about to be attempted, in one transaction under the locks of their partitions:
+    /// `starts` becomes what is given, where `relay` owns the partition under the epoch given and `attempts` are those
+    /// that were read. Returns the rows that were counted; a row that is locked by somebody else is not waited for.
+    ///
+    /// A settle zeroes `starts`. So a row that has some, and whose relay is dead, was being attempted when it died.
+    async fn delivery_start(&self, relay: RelayId, batch: &StartBatch) -> Result<Vec<i64>, StoreError>;
+
     // ---- settle ----
 
     /// Deletes messages that every destination has received, if the routes are still those they were routed by.
@@ -128,14 +135,15 @@ pub trait Store: Send + Sync + 'static {
     /// Reads who is there and which partitions belong to whom, and changes nothing.
     async fn membership_read(&self) -> Result<Membership, StoreError>;
 
-    /// Declares relays dead, each only where its beat is still the one seen: deletes the row, frees its partitions and
-    /// raises their epochs, in one transaction. Returns those that were removed.
+    /// Declares relays dead, each only where its beat is still the one seen: deletes the row and raises the epochs of
+    /// its partitions, in one transaction. They keep their owner, which has no row any more: whoever takes them shall
+    /// know that it did not leave in order. Returns those that were removed.
     async fn relay_bury(&self, dead: &[(RelayId, i64)]) -> Result<Vec<RelayId>, StoreError>;
 
     /// Takes those of the wanted partitions that nobody owns, or whose owner has no row any more, raising their
-    /// epochs. Ends by repairing the keys of what was taken (exactly the lowest in-order row unblocked).
-    /// Returns (partition, epoch) of what was taken.
-    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<(u8, i64)>, StoreError>;
+    /// epochs. Ends by repairing the keys of what was taken (exactly the lowest in-order row unblocked). In partitions
+    /// whose owner had no row, waiting rows whose attempt had been counted become suspect.
+    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<Taken>, StoreError>;
 
     /// Gives partitions up, those that are still the relay's.
     async fn partition_release(&self, relay: RelayId, given_up: PartitionSet) -> Result<(), StoreError>;
@@ -189,6 +197,39 @@ pub struct LaneWaiting {
     pub occupied: bool,
     /// How long until the next unblocked row in the owned partitions is due; zero when one is due already.
     pub next_due_in: Option<Duration>,
+}
+
+/// Rows that are about to be attempted.
+#[derive(Clone, Debug, Default)]
+pub struct StartBatch {
+    /// The epoch the relay believes it holds each partition under.
+    pub epochs: Vec<(u8, i64)>,
+    /// The rows.
+    pub rows: Vec<Start>,
+}
+
+/// A waiting row that is about to be attempted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The row.
+    pub id: i64,
+    /// Its partition.
+    pub partition_no: u8,
+    /// `attempts` as it was read.
+    pub attempts_read: u32,
+    /// What `starts` is to be. A value rather than a step, so that repeating the call changes nothing.
+    pub starts: u32,
+}
+
+/// A partition that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Its number.
+    pub partition_no: u8,
+    /// Its epoch from now on.
+    pub epoch: i64,
+    /// True when its owner had no row any more: it is dead, and did not give the partition up.
+    pub inherited: bool,
 }
 
 /// The outcomes of many deliveries.

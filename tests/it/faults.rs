@@ -17,7 +17,7 @@ use relay::retry::RetryPolicy;
 use relay::sink::{Attempt, Judgement, Settings, Sink};
 use relay::store::{
     Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
-    Status, Store, StoreError, Wanted,
+    StartBatch, Status, Store, StoreError, Taken, Wanted,
 };
 use relay::store::{StoreOptions, open::open};
 use relay::{Destination, Relay, RelayBuilder, RelayError};
@@ -42,7 +42,7 @@ macro_rules! calls {
             fn evidence(&self) -> Evidence {
                 self.inner.evidence()
             }
-            async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<(u8, i64)>, StoreError> {
+            async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<Taken>, StoreError> {
                 let call = if wanted.len() > 16 { "partition_acquire_many" } else { "partition_acquire" };
                 (self.before)(call).await?;
                 self.inner.partition_acquire(relay, wanted).await
@@ -65,6 +65,7 @@ calls! {
     key_parked(keys: &[(String, Key)]) -> Vec<bool>;
     delivery_due(lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Due;
     delivery_unrouted(after: (Seq, i64), owned: PartitionSet, limit: u32, now: Now) -> Vec<WaitingDelivery>;
+    delivery_start(relay: RelayId, batch: &StartBatch) -> Vec<i64>;
     message_delivered(messages: &[(Seq, MessageId)], routes_version: i64) -> Delivered;
     settle(relay: RelayId, batch: &Settlement, now: Now) -> Settled;
     relay_register(relay: &RelayRow) -> ();
