@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use super::feed::doom;
 use super::{Answer, Engine, TICK};
-use crate::lane::{Origin, Work};
+use crate::lane::{Care, Origin, Work};
 use crate::message::{PartitionSet, Seq, WaitingDelivery};
 use crate::outcome::waits;
-use crate::store::{Due, DueIn, LaneDemand, LaneWaiting, RoutedUnit, State, StoreError, WaitingChange, WaitingOutcome};
+use crate::store::{
+    Due, DueIn, LaneDemand, LaneWaiting, Reason, RoutedUnit, State, StoreError, WaitingChange, WaitingOutcome,
+};
 
 /// The state of the looks.
 pub(super) struct DueState {
@@ -336,8 +338,20 @@ impl Engine {
                 return false;
             }
         }
+        let crashed = state.in_process && row.suspect && row.starts >= DEATHS_MAX;
+        let doomed = doom(&message).or_else(|| crashed.then(|| (Reason::Crashed, crash_text(row.starts))));
+        let care = match state.in_process {
+            _ if doomed.is_some() => Care::Plain,
+            false => Care::Plain,
+            true if row.suspect && row.starts > 0 => Care::Alone,
+            true => Care::Counted,
+        };
         let work = Work {
-            doomed: doom(&message),
+            doomed,
+            care,
+            suspect: row.suspect,
+            // What a relay left that ended in order is no death: only those of a suspect add up.
+            starts: if row.suspect { row.starts.saturating_add(1) } else { 1 },
             origin: Origin::Waiting(row.id),
             attempts: row.attempts,
             in_order: row.in_order,
@@ -399,6 +413,17 @@ impl Engine {
     }
 }
 
+/// What the people who find the dead letter have to know.
+fn crash_text(deaths: u32) -> String {
+    format!(
+        "the process died each of the last {deaths} times the handler had this message, lately with no other handler \
+         at work; it is not tried again: repair the handler, then redrive it"
+    )
+}
+
+/// A suspect that was being attempted at so many deaths is given up: at the first it may have had neighbours, at the
+/// others it was alone.
+const DEATHS_MAX: u32 = 3;
 /// Rows of one lane in one look, at most.
 const ROWS_MAX: u32 = 1_000;
 /// Rows without destination in one look.
