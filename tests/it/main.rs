@@ -24,6 +24,7 @@ mod handlers;
 mod http;
 mod kill;
 mod library;
+mod poison;
 mod process;
 mod producers;
 mod readme;

@@ -1,0 +1,308 @@
+//! Messages whose handler kills the process, and processes that are killed by others.
+//!
+//! The program `outbox-test-poison` aborts for some messages. The tests start it again each time, as a supervisor would.
+//! What its handlers were given stands in a file, and judges: a process that dies leaves whole lines.
+//!
+//! How often a unit may come again is not guessed: at each death the units are noted that a handler had finished and the
+//! tables still hold. Nothing else has a reason to come again.
+
+use std::collections::{HashMap, HashSet};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use outbox::Envelope;
+use outbox_tests::database::TestDatabase;
+use outbox_tests::for_each_database;
+use outbox_tests::process::Process;
+use outbox_tests::tables::snapshot;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use uuid::Uuid;
+
+use crate::delivery::stage::{Left, dead_letters, enqueue, keyed, plain};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const SIGABRT: i32 = 6;
+/// The handlers of the program.
+const DESTINATIONS: [&str; 2] = ["work", "also"];
+/// One on the fast path, where nothing is written before; one beside others; two alone.
+const DEATHS_MAX: usize = 4;
+
+/// A destination and a body.
+type Unit = (String, String);
+
+struct Scene {
+    database: TestDatabase,
+    folder: tempfile::TempDir,
+    /// The handlers take so long.
+    pause: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    ids: HashMap<String, Uuid>,
+    /// How often more than once each unit may come.
+    again: HashMap<Unit, usize>,
+    deaths: usize,
+}
+
+/// What the handlers wrote down.
+#[derive(Default)]
+struct Log {
+    /// The attempts that began, in order.
+    begun: Vec<Unit>,
+    /// Those that ended well.
+    done: Vec<Unit>,
+}
+
+impl Scene {
+    fn new(database: TestDatabase, pause: Duration) -> Scene {
+        Scene { database, folder: tempfile::tempdir().unwrap(), pause, state: Mutex::default() }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    fn start(&self) -> Process {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outbox-test-poison"));
+        command.arg(self.database.url()).arg(self.file()).args([&self.pause.as_millis().to_string(), "continue"]);
+        Process::start(command)
+    }
+
+    fn enqueue(&self, messages: impl IntoIterator<Item = (String, Envelope)>) {
+        let (bodies, envelopes): (Vec<String>, Vec<Envelope>) = messages.into_iter().unzip();
+        let ids = enqueue(&self.database, envelopes);
+        self.state.lock().unwrap().ids.extend(bodies.into_iter().zip(ids));
+    }
+
+    fn log(&self) -> Log {
+        let mut log = Log::default();
+        for line in std::fs::read_to_string(self.file()).unwrap_or_default().lines() {
+            let words: Vec<&str> = line.splitn(4, ' ').collect();
+            let unit = (words[2].to_owned(), words[3].to_owned());
+            if words[0] == "begin" { log.begun.push(unit) } else { log.done.push(unit) }
+        }
+        log
+    }
+
+    /// A process died: notes what may come again for it.
+    fn died(&self) {
+        let tables = snapshot(&self.database);
+        let pending: HashSet<String> = tables.pending.into_iter().collect();
+        let waiting: HashSet<(String, String)> =
+            tables.waiting.into_iter().map(|row| (row.destination, row.id)).collect();
+        let done: HashSet<Unit> = self.log().done.into_iter().collect();
+        let mut state = self.state.lock().unwrap();
+        let State { ids, again, deaths } = &mut *state;
+        *deaths += 1;
+        for (destination, body) in done {
+            let id = ids[&body].to_string();
+            if pending.contains(&id) || waiting.contains(&(destination.clone(), id)) {
+                *again.entry((destination, body)).or_default() += 1;
+            }
+        }
+    }
+
+    fn deaths(&self) -> usize {
+        self.state.lock().unwrap().deaths
+    }
+
+    /// Starts again what has died.
+    fn restart_dead(&self, relays: &mut [Process]) {
+        for relay in relays {
+            if !relay.is_running() {
+                // Noted before the next one starts: then nothing moves, unless another relay does.
+                self.died();
+                let ended = std::mem::replace(relay, self.start()).wait(LIMIT);
+                assert_eq!(ended.status.signal(), Some(SIGABRT), "{ended:?}");
+                assert!(self.deaths() <= 2 * DEATHS_MAX, "it dies and dies:\n{}", Left::of(&self.database));
+            }
+        }
+    }
+
+    /// Starts again what has died, until the tables are empty but for dead letters; then all end in order.
+    fn supervise(&self, mut relays: Vec<Process>) {
+        let deadline = Instant::now() + LIMIT;
+        while !Left::of(&self.database).waiting().is_some_and(|waiting| waiting.is_empty()) {
+            self.restart_dead(&mut relays);
+            assert!(Instant::now() < deadline, "{} deaths, and left:\n{}", self.deaths(), Left::of(&self.database));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for relay in relays {
+            let ended = relay.terminate(LIMIT);
+            assert!(ended.status.success(), "{ended:?}");
+        }
+    }
+
+    /// `destination body` of what was given up as `crashed`; nothing else was given up.
+    fn crashed(&self) -> Vec<String> {
+        let letters = dead_letters(&self.database);
+        let state = self.state.lock().unwrap();
+        let body = |id: Uuid| state.ids.iter().find(|(_, known)| **known == id).unwrap().0.clone();
+        letters
+            .iter()
+            .map(|letter| {
+                let letter = &letter.letter;
+                assert_eq!(letter.reason, "crashed", "{letter:?}");
+                format!("{} {}", letter.destination, body(letter.message_id))
+            })
+            .collect()
+    }
+
+    /// Nothing is lost and nothing came again without a reason, but for what was given up.
+    fn judge(&self, about: &str) {
+        let (log, crashed) = (self.log(), self.crashed());
+        let mut times: HashMap<Unit, usize> = HashMap::new();
+        for unit in log.done {
+            *times.entry(unit).or_default() += 1;
+        }
+        let state = self.state.lock().unwrap();
+        let mut lost = Vec::new();
+        for body in state.ids.keys() {
+            for destination in DESTINATIONS {
+                let unit = (destination.to_owned(), body.clone());
+                if !times.contains_key(&unit) && !crashed.contains(&format!("{destination} {body}")) {
+                    lost.push(unit);
+                }
+            }
+        }
+        let repeats: usize = times.values().map(|times| times - 1).sum();
+        let budget: usize = state.again.values().sum();
+        println!(
+            "{}  {about}: messages {}  deaths {}  crashed {}  lost {}  duplicates {repeats} of {budget} allowed",
+            self.database.kind(),
+            state.ids.len(),
+            state.deaths,
+            crashed.len(),
+            lost.len(),
+        );
+        assert!(lost.is_empty(), "lost: {lost:?}");
+        for (unit, times) in times {
+            let allowed = 1 + state.again.get(&unit).copied().unwrap_or_default();
+            assert!(times <= allowed, "{unit:?} came {times} times, {allowed} were allowed");
+        }
+    }
+}
+
+/// So many neighbours, some with keys.
+fn neighbours(from: usize, count: usize) -> impl Iterator<Item = (String, Envelope)> {
+    (from..from + count).map(|n| {
+        let body = format!("n{n:05}");
+        let envelope = if n.is_multiple_of(3) { plain(&body) } else { keyed(&format!("k{}", n % 7), &body) };
+        (body, envelope)
+    })
+}
+
+fn poison(body: &str) -> (String, Envelope) {
+    (body.to_owned(), plain(body))
+}
+
+/// A poison among a thousand neighbours.
+async fn contained(database: TestDatabase, relays: usize, about: &'static str) {
+    let scene = Scene::new(database, Duration::from_millis(1));
+    tokio::task::block_in_place(|| {
+        std::thread::scope(|scope| {
+            let producer = scope.spawn(|| {
+                for batch in 0..50 {
+                    scene.enqueue(neighbours(batch * 20, 20));
+                    if batch == 5 {
+                        scene.enqueue([poison("poison")]);
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+            let mut relays: Vec<Process> = (0..relays).map(|_| scene.start()).collect();
+            while !producer.is_finished() {
+                scene.restart_dead(&mut relays);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            producer.join().unwrap();
+            scene.supervise(relays);
+        });
+    });
+    scene.judge(about);
+    assert_eq!(scene.crashed(), ["work poison"]);
+    assert!((2..=DEATHS_MAX).contains(&scene.deaths()), "{} deaths", scene.deaths());
+    let letter = &dead_letters(&scene.database)[0];
+    let said = letter.letter.last_error.as_deref().unwrap();
+    assert!(said.contains("the process died") && said.contains("redrive"), "{said}");
+}
+
+async fn a_message_that_kills_its_relay_is_given_up_and_its_neighbours_arrive(database: TestDatabase) {
+    contained(database, 1, "one relay").await;
+}
+for_each_database!(a_message_that_kills_its_relay_is_given_up_and_its_neighbours_arrive);
+
+async fn a_message_that_kills_one_relay_after_the_other_is_given_up(database: TestDatabase) {
+    contained(database, 2, "two relays").await;
+}
+for_each_database!(a_message_that_kills_one_relay_after_the_other_is_given_up);
+
+async fn relays_that_are_killed_from_outside_condemn_nobody(database: TestDatabase) {
+    const KILLS: usize = 15;
+    let scene = Scene::new(database, Duration::from_millis(20));
+    let mut dice = SmallRng::seed_from_u64(rand::random());
+    tokio::task::block_in_place(|| {
+        for kill in 0..KILLS {
+            scene.enqueue(neighbours(kill * 60, 60));
+            let (mut relay, before) = (scene.start(), scene.log().begun.len());
+            let deadline = Instant::now() + LIMIT;
+            let wanted = before + dice.random_range(1..60);
+            while scene.log().begun.len() < wanted && Left::of(&scene.database).waiting() != Some(vec![]) {
+                assert!(relay.is_running() && Instant::now() < deadline, "{}", relay.output());
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let said = relay.kill();
+            assert!(!said.stderr.contains("panicked"), "{}", said.stderr);
+            scene.died();
+        }
+        scene.supervise(vec![scene.start()]);
+    });
+    scene.judge("killed from outside");
+    assert_eq!(scene.crashed(), [""; 0], "it was not theirs");
+    assert_eq!(scene.deaths(), KILLS);
+}
+for_each_database!(relays_that_are_killed_from_outside_condemn_nobody);
+
+async fn a_key_goes_on_in_order_after_the_message_that_killed(database: TestDatabase) {
+    let scene = Scene::new(database, Duration::from_millis(1));
+    let bodies: Vec<String> = (0..40).map(|n| if n == 7 { "poison".into() } else { format!("n{n:05}") }).collect();
+    scene.enqueue(bodies.iter().map(|body| (body.clone(), keyed("k", body))));
+    tokio::task::block_in_place(|| scene.supervise(vec![scene.start()]));
+    scene.judge("within a key");
+    assert_eq!(scene.crashed(), ["work poison"]);
+    for destination in DESTINATIONS {
+        // Copies aside: each has its place where it came first.
+        let mut first: Vec<String> = Vec::new();
+        for (_, body) in scene.log().done.into_iter().filter(|(to, _)| to == destination) {
+            if !first.contains(&body) {
+                first.push(body);
+            }
+        }
+        let wanted: Vec<String> =
+            bodies.iter().filter(|body| destination == "also" || *body != "poison").cloned().collect();
+        assert_eq!(first, wanted, "{destination}: out of order");
+    }
+    // Nothing of the key was tried at the one that killed before its fate was known.
+    let begun: Vec<String> =
+        scene.log().begun.into_iter().filter(|(to, _)| to == "work").map(|(_, body)| body).collect();
+    let last = begun.iter().rposition(|body| body == "poison").unwrap();
+    let next = begun.iter().position(|body| body == "n00008").unwrap();
+    assert!(last < next, "overtaken: {begun:?}");
+}
+for_each_database!(a_key_goes_on_in_order_after_the_message_that_killed);
+
+async fn a_message_that_kills_at_a_later_attempt_is_given_up(database: TestDatabase) {
+    let scene = Scene::new(database, Duration::from_millis(1));
+    scene.enqueue(neighbours(0, 50).chain([poison("late")]).chain(neighbours(50, 50)));
+    tokio::task::block_in_place(|| scene.supervise(vec![scene.start()]));
+    scene.judge("at the second attempt");
+    assert_eq!(scene.crashed(), ["work late"]);
+    assert_eq!(scene.deaths(), DEATHS_MAX - 1, "its attempts were counted from the first death on");
+}
+for_each_database!(a_message_that_kills_at_a_later_attempt_is_given_up);
