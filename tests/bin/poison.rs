@@ -20,6 +20,7 @@ use relay::{Context, Handler, HandlerResult, Relay};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
+    relay::telemetry::start();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [url, file, pause, after] = arguments.try_into().unwrap();
     let file = Arc::new(OpenOptions::new().append(true).create(true).open(file).unwrap());
