@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 /// After this long something that should have happened has not.
 const LIMIT: Duration = Duration::from_secs(20);
 
-type Before = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+pub(crate) type Before = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 
 /// A store that asks the test before each call.
 struct Faulty {
@@ -85,15 +85,15 @@ fn unreachable() -> StoreError {
     StoreError::Unreachable { target: "here".into(), source: "the test says so".into() }
 }
 
-fn pass() -> Before {
+pub(crate) fn pass() -> Before {
     Box::pin(async { Ok(()) })
 }
 
-fn fail() -> Before {
+pub(crate) fn fail() -> Before {
     Box::pin(async { Err(unreachable()) })
 }
 
-fn stall(pause: Duration) -> Before {
+pub(crate) fn stall(pause: Duration) -> Before {
     Box::pin(async move {
         tokio::time::sleep(pause).await;
         Ok(())
@@ -142,7 +142,7 @@ fn enqueue(database: &TestDatabase, topic: &str, bodies: impl IntoIterator<Item 
     }
 }
 
-async fn store(
+pub(crate) async fn store(
     database: &TestDatabase,
     before: impl Fn(&'static str) -> Before + Send + Sync + 'static,
 ) -> Arc<dyn Store> {

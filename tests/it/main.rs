@@ -33,6 +33,7 @@ mod reload;
 mod sqlite;
 mod store;
 mod storm;
+mod suspects;
 mod tables;
 mod testing_kit;
 mod toy;
