@@ -14,9 +14,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use outbox::Envelope;
-use outbox_tests::database::TestDatabase;
-use outbox_tests::for_each_database;
-use outbox_tests::process::Process;
+use outbox_tests::database::{Kind, TestDatabase};
+use outbox_tests::process::{Process, Signal};
 use outbox_tests::tables::snapshot;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -209,6 +208,23 @@ impl Scene {
     }
 }
 
+/// Runs a scene on each database, all at the same time: most of the time is spent waiting for leases.
+async fn on_each_database<F: Future<Output = ()> + Send + 'static>(scene: impl Fn(TestDatabase) -> F) {
+    // One after another: a machine that is too busy makes living relays look dead.
+    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let scenes: Vec<_> =
+        Kind::ALL.into_iter().map(|kind| tokio::spawn(scene(TestDatabase::with_schema(kind)))).collect();
+    let mut failed = None;
+    for scene in scenes {
+        // All have their say before one of them fails the test.
+        failed = scene.await.err().or(failed);
+    }
+    if let Some(failed) = failed {
+        std::panic::resume_unwind(failed.into_panic());
+    }
+}
+
 /// So many neighbours, some with keys.
 fn neighbours(from: usize, count: usize) -> impl Iterator<Item = (String, Envelope)> {
     (from..from + count).map(|n| {
@@ -253,26 +269,39 @@ async fn contained(database: TestDatabase, relays: usize, about: &'static str) {
     assert!(said.contains("the process died") && said.contains("redrive"), "{said}");
 }
 
-async fn a_message_that_kills_its_relay_is_given_up_and_its_neighbours_arrive(database: TestDatabase) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_message_that_kills_its_relay_is_given_up_and_its_neighbours_arrive() {
+    on_each_database(killed_by_a_message).await;
+}
+
+async fn killed_by_a_message(database: TestDatabase) {
     contained(database, 1, "one relay").await;
 }
-for_each_database!(a_message_that_kills_its_relay_is_given_up_and_its_neighbours_arrive);
 
-async fn a_message_that_kills_one_relay_after_the_other_is_given_up(database: TestDatabase) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_message_that_kills_one_relay_after_the_other_is_given_up() {
+    on_each_database(killed_in_turn).await;
+}
+
+async fn killed_in_turn(database: TestDatabase) {
     contained(database, 2, "two relays").await;
 }
-for_each_database!(a_message_that_kills_one_relay_after_the_other_is_given_up);
 
-async fn relays_that_are_killed_from_outside_condemn_nobody(database: TestDatabase) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn relays_that_are_killed_from_outside_condemn_nobody() {
+    on_each_database(killed_from_outside).await;
+}
+
+async fn killed_from_outside(database: TestDatabase) {
     const KILLS: usize = 15;
     let scene = Scene::new(database, Duration::from_millis(20));
     let mut dice = SmallRng::seed_from_u64(rand::random());
     tokio::task::block_in_place(|| {
         for kill in 0..KILLS {
-            scene.enqueue(neighbours(kill * 60, 60));
+            scene.enqueue(neighbours(kill * 30, 30));
             let (mut relay, before) = (scene.start(), scene.log().begun.len());
             let deadline = Instant::now() + LIMIT;
-            let wanted = before + dice.random_range(1..60);
+            let wanted = before + dice.random_range(1..30);
             while scene.log().begun.len() < wanted && Left::of(&scene.database).waiting() != Some(vec![]) {
                 assert!(relay.is_running() && Instant::now() < deadline, "{}", relay.output());
                 std::thread::sleep(Duration::from_millis(2));
@@ -287,9 +316,13 @@ async fn relays_that_are_killed_from_outside_condemn_nobody(database: TestDataba
     assert_eq!(scene.crashed(), [""; 0], "it was not theirs");
     assert_eq!(scene.deaths(), KILLS);
 }
-for_each_database!(relays_that_are_killed_from_outside_condemn_nobody);
 
-async fn a_key_goes_on_in_order_after_the_message_that_killed(database: TestDatabase) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_key_goes_on_in_order_after_the_message_that_killed() {
+    on_each_database(killed_within_a_key).await;
+}
+
+async fn killed_within_a_key(database: TestDatabase) {
     let scene = Scene::new(database, Duration::from_millis(1));
     let bodies: Vec<String> = (0..40).map(|n| if n == 7 { "poison".into() } else { format!("n{n:05}") }).collect();
     scene.enqueue(bodies.iter().map(|body| (body.clone(), keyed("k", body))));
@@ -315,9 +348,13 @@ async fn a_key_goes_on_in_order_after_the_message_that_killed(database: TestData
     let next = begun.iter().position(|body| body == "n00008").unwrap();
     assert!(last < next, "overtaken: {begun:?}");
 }
-for_each_database!(a_key_goes_on_in_order_after_the_message_that_killed);
 
-async fn a_message_that_kills_at_a_later_attempt_is_given_up(database: TestDatabase) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_message_that_kills_at_a_later_attempt_is_given_up() {
+    on_each_database(killed_later).await;
+}
+
+async fn killed_later(database: TestDatabase) {
     let scene = Scene::new(database, Duration::from_millis(1));
     scene.enqueue(neighbours(0, 50).chain([poison("late")]).chain(neighbours(50, 50)));
     tokio::task::block_in_place(|| scene.supervise(vec![scene.start()]));
@@ -325,4 +362,35 @@ async fn a_message_that_kills_at_a_later_attempt_is_given_up(database: TestDatab
     assert_eq!(scene.crashed(), ["work late"]);
     assert_eq!(scene.deaths(), DEATHS_MAX - 1, "its attempts were counted from the first death on");
 }
-for_each_database!(a_message_that_kills_at_a_later_attempt_is_given_up);
+
+/// A freeze is a death to the others, and the frozen one goes on where it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn relays_that_are_frozen_condemn_nobody() {
+    on_each_database(frozen).await;
+}
+
+async fn frozen(database: TestDatabase) {
+    const FREEZES: usize = 2;
+    let scene = Scene::new(database, Duration::from_millis(20));
+    tokio::task::block_in_place(|| {
+        let mut relays = vec![scene.start(), scene.start()];
+        for freeze in 0..FREEZES {
+            let before = scene.log().begun.len();
+            scene.enqueue(neighbours(freeze * 200, 200));
+            let deadline = Instant::now() + LIMIT;
+            while scene.log().begun.len() < before + 20 {
+                assert!(Instant::now() < deadline, "nothing begins:\n{}", Left::of(&scene.database));
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            relays[0].signal(Signal::Stop);
+            std::thread::sleep(Duration::from_millis(2_500));
+            relays[0].signal(Signal::Cont);
+            relays.rotate_left(1);
+        }
+        assert!(relays.iter_mut().all(Process::is_running));
+        scene.supervise(relays);
+    });
+    scene.judge("frozen");
+    assert_eq!(scene.crashed(), [""; 0], "it was not theirs");
+    assert!(scene.state.lock().unwrap().accused >= 1, "no freeze was taken for a death");
+}

@@ -309,3 +309,93 @@ async fn a_stop_reads_first_what_a_dead_relay_left() {
     assert_eq!(Left::of(&database).waiting(), Some(vec!["d suspect".to_owned(); 40]));
     assert!(log.arrivals().is_empty(), "nothing was begun any more");
 }
+
+/// A suspect is given up for deaths it met alone. One that has ended and is not written down would be taken for one that
+/// was under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_one_is_tried_alone_when_the_last_ones_outcome_is_written() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    park(&database, &["d"], &["one", "two"]).await;
+    suspect(&database, "one", 1);
+    suspect(&database, "two", 2);
+    let (open, settles) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (may, counter) = (open.clone(), settles.clone());
+    let store = store(&database, move |call| match call {
+        "settle" if !may.load(Ordering::SeqCst) => {
+            counter.fetch_add(1, Ordering::SeqCst);
+            fail()
+        }
+        _ => pass(),
+    })
+    .await;
+    let log = Log::default();
+    let running = Running::start(quickly(store).destination(log.accepting("d"))).await;
+    until(&database, "the outcome is tried to be written", || settles.load(Ordering::SeqCst) >= 4).await;
+    assert_eq!(log.accepted("d"), ["one"]);
+    open.store(true, Ordering::SeqCst);
+    until_nothing_is_left(&database).await;
+    running.stop().await;
+    assert_eq!(log.accepted("d"), ["one", "two"]);
+}
+
+async fn an_attempt_that_a_stop_cut_off_counts_as_no_death(database: TestDatabase) {
+    park(&database, &["d"], &["long"]).await;
+    suspect(&database, "long", 2);
+    let began = Arc::new(Notify::new());
+    let tell = began.clone();
+    let long = relay::Handler::raw("d", move |_: Message, _: relay::Context| {
+        tell.notify_one();
+        std::future::pending::<relay::HandlerResult>()
+    });
+    let running = Running::start(relay_on(&database).shutdown_grace(millis(100)).destination(long)).await;
+    tokio::time::timeout(Duration::from_secs(20), began.notified()).await.expect("it is attempted");
+    let rows = "SELECT concat_ws('|', state, CASE WHEN suspect THEN 'suspect' ELSE 'trusted' END, starts, attempts) \
+                FROM outbox_deliveries";
+    assert_eq!(lines(&database, rows), ["suspect|suspect|3|1"]);
+    running.stop().await;
+    assert_eq!(lines(&database, rows), ["suspect|suspect|0|1"], "the process lived on");
+}
+for_each_database!(an_attempt_that_a_stop_cut_off_counts_as_no_death);
+
+/// As the handler of a frozen relay may hold it.
+async fn a_row_in_somebodys_hands_is_left_alone(
+    database: &TestDatabase,
+    holder: &mut impl diesel::connection::SimpleConnection,
+) {
+    park(database, &["d"], &["held", "free"]).await;
+    let payload = match database.kind() {
+        Kind::Postgres => "coalesce(payload, convert_from(payload_bytes, 'UTF8'))",
+        _ => "payload",
+    };
+    holder.batch_execute("BEGIN").unwrap();
+    // By its id: a search would lock whatever it passes.
+    let id = database.query_i64(&format!("SELECT id FROM outbox_deliveries WHERE {payload} = 'held'"));
+    holder.batch_execute(&format!("DELETE FROM outbox_deliveries WHERE id = {id}")).unwrap();
+    let log = Log::default();
+    let running = Running::start(relay_on(database).destination(log.accepting("d"))).await;
+    log.until_accepted("d", &["free"]).await;
+    until(database, "only the held one is left", || {
+        Left::of(database).waiting().is_some_and(|waiting| waiting.len() == 1)
+    })
+    .await;
+    assert_eq!(log.attempts("d", "held"), 0);
+    holder.batch_execute("ROLLBACK").unwrap();
+    log.until_accepted("d", &["held"]).await;
+    until_nothing_is_left(database).await;
+    running.stop().await;
+    assert_eq!(log.accepted("d"), ["free", "held"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_in_somebodys_hands_is_left_alone_on_postgres() {
+    let database = TestDatabase::with_schema(Kind::Postgres);
+    let mut holder = database.postgres();
+    a_row_in_somebodys_hands_is_left_alone(&database, &mut holder).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_in_somebodys_hands_is_left_alone_on_mariadb() {
+    let database = TestDatabase::with_schema(Kind::Mariadb);
+    let mut holder = database.mariadb();
+    a_row_in_somebodys_hands_is_left_alone(&database, &mut holder).await;
+}
