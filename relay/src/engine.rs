@@ -37,6 +37,7 @@ use crate::store::{DestinationSeen, Routing, Store, StoreError};
 mod attempt;
 mod due;
 mod feed;
+mod followers;
 mod ownership;
 mod settle;
 

@@ -112,9 +112,24 @@ impl Lane {
         {
             return false;
         }
-        self.rows_taken += 1;
-        self.waiting.push_back(work);
+        self.push(work);
         true
+    }
+
+    /// The waiting row that follows another of its key arrives. False: not now; it will be read again.
+    pub(crate) fn offer_follower(&mut self, work: Work, look: u64) -> bool {
+        let Some(key) = self.key_of(&work) else { return false };
+        match self.gate.line_up(&key, work.message.seq, look, work) {
+            Admission::Go(work) => self.push(work),
+            Admission::InLine => {}
+            Admission::Parked(_) => return false,
+        }
+        true
+    }
+
+    /// How many of this key wait in memory behind the one that is out.
+    pub(crate) fn in_line_of(&self, key: &Key) -> usize {
+        self.gate.in_line_of(key)
     }
 
     /// The next delivery to start, if one may start now.
@@ -141,9 +156,19 @@ impl Lane {
             return self.gate.park(&key);
         }
         if let Some(next) = self.gate.passed(&key) {
-            self.fresh.push_back(next);
+            self.push(next);
         }
         Vec::new()
+    }
+
+    /// It may start as soon as there is room.
+    fn push(&mut self, work: Work) {
+        if work.origin == Origin::Fresh {
+            self.fresh.push_back(work);
+        } else {
+            self.rows_taken += 1;
+            self.waiting.push_back(work);
+        }
     }
 
     /// A row that parks the key of `work` is about to be written.

@@ -206,8 +206,19 @@ impl Engine {
                 self.conclude_row(id, work, &name, change);
             }
         }
+        if let (Origin::Waiting(_), true, Some(key)) = (work.origin, work.in_order, &work.message.ordering_key) {
+            match fate {
+                Fate::Through => self.row_through(lane, key, work.message.seq),
+                Fate::Stays => self.row_stays(lane, key),
+            }
+        }
         for follower in behind {
-            self.must_wait(lane, &follower, waits(State::Blocked, true, DueIn::Pause(Duration::ZERO)));
+            match follower.origin {
+                Origin::Fresh => {
+                    self.must_wait(lane, &follower, waits(State::Blocked, true, DueIn::Pause(Duration::ZERO)));
+                }
+                Origin::Waiting(id) => self.due.forget(id),
+            }
         }
     }
 
