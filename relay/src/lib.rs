@@ -326,6 +326,7 @@ pub mod message;
 mod outage;
 mod outcome;
 pub mod poll;
+mod ramp;
 mod relay;
 pub mod retry;
 pub mod route;

@@ -128,6 +128,12 @@ impl Engine {
         let policy = &self.lanes[lane].served.policy;
         let outcome = outcome::outcome(&work, &judgement, policy, took, Utc::now(), now, &mut rand::rng());
         match judgement.verdict {
+            // It answers, and asks not to be asked.
+            Verdict::Hold { .. } => {}
+            Verdict::Delivered | Verdict::Reject { .. } => self.lanes[lane].lane.attempted(true),
+            Verdict::Retry { .. } | Verdict::Misconfigured => self.lanes[lane].lane.attempted(false),
+        }
+        match judgement.verdict {
             Verdict::Hold { .. } => self.hold(lane, &outcome, now),
             Verdict::Reject { gone: true } => self.pause_gone(lane),
             _ => {}

@@ -73,7 +73,8 @@ impl Followers {
 
     /// True when a look is wanted, and whether it is its turn when another look is due as well.
     pub(super) fn is_wanted(&self, other_is_due: bool) -> bool {
-        !self.wanted.is_empty() && !(self.had_turn && other_is_due)
+        let must_wait = self.had_turn && other_is_due;
+        !self.wanted.is_empty() && !must_wait
     }
 
     /// These were looked for in vain: ordinary looks find their rows.
