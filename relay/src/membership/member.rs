@@ -69,33 +69,33 @@ pub(crate) enum Answer {
 /// One relay, as far as the others are concerned.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Member {
-    me: RelayId,
-    lease: Duration,
-    step: Step,
+    pub(super) me: RelayId,
+    pub(super) lease: Duration,
+    pub(super) step: Step,
     /// When the round began.
-    began: Moment,
-    draining: bool,
-    next_beat: Moment,
+    pub(super) began: Moment,
+    pub(super) draining: bool,
+    pub(super) next_beat: Moment,
     /// The engine's count when it was last seen to have risen, and when that was.
-    last_tick: (u64, Moment),
-    watch: Watch,
-    epochs: BTreeMap<u8, i64>,
-    giving_up: PartitionSet,
-    valid_until: Option<Moment>,
+    pub(super) last_tick: (u64, Moment),
+    pub(super) watch: Watch,
+    pub(super) epochs: BTreeMap<u8, i64>,
+    pub(super) giving_up: PartitionSet,
+    pub(super) valid_until: Option<Moment>,
     /// What was there at the last look.
-    all: PartitionSet,
+    pub(super) all: PartitionSet,
     /// Those of them whose owner is another that is known to live.
-    in_good_hands: PartitionSet,
-    moving: bool,
-    not_serving: Vec<String>,
+    pub(super) in_good_hands: PartitionSet,
+    pub(super) moving: bool,
+    pub(super) not_serving: Vec<String>,
     /// Which of the free partitions are tried first.
-    turn: usize,
-    published: Ownership,
+    pub(super) turn: usize,
+    pub(super) published: Ownership,
 }
 
 /// The task whose answer is awaited.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Step {
+pub(super) enum Step {
     Resting,
     Releasing(PartitionSet),
     Renewing,

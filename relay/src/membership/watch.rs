@@ -13,14 +13,14 @@ use crate::store::Membership;
 /// What was seen of the other relays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Watch {
-    beats: BTreeMap<RelayId, Seen>,
+    pub(super) beats: BTreeMap<RelayId, Seen>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Seen {
-    beat: i64,
-    since: Moment,
-    changed: bool,
+pub(super) struct Seen {
+    pub(super) beat: i64,
+    pub(super) since: Moment,
+    pub(super) changed: bool,
 }
 
 impl Watch {
