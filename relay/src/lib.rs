@@ -323,6 +323,7 @@ mod lane;
 mod lease;
 mod membership;
 pub mod message;
+mod moment;
 mod outage;
 mod outcome;
 pub mod poll;

@@ -450,7 +450,7 @@ pub struct RelayRow {
 }
 
 /// Who is there and who owns what.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Membership {
     /// All relays, ourselves included.
     pub relays: Vec<RelaySeen>,
@@ -459,7 +459,7 @@ pub struct Membership {
 }
 
 /// A relay as another sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RelaySeen {
     /// Its identity.
     pub id: RelayId,
