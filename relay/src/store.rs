@@ -93,6 +93,16 @@ pub trait Store: Send + Sync + 'static {
         now: Now,
     ) -> Result<Vec<WaitingDelivery>, StoreError>;
 
+    /// For each key: its in-order rows above the number given, in order, at most `limit`, up to the first that is not due.
+    ///
+    /// They are blocked by the row that precedes them; whoever asks has that row.
+    async fn delivery_followers(
+        &self,
+        keys: &[KeyAfter],
+        limit: u32,
+        now: Now,
+    ) -> Result<Vec<WaitingDelivery>, StoreError>;
+
     /// Writes down that these rows are about to be attempted, in one transaction under the locks of their partitions:
     /// `starts` becomes what is given, where `relay` owns the partition under the epoch given and `attempts` are those
     /// that were read. Returns the rows that were counted; a row that is locked by somebody else is not waited for.
@@ -180,6 +190,17 @@ pub struct LaneDemand {
     pub limit: u32,
 }
 
+/// A place among the rows of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyAfter {
+    /// The destination.
+    pub destination: String,
+    /// The key.
+    pub key: Key,
+    /// What comes after this number is wanted.
+    pub after: Seq,
+}
+
 /// The answer to `delivery_due`.
 #[derive(Clone, Debug, Default)]
 pub struct Due {
@@ -222,7 +243,7 @@ pub struct Start {
 }
 
 /// A partition that was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Taken {
     /// Its number.
     pub partition_no: u8,
@@ -470,7 +491,7 @@ pub struct RelayRow {
 }
 
 /// Who is there and who owns what.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Membership {
     /// All relays, ourselves included.
     pub relays: Vec<RelaySeen>,
@@ -479,7 +500,7 @@ pub struct Membership {
 }
 
 /// A relay as another sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RelaySeen {
     /// Its identity.
     pub id: RelayId,

@@ -148,6 +148,12 @@ impl Engine {
         let policy = &self.lanes[lane].served.policy;
         let outcome = outcome::outcome(&work, &judgement, policy, took, Utc::now(), now, &mut rand::rng());
         match judgement.verdict {
+            // It answers, and asks not to be asked.
+            Verdict::Hold { .. } => {}
+            Verdict::Delivered | Verdict::Reject { .. } => self.lanes[lane].lane.attempted(true),
+            Verdict::Retry { .. } | Verdict::Misconfigured => self.lanes[lane].lane.attempted(false),
+        }
+        match judgement.verdict {
             Verdict::Hold { .. } => self.hold(lane, &outcome, now),
             Verdict::Reject { gone: true } => self.pause_gone(lane),
             _ => {}
@@ -226,8 +232,24 @@ impl Engine {
                 self.conclude_row(id, work, &name, change);
             }
         }
+        if let (Origin::Waiting(_), true, Some(key)) = (work.origin, work.in_order, &work.message.ordering_key) {
+            match fate {
+                Fate::Through => self.row_through(lane, key, work.message.seq),
+                Fate::Stays => self.row_stays(lane, key),
+            }
+        }
+        self.step_back(lane, behind);
+    }
+
+    /// Those behind one that stays are not attempted: fresh messages become rows, rows are simply read again later.
+    pub(super) fn step_back(&mut self, lane: usize, behind: Vec<Work>) {
         for follower in behind {
-            self.must_wait(lane, &follower, waits(State::Blocked, true, DueIn::Pause(Duration::ZERO)));
+            match follower.origin {
+                Origin::Fresh => {
+                    self.must_wait(lane, &follower, waits(State::Blocked, true, DueIn::Pause(Duration::ZERO)));
+                }
+                Origin::Waiting(id) => self.due.forget(id),
+            }
         }
     }
 

@@ -10,14 +10,14 @@
 //! - A row that could not be counted goes back to its table and is read again; a count that failed is repeated.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::debug;
 
 use super::{Answer, Engine};
 use crate::lane::{Care, Fate, Origin, Work};
 use crate::message::PartitionSet;
-use crate::outcome::{Outcome, waits};
+use crate::outcome::Outcome;
 use crate::solitude::{Seen, Solitude, Turn};
 use crate::store::{DueIn, Remains, Start, StartBatch, State, StoreError, Waits};
 
@@ -165,9 +165,10 @@ impl Engine {
         }
         self.starts.open.remove(&id);
         self.due.forget(id);
-        for follower in behind {
-            self.must_wait(lane, &follower, waits(State::Blocked, true, DueIn::Pause(std::time::Duration::ZERO)));
+        if let Some(key) = work.message.ordering_key.as_ref().filter(|_| work.in_order) {
+            self.row_stays(lane, key);
         }
+        self.step_back(lane, behind);
     }
 
     /// Leaves what was not counted yet of partitions that are given up. What was, or is about to be, is under way.
@@ -207,7 +208,7 @@ impl Engine {
         let remains = Remains::Waits(Waits {
             state,
             attempts: work.attempts,
-            due: DueIn::Pause(std::time::Duration::ZERO),
+            due: DueIn::Pause(Duration::ZERO),
             in_order: work.in_order,
             first_attempt_age: None,
             last_verdict: None,
