@@ -46,7 +46,7 @@ pub(crate) struct Work {
 /// What has to be done before a delivery is attempted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Care {
-    /// Nothing.
+    /// Nothing, or nothing any more.
     Plain,
     /// Its start is counted.
     Counted,
@@ -194,6 +194,16 @@ impl Lane {
         let at = self.alone.iter().position(|work| (work.starts, work.message.seq) == first)?;
         self.running += 1;
         Some(self.alone.remove(at))
+    }
+
+    /// How many could start but for the limits.
+    pub(crate) fn queued(&self) -> usize {
+        self.fresh.len() + self.waiting.len()
+    }
+
+    /// Those that wait in memory behind the one of this key that is out, in order.
+    pub(crate) fn line_of(&mut self, key: &Key) -> impl Iterator<Item = &mut Work> {
+        self.gate.line_of(key)
     }
 
     /// How many have started and have no fate yet.

@@ -7,16 +7,18 @@
 //! Invariants
 //! - No row of a handler is attempted without its start being counted under the epoch it is owned under.
 //! - From the count to the settle of the outcome the row is *open*; nothing is tried alone meanwhile.
+//! - Rows that wait in line behind one of their key are counted with it, a few of them: otherwise a long line would cost
+//!   a transaction for each. At a death they seem to have been under way, and are tried alone; that is all it costs them.
 //! - A row that could not be counted goes back to its table and is read again; a count that failed is repeated.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use tracing::debug;
 
 use super::{Answer, Engine};
 use crate::lane::{Care, Fate, Origin, Work};
-use crate::message::PartitionSet;
+use crate::message::{Key, PartitionSet};
 use crate::outcome::Outcome;
 use crate::solitude::{Seen, Solitude, Turn};
 use crate::store::{DueIn, Remains, Start, StartBatch, State, StoreError, Waits};
@@ -28,6 +30,8 @@ pub(super) struct Starts {
     waiting: Vec<(usize, Work)>,
     /// Being counted, by id.
     sent: HashMap<i64, (usize, Work)>,
+    /// Keys of whose lines some are being counted.
+    ahead: Vec<(usize, Key)>,
     /// Counted: they begin as soon as the lease is known to be held.
     counted: Vec<(usize, Work)>,
     busy: bool,
@@ -65,6 +69,7 @@ impl Engine {
         let mut seen = Seen { unwritten: self.starts.open.len(), ..Seen::default() };
         for state in self.lanes.iter().filter(|state| state.in_process) {
             seen.running += state.lane.running();
+            seen.queued += state.lane.queued();
             seen.candidates += state.lane.alone();
         }
         self.starts.solitude.turn(seen, now)
@@ -98,6 +103,18 @@ impl Engine {
             let Origin::Waiting(id) = work.origin else { continue };
             let partition_no = work.message.partition_no;
             batch.rows.push(Start { id, partition_no, attempts_read: work.attempts, starts: work.starts });
+            if let Some(key) = work.message.ordering_key.as_ref().filter(|_| work.care == Care::Counted) {
+                let line = self.lanes[lane].lane.line_of(key).take(AHEAD_MAX);
+                let before = batch.rows.len();
+                for follower in line.filter(|follower| follower.care == Care::Counted && !follower.suspect) {
+                    let Origin::Waiting(id) = follower.origin else { continue };
+                    let (attempts_read, starts) = (follower.attempts, follower.starts);
+                    batch.rows.push(Start { id, partition_no, attempts_read, starts });
+                }
+                if batch.rows.len() > before {
+                    self.starts.ahead.push((lane, key.clone()));
+                }
+            }
             self.starts.open.insert(id, partition_no);
             self.starts.sent.insert(id, (lane, work));
         }
@@ -113,8 +130,17 @@ impl Engine {
         let now = Instant::now();
         self.starts.busy = false;
         let sent: Vec<(usize, Work)> = std::mem::take(&mut self.starts.sent).into_values().collect();
+        let ahead = std::mem::take(&mut self.starts.ahead);
         match result {
             Ok(counted) => {
+                let counted: HashSet<i64> = counted.into_iter().collect();
+                for (lane, key) in ahead {
+                    for follower in self.lanes[lane].lane.line_of(&key) {
+                        if matches!(follower.origin, Origin::Waiting(id) if counted.contains(&id)) {
+                            follower.care = Care::Plain;
+                        }
+                    }
+                }
                 self.outages.recovered("delivery_start");
                 self.starts.retry_at = None;
                 for (lane, work) in sent {
@@ -189,6 +215,8 @@ impl Engine {
 
     /// Drops what is of lost partitions.
     pub(super) fn evict_starts(&mut self, lost: PartitionSet) {
+        // What is in line when the answer comes may have been read under another epoch.
+        self.starts.ahead.clear();
         self.starts.open.retain(|_, partition_no| !lost.contains(*partition_no));
         for (lane, work) in self.starts.take(|work| lost.contains(work.message.partition_no)) {
             for follower in self.lanes[lane].lane.finished(&work, Fate::Through) {
@@ -218,3 +246,6 @@ impl Engine {
         self.dispose(lane, work, Outcome::Remains(remains));
     }
 }
+
+/// So many in line are counted with the one before them.
+const AHEAD_MAX: usize = 16;

@@ -136,7 +136,7 @@ pub(super) async fn delivery_start(
     partitions.sort_unstable();
     partitions.dedup();
     let ((), locked) =
-        tokio::try_join!(biased; connection.begin(), async { connection.query(&lock, &[&partitions]).await })?;
+        tokio::try_join!(biased; connection.begin_light(), async { connection.query(&lock, &[&partitions]).await })?;
     let owned = owned(relay, &locked, &batch.epochs);
     let mut rows: Vec<Start> = batch.rows.iter().filter(|row| owned.contains(&row.partition_no)).copied().collect();
     rows.sort_unstable_by_key(|row| row.id);
