@@ -19,11 +19,13 @@ use crate::message::{HistoryEntry, Key, MessageId, PartitionSet, RelayId, Seq, W
 
 pub(crate) mod claim;
 pub(crate) mod decode;
+mod labels;
 pub mod mysql;
 pub mod open;
 pub mod postgres;
 pub mod sqlite;
 
+pub use self::labels::{Reason, State};
 pub use crate::poll::{Evidence, Page, Probe, Row, Wanted};
 
 /// The hour a question is asked at; `None` is the database's own clock.
@@ -347,74 +349,6 @@ pub enum DueIn {
     Pause(Duration),
     /// At the message's own `deliver_at` (now, if it has none).
     DeliverAt,
-}
-
-/// Why a delivery waits: a label for people, never read back to decide anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// An attempt failed.
-    Retry,
-    /// Its key's head waits.
-    Blocked,
-    /// Its time has not come.
-    Scheduled,
-    /// No destination's pattern matches.
-    Unrouted,
-    /// The owner of its partition does not serve its destination.
-    Unserved,
-    /// Its destination is slow, paused or held.
-    Overflow,
-    /// It may have killed a relay.
-    Suspect,
-}
-
-impl State {
-    /// The word in the table.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            State::Retry => "retry",
-            State::Blocked => "blocked",
-            State::Scheduled => "scheduled",
-            State::Unrouted => "unrouted",
-            State::Unserved => "unserved",
-            State::Overflow => "overflow",
-            State::Suspect => "suspect",
-        }
-    }
-}
-
-/// Why a delivery was given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The receiver said no.
-    Rejected,
-    /// All attempts failed.
-    Exhausted,
-    /// `expires_at` passed.
-    Expired,
-    /// The receiver is gone for good (HTTP 410).
-    Gone,
-    /// It killed the relay.
-    Crashed,
-    /// What another producer stored cannot be sent.
-    Undecodable,
-    /// Its destination was removed.
-    Removed,
-}
-
-impl Reason {
-    /// The word in the table.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Reason::Rejected => "rejected",
-            Reason::Exhausted => "exhausted",
-            Reason::Expired => "expired",
-            Reason::Gone => "gone",
-            Reason::Crashed => "crashed",
-            Reason::Undecodable => "undecodable",
-            Reason::Removed => "removed",
-        }
-    }
 }
 
 /// The outcome of a waiting row.
