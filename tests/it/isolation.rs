@@ -292,3 +292,38 @@ fn run(load: &Arc<Load>, urls: &[(&'static str, String)]) {
     }
     verdict.assert_kept();
 }
+
+/// Sixty megabytes for a destination that never answers, and eight to keep them in.
+async fn large_messages_for_a_dead_destination_neither_fill_the_memory_nor_stop_the_others(database: TestDatabase) {
+    const MESSAGES: usize = 300;
+    const BYTES: usize = 200 << 10;
+    let dead = Receiver::start(|_| Answer::Never).await;
+    let fast = Receiver::start(|_| Answer::status(200)).await;
+    let configuration = format!(
+        "[relay]\nin_hands_bytes = \"8MiB\"\n[health]\nlisten = \"off\"\n\
+         [destinations.dead]\nurl = \"{}\"\ntopics = [\"load.*\"]\ntimeout = \"60s\"\n\
+         [destinations.fast]\nurl = \"{}\"\ntopics = [\"load.*\"]\n",
+        dead.url("/hook"),
+        fast.url("/hook")
+    );
+    let relay = Process::start_relay(&configuration, &["--database-url", database.url(), "run"]);
+    relay.wait_for_line("relay started", LIMIT);
+    let before = memory_peak(&relay);
+    for _ in 0..MESSAGES / 10 {
+        let large = (0..10).map(|_| Envelope::raw("load.order", vec![b'x'; BYTES]).content_type("text/plain"));
+        crate::delivery::stage::enqueue(&database, large);
+    }
+    let deadline = Instant::now() + LIMIT;
+    while fast.requests().len() < MESSAGES {
+        let (arrived, said) = (fast.requests().len(), relay.output());
+        assert!(Instant::now() < deadline, "{arrived} of {MESSAGES} arrived; the relay said\n{said}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let after = memory_peak(&relay);
+    let kind = database.kind();
+    println!("{kind}: {} MiB passed, peak memory {before} MiB before and {after} MiB after", MESSAGES * BYTES >> 20);
+    // A page, the hands, and the attempts at both destinations with their buffers.
+    assert!(after < before + 48, "{before} MiB before, {after} MiB after");
+    relay.kill();
+}
+for_each_database!(large_messages_for_a_dead_destination_neither_fill_the_memory_nor_stop_the_others);
