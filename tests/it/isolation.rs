@@ -330,7 +330,7 @@ async fn large_messages_for_a_dead_destination_neither_fill_the_memory_nor_stop_
     }
     let after = memory_peak(&relay);
     let kind = database.kind();
-    println!("{kind}: {} MiB passed, peak memory {before} MiB before and {after} MiB after", MESSAGES * BYTES >> 20);
+    println!("{kind}: {} MiB passed, peak memory {before} MiB before and {after} MiB after", (MESSAGES * BYTES) >> 20);
     // A page, the hands, and the attempts at both destinations with their buffers.
     assert!(after < before + 48, "{before} MiB before, {after} MiB after");
     relay.kill();
