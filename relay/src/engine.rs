@@ -555,6 +555,7 @@ impl Engine {
             Some(reason) => {
                 info!(destination = %state.served.name, reason, "destination takes nothing for now");
                 let left = state.lane.close();
+                self.due.followers.lane_cleared(lane);
                 self.put_aside(lane, left);
             }
             None => {

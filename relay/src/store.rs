@@ -97,13 +97,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// For each key: its in-order rows above the number given, in order, at most `limit`, up to the first that is not due.
     ///
-    /// They are blocked by the row that precedes them; whoever asks has that row.
-    async fn delivery_followers(
-        &self,
-        keys: &[KeyAfter],
-        limit: u32,
-        now: Now,
-    ) -> Result<Vec<WaitingDelivery>, StoreError>;
+    /// They are blocked by the rows that precede them. Whoever asks has those, if nobody inserted one since: which there
+    /// are is told too, as they are now or were later than the followers.
+    async fn delivery_followers(&self, keys: &[KeyAfter], limit: u32, now: Now) -> Result<Followers, StoreError>;
 
     /// Writes down that these rows are about to be attempted, in one transaction under the locks of their partitions:
     /// `starts` becomes what is given, where `relay` owns the partition under the epoch given and `attempts` are those
@@ -202,6 +198,18 @@ pub struct KeyAfter {
     /// What comes after this number is wanted.
     pub after: Seq,
 }
+
+/// The answer to `delivery_followers`.
+#[derive(Clone, Debug, Default)]
+pub struct Followers {
+    /// The rows, key by key.
+    pub rows: Vec<WaitingDelivery>,
+    /// For each key asked for: its in-order rows up to the number given, at most [`EARLIER_MAX`].
+    pub earlier: Vec<Vec<i64>>,
+}
+
+/// The most rows that are named before a follower.
+pub const EARLIER_MAX: usize = 64;
 
 /// The answer to `delivery_due`.
 #[derive(Clone, Debug, Default)]

@@ -16,8 +16,8 @@ use relay::poll::Evidence;
 use relay::retry::RetryPolicy;
 use relay::sink::{Attempt, Judgement, Settings, Sink};
 use relay::store::{
-    Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled,
-    Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted,
+    Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
+    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted,
 };
 use relay::store::{StoreOptions, open::open};
 use relay::{Destination, Relay, RelayBuilder, RelayError};
@@ -64,7 +64,7 @@ calls! {
     mark_draw() -> Option<u64>;
     key_parked(keys: &[(String, Key)]) -> Vec<bool>;
     delivery_due(lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Due;
-    delivery_followers(keys: &[KeyAfter], limit: u32, now: Now) -> Vec<WaitingDelivery>;
+    delivery_followers(keys: &[KeyAfter], limit: u32, now: Now) -> Followers;
     delivery_unrouted(after: (Seq, i64), owned: PartitionSet, limit: u32, now: Now) -> Vec<WaitingDelivery>;
     delivery_start(relay: RelayId, batch: &StartBatch) -> Vec<i64>;
     message_delivered(messages: &[(Seq, MessageId)], routes_version: i64) -> Delivered;

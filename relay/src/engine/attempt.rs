@@ -248,7 +248,12 @@ impl Engine {
                 Origin::Fresh => {
                     self.must_wait(lane, &follower, waits(State::Blocked, true, DueIn::Pause(Duration::ZERO)));
                 }
-                Origin::Waiting(id) => self.due.forget(id),
+                Origin::Waiting(id) => {
+                    self.due.forget(id);
+                    if let Some(key) = &follower.message.ordering_key {
+                        self.row_stays(lane, key);
+                    }
+                }
             }
         }
     }

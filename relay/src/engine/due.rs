@@ -50,7 +50,7 @@ pub(super) struct DueAnswer {
 }
 
 pub(super) enum Found {
-    Followers { asked: Vec<(usize, Key)>, result: Result<Vec<WaitingDelivery>, StoreError> },
+    Followers { asked: Vec<(usize, Key)>, result: Result<crate::store::Followers, StoreError> },
     Due { demands: Vec<(Option<usize>, LaneDemand)>, result: Result<Due, StoreError> },
     Unrouted(Result<Vec<WaitingDelivery>, StoreError>),
 }

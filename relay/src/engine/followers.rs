@@ -6,7 +6,8 @@
 //! each starts when the one before it is through, as fresh messages of a key do, and is settled after it.
 //!
 //! Invariants
-//! - What is in line follows without a gap; the first that is not due, or not ours, or not certain ends the line.
+//! - What is in line follows without a gap; the first that is not due, or not ours, or not certain ends the line. Rows of
+//!   the key before them that are not in hands (a late commit, or what a lane let go of) end it too: they go first.
 //! - When one of them has to wait or dies in the way, nothing behind it is attempted: it is let go of and read again.
 //! - Bounded: a few keys in one look, a few rows of each.
 
@@ -16,7 +17,7 @@ use std::time::Instant;
 use super::due::{DueAnswer, Found};
 use super::{Answer, Engine};
 use crate::message::{Key, Seq, WaitingDelivery};
-use crate::store::KeyAfter;
+use crate::store::{self, KeyAfter};
 
 /// The keys whose rows are worked off.
 #[derive(Debug, Default)]
@@ -56,6 +57,11 @@ impl Followers {
     /// A row of the key stays: nothing follows.
     fn broken(&mut self, lane: usize, key: &Key) {
         self.chains.remove(&(lane, key.clone()));
+    }
+
+    /// The lane let go of what waited in it: what follows is not known any more.
+    pub(super) fn lane_cleared(&mut self, lane: usize) {
+        self.chains.retain(|(of, _), _| *of != lane);
     }
 
     /// Which rows to look for now.
@@ -129,9 +135,10 @@ impl Engine {
         &mut self,
         number: u64,
         asked: Vec<(usize, Key)>,
-        rows: Vec<WaitingDelivery>,
+        found: store::Followers,
         now: Instant,
     ) {
+        let store::Followers { rows, earlier } = found;
         let mut of_key: HashMap<(usize, Key), Vec<WaitingDelivery>> = HashMap::new();
         for row in rows {
             let lane = self.lane_by_name.get(&row.destination).copied();
@@ -139,7 +146,12 @@ impl Engine {
                 of_key.entry((lane, key)).or_default().push(row);
             }
         }
-        for (lane, key) in asked {
+        for ((lane, key), earlier) in asked.into_iter().zip(earlier) {
+            // One that somebody else's transaction left behind goes first, and nothing here may pass it.
+            if earlier.len() >= store::EARLIER_MAX || !earlier.iter().all(|id| self.due.holds(*id)) {
+                self.due.followers.broken(lane, &key);
+                continue;
+            }
             let rows = of_key.remove(&(lane, key.clone())).unwrap_or_default();
             let is_all = rows.len() < ROWS_MAX as usize;
             // Since the question was asked one of them may have had to stay.

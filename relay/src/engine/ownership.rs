@@ -146,6 +146,7 @@ impl Engine {
 
     /// Takes what has not started of these partitions out of a lane; the rest stays.
     fn take_out(&mut self, lane: usize, partitions: PartitionSet) -> Vec<Work> {
+        self.due.followers.lane_cleared(lane);
         let state = &mut self.lanes[lane];
         let (gone, kept): (Vec<Work>, Vec<Work>) =
             state.lane.clear().into_iter().partition(|work| partitions.contains(work.message.partition_no));

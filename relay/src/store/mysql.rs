@@ -33,8 +33,8 @@ pub(crate) use self::connection::turned_away;
 use self::connection::{Connector, Session, Slot, Work};
 use super::StoreOptions;
 use super::{
-    Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled,
-    Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted,
+    Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
+    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::Evidence;
@@ -162,14 +162,9 @@ impl Store for Mysql {
         Ok(due)
     }
 
-    async fn delivery_followers(
-        &self,
-        keys: &[KeyAfter],
-        limit: u32,
-        now: Now,
-    ) -> Result<Vec<WaitingDelivery>, StoreError> {
+    async fn delivery_followers(&self, keys: &[KeyAfter], limit: u32, now: Now) -> Result<Followers, StoreError> {
         if keys.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Followers::default());
         }
         let mut session = self.lend(&self.due, "delivery_followers").await?;
         let rows = waiting::delivery_followers(&mut session, keys, limit, now).await?;

@@ -32,8 +32,8 @@ use diesel::result::Error;
 use self::file::DatabaseFile;
 use self::worker::Worker;
 use super::{
-    Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled,
-    Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted,
+    Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
+    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::Evidence;
@@ -117,12 +117,7 @@ impl Store for Sqlite {
         self.reader.run("delivery_due", move |open| read::delivery_due(open, &lanes, owned, now)).await
     }
 
-    async fn delivery_followers(
-        &self,
-        keys: &[KeyAfter],
-        limit: u32,
-        now: Now,
-    ) -> Result<Vec<WaitingDelivery>, StoreError> {
+    async fn delivery_followers(&self, keys: &[KeyAfter], limit: u32, now: Now) -> Result<Followers, StoreError> {
         let keys = keys.to_vec();
         self.reader.run("delivery_followers", move |open| read::delivery_followers(open, &keys, limit, now)).await
     }

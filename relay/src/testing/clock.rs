@@ -18,8 +18,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::{Evidence, Page, Probe, Wanted};
 use crate::store::{
-    Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, RelayRow, Routing, Settled, Settlement,
-    StartBatch, Status, Store, StoreError, Taken,
+    Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, RelayRow, Routing, Settled,
+    Settlement, StartBatch, Status, Store, StoreError, Taken,
 };
 
 /// A clock for tests that jumps. Clones are the same clock.
@@ -153,12 +153,7 @@ impl Store for Clocked {
         self.store.delivery_due(lanes, owned, self.hour(now)).await
     }
 
-    async fn delivery_followers(
-        &self,
-        keys: &[KeyAfter],
-        limit: u32,
-        now: Now,
-    ) -> Result<Vec<WaitingDelivery>, StoreError> {
+    async fn delivery_followers(&self, keys: &[KeyAfter], limit: u32, now: Now) -> Result<Followers, StoreError> {
         self.store.delivery_followers(keys, limit, self.hour(now)).await
     }
 

@@ -193,15 +193,28 @@ async fn followers_of_a_key_come_in_order_up_to_the_first_that_is_not_due(databa
         let keys: Vec<KeyAfter> = keys.iter().map(after).collect();
         outbox.store.delivery_followers(&keys, limit, Some(hour)).await.unwrap()
     };
+    let rows_of = async |keys: &[(&str, &str, i64)], limit, hour| ask(keys, limit, hour).await.rows;
     let first = ("mail", "k", of_k[0]);
-    assert_eq!(numbers(&ask(&[first], 9, after_noon(1)).await), of_k[1..3], "the fourth is not due, nothing passes it");
-    assert_eq!(numbers(&ask(&[first], 9, after_noon(60)).await), of_k[1..], "what is not in order is no follower");
-    assert_eq!(numbers(&ask(&[first], 2, after_noon(60)).await), of_k[1..3]);
-    assert_eq!(numbers(&ask(&[("mail", "k", of_k[4])], 9, after_noon(60)).await), [0; 0]);
+    assert_eq!(
+        numbers(&rows_of(&[first], 9, after_noon(1)).await),
+        of_k[1..3],
+        "the fourth is not due, nothing passes it"
+    );
+    assert_eq!(numbers(&rows_of(&[first], 9, after_noon(60)).await), of_k[1..], "what is not in order is no follower");
+    assert_eq!(numbers(&rows_of(&[first], 2, after_noon(60)).await), of_k[1..3]);
+    assert_eq!(numbers(&rows_of(&[("mail", "k", of_k[4])], 9, after_noon(60)).await), [0; 0]);
     let several = [("sms", "k", of_k[2]), ("none", "k", 0), ("mail", "K", 0), ("mail", "k ", 0), first];
-    let rows = ask(&several, 9, after_noon(60)).await;
+    let found = ask(&several, 9, after_noon(60)).await;
+    let rows = found.rows;
     assert_eq!(numbers(&rows), [&of_k[3..], &others[..], &of_k[1..]].concat(), "each key by itself, to the byte");
     assert_eq!(rows[0].destination, "sms");
-    assert!(ask(&[], 9, noon()).await.is_empty());
+    assert!(ask(&[], 9, noon()).await.rows.is_empty());
+    let id_of = |seq: i64, destination: &str| {
+        let rows = outbox.waiting();
+        rows.iter().find(|row| (row.seq, row.destination.as_str()) == (seq, destination)).unwrap().id
+    };
+    let ids = |seqs: &[i64], destination| seqs.iter().map(|seq| id_of(*seq, destination)).collect::<Vec<_>>();
+    let earlier = [ids(&of_k[..3], "sms"), vec![], vec![], vec![], ids(&of_k[..1], "mail")];
+    assert_eq!(found.earlier, earlier, "what comes before is told, each key by itself");
 }
 for_each_database!(followers_of_a_key_come_in_order_up_to_the_first_that_is_not_due);

@@ -6,7 +6,7 @@ use super::connection::Session;
 use super::literal::{self, hex};
 use super::row::{Columns, delivery, delivery_columns};
 use crate::message::{Key, PartitionSet, Seq, WaitingDelivery};
-use crate::store::{Due, KeyAfter, LaneDemand, LaneWaiting, Now, StoreError, decode};
+use crate::store::{Due, EARLIER_MAX, Followers, KeyAfter, LaneDemand, LaneWaiting, Now, StoreError, decode};
 
 pub(super) async fn key_parked(session: &mut Session<'_>, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError> {
     let wanted: Vec<_> =
@@ -62,7 +62,7 @@ pub(super) async fn delivery_followers(
     keys: &[KeyAfter],
     limit: u32,
     now: Now,
-) -> Result<Vec<WaitingDelivery>, StoreError> {
+) -> Result<Followers, StoreError> {
     let now = literal::now(now);
     let columns = delivery_columns(&now);
     let branch = |key: &KeyAfter| {
@@ -81,7 +81,28 @@ pub(super) async fn delivery_followers(
         let mut columns = Columns::new(row);
         (delivery(&mut columns), columns.flag())
     });
-    Ok(decode::until_not_due(rows))
+    let rows = decode::until_not_due(rows);
+    // Read after the followers: one that a follower must not pass was there when the follower was read, or is now.
+    let branch = |(n, key): (usize, &KeyAfter)| {
+        format!(
+            "(SELECT {n}, id FROM outbox_deliveries FORCE INDEX (delivery_by_key) \
+             WHERE destination = {} AND ordering_key = {} AND seq <= {} AND in_order = true \
+             ORDER BY seq, id LIMIT {EARLIER_MAX})",
+            literal::text(&key.destination),
+            literal::bytes(&key.key),
+            key.after
+        )
+    };
+    let branches: Vec<String> = keys.iter().enumerate().map(branch).collect();
+    let mut earlier = vec![Vec::new(); keys.len()];
+    for row in session.rows(&format!("-- delivery_earlier\n{}", branches.join("\nUNION ALL\n"))).await? {
+        let mut columns = Columns::new(row);
+        let n = usize::try_from(columns.number()).unwrap_or(usize::MAX);
+        if let Some(earlier) = earlier.get_mut(n) {
+            earlier.push(columns.number());
+        }
+    }
+    Ok(Followers { rows, earlier })
 }
 
 pub(super) async fn delivery_unrouted(

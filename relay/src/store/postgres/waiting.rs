@@ -6,7 +6,7 @@ use super::connection::{Connection, Sql};
 use super::feed::payload;
 use super::value::{Micros, Octets, RawText, mask};
 use crate::message::{Key, Message, PartitionSet, Seq, WaitingDelivery};
-use crate::store::{Due, KeyAfter, LaneDemand, LaneWaiting, Now, StoreError, decode};
+use crate::store::{Due, EARLIER_MAX, Followers, KeyAfter, LaneDemand, LaneWaiting, Now, StoreError, decode};
 
 macro_rules! due_columns {
     () => {
@@ -80,6 +80,17 @@ pub(super) const DELIVERY_FOLLOWERS: Sql = Sql {
     ),
 };
 
+/// Which rows of the keys come before those. Parameters: destinations[], keys[], numbers[], limit.
+const DELIVERY_EARLIER: Sql = Sql {
+    name: "delivery_earlier",
+    text: "-- delivery_earlier\n\
+           SELECT k.n, earlier.id \
+           FROM unnest($1::text[], $2::text[], $3::bigint[]) WITH ORDINALITY AS k(destination, ordering_key, after, n) \
+           CROSS JOIN LATERAL (SELECT d.id FROM outbox_deliveries d \
+               WHERE d.destination = k.destination AND d.ordering_key = k.ordering_key AND d.seq <= k.after AND d.in_order \
+               ORDER BY d.seq, d.id LIMIT $4::bigint) AS earlier",
+};
+
 /// `OFFSET 0` keeps each question a look-up: without it the planner may read every row once and hash it.
 pub(super) const KEY_PARKED: Sql = Sql {
     name: "key_parked",
@@ -137,14 +148,30 @@ pub(super) async fn delivery_followers(
     keys: &[KeyAfter],
     limit: u32,
     now: Now,
-) -> Result<Vec<WaitingDelivery>, StoreError> {
+) -> Result<Followers, StoreError> {
+    let followers = connection.prepare(&DELIVERY_FOLLOWERS).await?;
+    let earlier = connection.prepare(&DELIVERY_EARLIER).await?;
     let destinations: Vec<&str> = keys.iter().map(|key| key.destination.as_str()).collect();
     let names: Vec<RawText<'_>> = keys.iter().map(|key| RawText(&key.key)).collect();
     let after: Vec<Seq> = keys.iter().map(|key| key.after).collect();
-    let limit = i64::from(limit);
-    let rows = connection.run(&DELIVERY_FOLLOWERS, &[&destinations, &names, &after, &limit, &now]).await?;
+    let (limit, earlier_limit) = (i64::from(limit), i64::try_from(EARLIER_MAX).unwrap_or(i64::MAX));
+
+    let connection = &*connection;
+    // Those before are read last: one that a follower must not pass was there when the follower was read, or is now.
+    let (rows, before) = tokio::try_join!(
+        biased;
+        async { connection.query(&followers, &[&destinations, &names, &after, &limit, &now]).await },
+        async { connection.query(&earlier, &[&destinations, &names, &after, &earlier_limit]).await },
+    )?;
+    let mut earlier = vec![Vec::new(); keys.len()];
+    for row in &before {
+        let n = usize::try_from(row.get::<_, i64>(0) - 1).unwrap_or(usize::MAX);
+        if let Some(earlier) = earlier.get_mut(n) {
+            earlier.push(row.get(1));
+        }
+    }
     let rows = rows.iter().map(|row| (waiting_delivery(row), row.get::<_, Micros>(21) <= row.get::<_, Micros>(24)));
-    Ok(decode::until_not_due(rows))
+    Ok(Followers { rows: decode::until_not_due(rows), earlier })
 }
 
 pub(super) async fn key_parked(connection: &mut Connection, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError> {

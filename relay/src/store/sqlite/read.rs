@@ -14,7 +14,7 @@ use super::statement::{load, load_one, load_optional, statement};
 use super::worker::Open;
 use super::{date, mask};
 use crate::message::{Key, Message, PartitionSet, Seq, WaitingDelivery};
-use crate::store::{Due, KeyAfter, LaneDemand, LaneWaiting, Now, Page, Row, Wanted, decode};
+use crate::store::{Due, EARLIER_MAX, Followers, KeyAfter, LaneDemand, LaneWaiting, Now, Page, Row, Wanted, decode};
 
 /// What a message's own columns are read as, in the order of `message_columns!`.
 type MessageSql = (
@@ -104,6 +104,12 @@ statement!(
          WHERE destination = ? AND ordering_key = CAST(? AS TEXT) AND seq > ? AND in_order = 1 ORDER BY seq, id LIMIT ?"
     ),
     (MessageSql, WaitingSql, Bool)
+);
+statement!(
+    DeliveryEarlier,
+    "-- delivery_earlier\nSELECT id FROM outbox_deliveries \
+     WHERE destination = ? AND ordering_key = CAST(? AS TEXT) AND seq <= ? AND in_order = 1 ORDER BY seq, id LIMIT ?",
+    BigInt
 );
 statement!(
     LaneOccupied,
@@ -275,21 +281,18 @@ pub(super) fn delivery_due(open: &mut Open, lanes: &[LaneDemand], owned: Partiti
 }
 
 /// The next rows of keys.
-pub(super) fn delivery_followers(
-    open: &mut Open,
-    keys: &[KeyAfter],
-    limit: u32,
-    now: Now,
-) -> QueryResult<Vec<WaitingDelivery>> {
+pub(super) fn delivery_followers(open: &mut Open, keys: &[KeyAfter], limit: u32, now: Now) -> QueryResult<Followers> {
     open.conn.transaction(|conn| {
         let now = clock(conn, now)?;
-        let mut rows = Vec::new();
+        let (mut rows, mut earlier) = (Vec::new(), Vec::new());
         for KeyAfter { destination, key, after } in keys {
             let binds = [now.into(), destination.as_str().into(), key[..].into(), (*after).into(), limit.into()];
             let read: Vec<(MessageColumns, WaitingColumns, bool)> = load::<DeliveryFollowers, _>(conn, &binds)?;
             rows.extend(read.into_iter().map(|(message, waiting, due)| (waiting_delivery(message, waiting, now), due)));
+            let binds = [destination.as_str().into(), key[..].into(), (*after).into(), (EARLIER_MAX as i64).into()];
+            earlier.push(load::<DeliveryEarlier, _>(conn, &binds)?);
         }
-        Ok(decode::until_not_due(rows))
+        Ok(Followers { rows: decode::until_not_due(rows), earlier })
     })
 }
 
@@ -345,6 +348,7 @@ mod tests {
             (DeliveryUnrouted::TEXT, "(destination=?"),
             (NextDue::TEXT, "delivery_by_due (destination=? AND blocked=?)"),
             (DeliveryFollowers::TEXT, "delivery_by_key (destination=? AND ordering_key=? AND seq>?)"),
+            (DeliveryEarlier::TEXT, "delivery_by_key (destination=? AND ordering_key=? AND seq<?)"),
             (KeyParked::TEXT, "delivery_by_key (destination=? AND ordering_key=?)"),
             (KeyParked::TEXT, "dead_letter_by_key (destination=? AND blocks_key=? AND ordering_key=?)"),
         ] {
