@@ -5,6 +5,7 @@
 
 mod cancel;
 mod dead;
+mod deploys;
 mod drains;
 mod many;
 mod order;

@@ -3,7 +3,7 @@
 //! One look for all lanes. A row stays in hands until a look that began after its settle committed, for the same reason
 //! as a message does.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::feed::doom;
@@ -25,6 +25,10 @@ pub(super) struct DueState {
     unrouted_next: Instant,
     /// The routes changed: every unrouted row is worth a look, and those up to this one have had it.
     unrouted_after: Option<(Seq, i64)>,
+    /// Messages in order wait for what these looks find: a row that has a route now is older than they are.
+    order_waits: bool,
+    /// Rows these looks found a route for, until that is written.
+    finding: HashSet<i64>,
     routes_changed_at: Instant,
     safety_next: Instant,
     pass_from: u64,
@@ -60,6 +64,8 @@ impl DueState {
             leaving: VecDeque::new(),
             unrouted_next: now,
             unrouted_after: Some(START),
+            order_waits: true,
+            finding: HashSet::new(),
             routes_changed_at: now,
             safety_next: now,
             pass_from: 0,
@@ -81,10 +87,12 @@ impl DueState {
     /// The row was not taken after all; it will be read again.
     pub(super) fn forget(&mut self, id: i64) {
         self.held.remove(&id);
+        self.finding.remove(&id);
     }
 
     /// Its settle committed, or was refused.
     pub(super) fn settled(&mut self, id: i64) {
+        self.finding.remove(&id);
         if let Some(row) = self.held.get_mut(&id) {
             row.settled = true;
             self.leaving.push_back((self.number + 1, id));
@@ -98,16 +106,28 @@ impl DueState {
 
     pub(super) fn evict(&mut self, lost: PartitionSet) {
         self.held.retain(|_, row| !lost.contains(row.partition_no));
+        let held = &self.held;
+        self.finding.retain(|id| held.contains_key(id));
+    }
+
+    /// True while there may be rows without destination that have a route by now. What comes later of their keys must not
+    /// pass them.
+    pub(super) fn may_find_routes(&self) -> bool {
+        self.order_waits && (self.unrouted_after.is_some() || !self.finding.is_empty())
     }
 
     pub(super) fn routes_changed(&mut self, now: Instant) {
         self.unrouted_after = Some(START);
+        self.order_waits = true;
         self.unrouted_next = now;
         self.routes_changed_at = now;
     }
 
     /// A row without destination was written. The routes may have changed between the decision and the write.
     pub(super) fn unrouted_written(&mut self, now: Instant) {
+        if !self.may_find_routes() {
+            self.order_waits = false;
+        }
         if self.unrouted_after.is_none() && now.saturating_duration_since(self.routes_changed_at) < ROUTES_FRESH {
             self.unrouted_after = Some(START);
             self.unrouted_next = now + SAFETY_PERIOD;
@@ -237,6 +257,7 @@ impl Engine {
         for row in rows {
             let is_ours = self.kept().contains(row.message.partition_no) && !self.due.held.contains_key(&row.id);
             if is_ours && !self.destinations_of(&row.message).is_empty() {
+                self.due.finding.insert(row.id);
                 self.route_row(row);
             }
         }
@@ -329,10 +350,15 @@ impl Engine {
         if state.lane.is_closed() || state.lane.room_for_rows() == 0 {
             return false;
         }
-        if row.in_order && message.ordering_key.is_some() && state.served.limits.keyed {
+        if row.in_order
+            && let Some(key) = &message.ordering_key
+            && state.served.limits.keyed
+        {
             // Something older of the key may not have been read yet.
             let read = self.feed.has_caught_up() || self.frontier.cursor() >= message.seq;
-            if !read || self.frontier.gain_pending(message.partition_no, message.seq) {
+            // Or it has had no route until now.
+            let passes = self.due.may_find_routes() || self.feed.writes_unrouted(key, self.routes.version());
+            if !read || passes || self.frontier.gain_pending(message.partition_no, message.seq) {
                 return false;
             }
         }

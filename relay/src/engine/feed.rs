@@ -3,7 +3,7 @@
 //! One operation at a time: a poll and the look-up of its keys, a locking probe, or one step of the sweep. Rows are
 //! handed out only after the look-up, and what the look-up says is acted upon before the next one begins.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 use super::{Answer, Engine};
 use crate::frontier::{Reading, Stamp};
 use crate::lane::{Origin, Work};
-use crate::message::{Headers, Key, Message, Seq};
+use crate::message::{Headers, Key, Message, PartitionSet, Seq};
 use crate::outcome::waits;
 use crate::poll::Evidence;
 use crate::sink::Ordering;
@@ -26,6 +26,8 @@ pub(super) struct Feeding {
     next_poll: Instant,
     pause: Duration,
     pending: Option<Vec<Arc<Message>>>,
+    /// Keys of messages that are being written as rows without destination, and the routes that had none for them.
+    unrouted: HashMap<Key, Vec<(Seq, u8, i64)>>,
     sweep_after: Seq,
     sweep_next: Instant,
     mark_busy: bool,
@@ -42,7 +44,7 @@ pub(super) struct Feeding {
 /// What a feed operation brought.
 pub(super) enum FeedAnswer {
     Page { wanted: Wanted, limit: u32, result: Result<Page, StoreError> },
-    Parked { keys: Vec<(usize, Key)>, result: Result<Vec<bool>, StoreError> },
+    Parked { keys: Vec<(Option<usize>, Key)>, result: Result<Vec<bool>, StoreError> },
     Probed { ranges: Vec<(Seq, Seq)>, result: Result<Probe, StoreError> },
     Swept { until: Seq, took: Duration, result: Result<Vec<Seq>, StoreError> },
     Marked { stamp: Stamp, result: Result<Option<u64>, StoreError> },
@@ -56,6 +58,7 @@ impl Feeding {
             next_poll: now,
             pause: Duration::ZERO,
             pending: None,
+            unrouted: HashMap::new(),
             sweep_after: 0,
             sweep_next: now + SWEEP_PERIOD,
             mark_busy: false,
@@ -96,6 +99,31 @@ impl Feeding {
     /// True while rows that were read have not been handed out.
     pub(super) fn has_pending(&self) -> bool {
         self.pending.is_some()
+    }
+
+    /// True while an earlier message of this key is being written as a row without destination that other routes than
+    /// these had none for. It may have one now.
+    pub(super) fn writes_unrouted(&self, key: &Key, routes_version: i64) -> bool {
+        self.unrouted.get(key).is_some_and(|written| written.iter().any(|(.., version)| *version != routes_version))
+    }
+
+    /// The row without destination stands, or never will. Returns the version of the routes that had none for it.
+    pub(super) fn unrouted_written(&mut self, key: &Key, seq: Seq) -> Option<i64> {
+        let written = self.unrouted.get_mut(key)?;
+        let at = written.iter().position(|(of, ..)| *of == seq)?;
+        let (.., version) = written.swap_remove(at);
+        if written.is_empty() {
+            self.unrouted.remove(key);
+        }
+        Some(version)
+    }
+
+    /// What was to be written of these partitions is not.
+    pub(super) fn evict(&mut self, lost: PartitionSet) {
+        self.unrouted.retain(|_, written| {
+            written.retain(|(_, partition_no, _)| !lost.contains(*partition_no));
+            !written.is_empty()
+        });
     }
 }
 
@@ -213,9 +241,15 @@ impl Engine {
                 Ok(parked) => {
                     self.outages.recovered("key_parked");
                     self.feed.busy = false;
-                    let parked = keys.into_iter().zip(parked).filter(|(_, parked)| *parked).map(|(key, _)| key);
                     let messages = self.feed.pending.take().unwrap_or_default();
-                    self.hand_out(messages, &parked.collect());
+                    let asked_unrouted = keys.iter().any(|(lane, _)| lane.is_none());
+                    let parked = keys.into_iter().zip(parked).filter(|(_, parked)| *parked).map(|(key, _)| key);
+                    if self.due.may_find_routes() && !asked_unrouted {
+                        // The routes changed meanwhile, or partitions were gained.
+                        self.look_up_and_hand_out(messages);
+                    } else {
+                        self.hand_out(messages, &parked.collect());
+                    }
                 }
                 Err(error) => {
                     // The page is in memory only: ask again rather than read again.
@@ -279,6 +313,10 @@ impl Engine {
             self.acted_upon_read();
             return;
         }
+        self.look_up_and_hand_out(messages);
+    }
+
+    fn look_up_and_hand_out(&mut self, messages: Vec<Arc<Message>>) {
         let keys = self.keys_to_look_up(&messages);
         if keys.is_empty() {
             self.hand_out(messages, &HashSet::new());
@@ -306,26 +344,34 @@ impl Engine {
     }
 
     /// The keys whose waiting rows only the table knows.
-    fn keys_to_look_up(&self, messages: &[Arc<Message>]) -> Vec<(usize, Key)> {
-        let mut keys: HashSet<(usize, Key)> = HashSet::new();
+    ///
+    /// A key comes without a lane when there may be rows of it that were written without a destination and have one now.
+    fn keys_to_look_up(&self, messages: &[Arc<Message>]) -> Vec<(Option<usize>, Key)> {
+        let mut keys: HashSet<(Option<usize>, Key)> = HashSet::new();
+        let may_find_routes = self.due.may_find_routes();
         for message in messages {
             let Some(key) = &message.ordering_key else { continue };
             if message.scheduled {
                 continue;
             }
+            if may_find_routes {
+                keys.insert((None, key.clone()));
+            }
             for destination in self.destinations_of(message).iter() {
                 let Some(lane) = self.lane_of(*destination) else { continue };
                 let state = &self.lanes[lane];
                 if state.occupied && state.served.limits.keyed && !state.lane.is_parked(key) {
-                    keys.insert((lane, key.clone()));
+                    keys.insert((Some(lane), key.clone()));
                 }
             }
         }
         keys.into_iter().collect()
     }
 
-    fn spawn_look_up(&self, keys: Vec<(usize, Key)>, pause: Duration) {
-        let named = keys.iter().map(|(lane, key)| (self.lanes[*lane].served.name.to_string(), key.clone())).collect();
+    fn spawn_look_up(&self, keys: Vec<(Option<usize>, Key)>, pause: Duration) {
+        let name =
+            |lane: &Option<usize>| lane.map_or_else(String::new, |lane| self.lanes[lane].served.name.to_string());
+        let named = keys.iter().map(|(lane, key)| (name(lane), key.clone())).collect();
         self.spawn_feed(move |store| async move {
             tokio::time::sleep(pause).await;
             let named: Vec<(String, Key)> = named;
@@ -334,18 +380,31 @@ impl Engine {
         });
     }
 
-    fn hand_out(&mut self, messages: Vec<Arc<Message>>, parked: &HashSet<(usize, Key)>) {
+    fn hand_out(&mut self, messages: Vec<Arc<Message>>, parked: &HashSet<(Option<usize>, Key)>) {
         for message in messages {
             // Ownership may have changed while the keys were looked up.
-            if self.kept().contains(message.partition_no) && !self.hands.contains(message.seq) {
-                self.hand_out_one(message, parked);
+            if !self.kept().contains(message.partition_no) || self.hands.contains(message.seq) {
+                continue;
             }
+            if self.would_pass_unrouted(&message, parked) {
+                // Read again, until what has come before it has found its routes.
+                self.frontier.reopen(message.seq);
+                continue;
+            }
+            self.hand_out_one(message, parked);
         }
         self.acted_upon_read();
         self.resume_due();
     }
 
-    fn hand_out_one(&mut self, message: Arc<Message>, parked: &HashSet<(usize, Key)>) {
+    /// True when an earlier message of the same key stands, or is about to stand, in a row without destination although
+    /// there may be a route for it now.
+    fn would_pass_unrouted(&self, message: &Message, parked: &HashSet<(Option<usize>, Key)>) -> bool {
+        let Some(key) = message.ordering_key.as_ref().filter(|_| !message.scheduled) else { return false };
+        parked.contains(&(None, key.clone())) || self.feed.writes_unrouted(key, self.routes.version())
+    }
+
+    fn hand_out_one(&mut self, message: Arc<Message>, parked: &HashSet<(Option<usize>, Key)>) {
         let (version, routes_read) = (self.routes.version(), self.settling.routing_read());
         if message.scheduled {
             let destination = message.only_destination.clone().unwrap_or_default();
@@ -366,6 +425,10 @@ impl Engine {
                 }
             }
             self.hands.take(&message, 1, version, routes_read);
+            if let Some(key) = message.ordering_key.as_ref().filter(|_| destination.is_empty()) {
+                let written = self.feed.unrouted.entry(key.clone()).or_default();
+                written.push((message.seq, message.partition_no, version));
+            }
             // A named destination that nobody has registered is asked for by nobody; whoever comes to serve it finds the
             // row due.
             let pause = if destination.is_empty() { UNROUTED_PAUSE } else { Duration::ZERO };
@@ -407,12 +470,12 @@ impl Engine {
         self.conclude_fresh(message, &name, Some(remains));
     }
 
-    fn hand_to(&mut self, message: &Arc<Message>, destination: usize, parked: &HashSet<(usize, Key)>) {
+    fn hand_to(&mut self, message: &Arc<Message>, destination: usize, parked: &HashSet<(Option<usize>, Key)>) {
         let Some(lane) = self.lane_of(destination) else { return self.unserved(message, destination) };
         let in_order = self.lanes[lane].served.limits.keyed;
         let work = fresh(message, in_order);
         let state = &mut self.lanes[lane];
-        let is_parked = message.ordering_key.as_ref().is_some_and(|key| parked.contains(&(lane, key.clone())));
+        let is_parked = message.ordering_key.as_ref().is_some_and(|key| parked.contains(&(Some(lane), key.clone())));
         let refused = if state.lane.is_closed() || state.lane.is_full() {
             Some((work, State::Overflow))
         } else if is_parked {

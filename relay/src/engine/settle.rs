@@ -404,6 +404,7 @@ impl Engine {
         for item in self.settling.rest.written() {
             match item {
                 Rest::Move { moved, .. } => {
+                    self.unrouted_settled(&moved, now);
                     for unit in &moved.units {
                         let key = moved.ordering_key.as_ref().map(|key| (key, Some(moved.seq)));
                         self.row_written(&unit.destination, key, &unit.remains, next_read, now);
@@ -440,6 +441,16 @@ impl Engine {
                     }
                 }
             }
+        }
+    }
+
+    /// A message that had no route stands in a row now, or was refused.
+    fn unrouted_settled(&mut self, moved: &MessageMove, now: Instant) {
+        let Some(key) = &moved.ordering_key else { return };
+        let routed_by = self.feed.unrouted_written(key, moved.seq);
+        if routed_by.is_some_and(|version| version != self.routes.version()) {
+            // There may be one by now, and what comes later of its key waits for that.
+            self.due.routes_changed(now);
         }
     }
 
