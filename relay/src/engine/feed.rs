@@ -101,6 +101,14 @@ impl Feeding {
         self.pending.is_some()
     }
 
+    /// A message is about to be written as a row without destination: routes of this version have none for it.
+    pub(super) fn writing_unrouted(&mut self, message: &Message, routes_version: i64) {
+        if let Some(key) = &message.ordering_key {
+            let written = self.unrouted.entry(key.clone()).or_default();
+            written.push((message.seq, message.partition_no, routes_version));
+        }
+    }
+
     /// True while an earlier message of this key is being written as a row without destination that other routes than
     /// these had none for. It may have one now.
     pub(super) fn writes_unrouted(&self, key: &Key, routes_version: i64) -> bool {
@@ -425,9 +433,8 @@ impl Engine {
                 }
             }
             self.hands.take(&message, 1, version, routes_read);
-            if let Some(key) = message.ordering_key.as_ref().filter(|_| destination.is_empty()) {
-                let written = self.feed.unrouted.entry(key.clone()).or_default();
-                written.push((message.seq, message.partition_no, version));
+            if destination.is_empty() {
+                self.feed.writing_unrouted(&message, version);
             }
             // A named destination that nobody has registered is asked for by nobody; whoever comes to serve it finds the
             // row due.

@@ -317,7 +317,12 @@ async fn what_is_not_owned_is_refused_row_by_row(database: TestDatabase) {
     assert_eq!(seen, refused);
     assert!(refused.iter().all(|id| outbox.waiting().iter().any(|row| row.id == *id)));
 
-    let batch = Settlement { epochs: vec![], moves: vec![moved(&messages[0], vec![])], waiting: vec![] };
+    let batch = Settlement {
+        epochs: vec![],
+        moves: vec![moved(&messages[0], vec![])],
+        waiting: vec![],
+        ..Settlement::default()
+    };
     let settled = outbox.store.settle(outbox.relay, &batch, None).await.unwrap();
     assert_eq!(settled.refused_messages, [messages[0].seq], "an epoch nobody named is nobody's");
 }
@@ -335,7 +340,7 @@ async fn what_was_given_up_is_refused_under_the_same_epoch(database: TestDatabas
     let settled = outbox.settle(moves.clone(), vec![outcome(&due[0], WaitingChange::Delivered)]).await;
     assert_eq!((settled.refused_messages, settled.refused_waiting), (vec![message.seq], vec![due[0].id]));
     let second = register(&*outbox.store, "second").await;
-    let batch = Settlement { epochs: outbox.epochs.clone(), moves, waiting: vec![] };
+    let batch = Settlement { epochs: outbox.epochs.clone(), moves, waiting: vec![], ..Settlement::default() };
     let settled = outbox.store.settle(second, &batch, None).await.unwrap();
     assert_eq!(settled.refused_messages, [message.seq], "nor is it anybody else's");
     assert_eq!(outbox.everything(), before);
@@ -394,6 +399,7 @@ async fn dropped_settles_leave_all_or_nothing(database: TestDatabase) {
             epochs: outbox.epochs.clone(),
             moves: vec![moved(&message, vec![unit("mail", waits(State::Retry)), unit("sms", dies(Reason::Gone))])],
             waiting: vec![],
+            ..Settlement::default()
         };
         let mut call = outbox.store.settle(outbox.relay, &batch, None);
         for _ in 0..polls {
