@@ -17,6 +17,7 @@ mod cli_trying;
 mod database;
 mod dead_letters;
 mod delivery;
+mod destinations;
 mod docs;
 mod examples;
 mod faults;
