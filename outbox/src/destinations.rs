@@ -29,7 +29,7 @@ use chrono::{DateTime, Utc};
 use diesel::connection::LoadConnection;
 use serde::Deserialize;
 
-use crate::by_hand::sql::{build, hex, micros, now};
+use crate::by_hand::sql::{build, hex, micros, now, text};
 use crate::by_hand::{Hex, Statement, audit, instant, unreadable};
 use crate::connection::OutboxBackend;
 use crate::connection::sealed::Dialect;
@@ -161,6 +161,21 @@ where
     let due: Option<DueRow> = due.first().map(|json| serde_json::from_str(json).map_err(unreadable)).transpose()?;
     let due = due.and_then(|row| u64::try_from(row.due_for?).ok());
     Ok(Some(Detail { destination, states, oldest_due: due.map(Duration::from_micros) }))
+}
+
+/// How many deliveries wait for a destination of this name, whether it is registered or not.
+///
+/// # Errors
+///
+/// [`Error::Database`] when the database refuses.
+pub fn waiting<C>(conn: &mut C, name: &str) -> Result<u64, Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    let count = text(<C::Backend as Dialect>::DATABASE, "count(*)");
+    let select = format!("-- destination_waiting\nSELECT {count} FROM outbox_deliveries WHERE destination = ");
+    let counted = Statement::new(select).text(name).load_numbers(conn)?;
+    Ok(counted.first().and_then(|count| u64::try_from(*count).ok()).unwrap_or_default())
 }
 
 /// Pauses a destination: relays stop sending to it, and its messages wait.

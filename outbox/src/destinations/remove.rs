@@ -10,7 +10,6 @@
 //! - Done again after it broke off, it goes on with what is left.
 
 use diesel::connection::LoadConnection;
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
@@ -23,8 +22,7 @@ use crate::error::Error;
 use crate::relays::{self, Relay};
 
 /// What becomes of the deliveries that wait for a destination when it is removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiting {
     /// They become dead letters, reason `removed`, and can be redriven when the destination comes back.
     Dead,
