@@ -224,7 +224,11 @@ fn remarks(status: &Status, beats: &Beats) -> Vec<String> {
         let missing = lease::not_serving(relay.id, &seats);
         if !missing.is_empty() {
             let missing = missing.join(", ");
-            remarks.push(format!("{name} does not serve {missing}, which another relay serves: it owns no partition"));
+            let owns = match owned_by(status, Some(relay.id)) {
+                0 => "it owns no partition",
+                _ => "it gives its partitions up",
+            };
+            remarks.push(format!("{name} does not serve {missing}, which another relay serves: {owns}"));
         }
     }
     remarks
