@@ -1,41 +1,43 @@
 //! Who owns which partition.
 //!
-//! A loop of its own, on a connection of its own, never behind a handler: it raises this relay's beat, watches the
-//! beats of the others, declares dead whoever stood still for a lease, takes what is this relay's share of what nobody
-//! owns, and gives up what is another's. What it finds it publishes as [`Ownership`]; the engine follows.
+//! A loop of its own, on a connection of its own, never behind a handler. Every decision is made by [`Member`], which is
+//! pure; the loop puts its questions to the store, brings it the answers, and publishes what it believes to own as
+//! [`Ownership`]; the engine follows.
 //!
 //! Invariants
-//! - The table is right: what is owned is what the last look read back.
-//! - A relay is declared dead only by one whose own renewals succeeded all the while: an outage of the database
-//!   accuses nobody.
-//! - No renewal for an engine that does not tick.
-//! - A partition is released only when the engine has nothing of it in hands; once it is being given up, it goes.
+//! - The loop decides nothing: what it does is what the member says, and the member hears of every answer.
+//! - Whatever the store does, the engine hears of it in the order in which the member did.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::watch::{Receiver, Sender};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::engine::Ask;
-use crate::lease::{self, Plan, Seat};
 use crate::message::{PartitionSet, RelayId};
+use crate::moment::Moment;
 use crate::outage::Outages;
-use crate::store::{Membership, Store, StoreError};
+use crate::store::{Store, StoreError};
+use member::{Answer, Facts, Member, Task};
+
+mod member;
+mod watch;
 
 /// What this relay owns, as far as it knows.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Ownership {
     /// The partitions.
     pub partitions: PartitionSet,
     /// Those of them that are another's share: to be finished, not to be fed.
     pub giving_up: PartitionSet,
     /// The epoch of each.
-    pub epochs: HashMap<u8, i64>,
+    pub epochs: BTreeMap<u8, i64>,
     /// A lease after the last successful renewal was sent.
-    pub valid_until: Option<Instant>,
+    pub valid_until: Option<Moment>,
     /// The relay's row is gone.
     pub expelled: bool,
     /// Every partition has an owner that is known to live.
@@ -44,8 +46,14 @@ pub(crate) struct Ownership {
 
 impl Ownership {
     /// True while the lease is known to be held.
-    pub(crate) fn usable_at(&self, now: Instant) -> bool {
+    pub(crate) fn usable_at(&self, now: Moment) -> bool {
         !self.expelled && self.valid_until.is_some_and(|until| now < until)
+    }
+
+    /// True when whoever knew only this has to hear of `next` at once; a lease that merely goes on is no news.
+    fn is_news(&self, next: &Ownership, now: Moment) -> bool {
+        let renewed = Ownership { valid_until: next.valid_until, ..self.clone() };
+        renewed != *next || !self.usable_at(now)
     }
 }
 
@@ -54,321 +62,133 @@ pub(crate) struct MembershipLoop {
     pub store: Arc<dyn Store>,
     pub relay: RelayId,
     pub lease: Duration,
-    pub publish: watch::Sender<Ownership>,
+    pub publish: Sender<Ownership>,
     /// Rises with every round of the engine.
     pub ticks: Arc<AtomicU64>,
     /// What the engine is asked for: a relay that stops gives everything up.
-    pub ask: watch::Receiver<Ask>,
+    pub ask: Receiver<Ask>,
     /// Partitions of which the engine has nothing in hands any more and takes nothing new.
-    pub quiet: watch::Receiver<PartitionSet>,
+    pub quiet: Receiver<PartitionSet>,
 }
 
-/// What the loop remembers between two looks.
-struct State {
-    watch: Watch,
+/// What the loop says to people.
+#[derive(Default)]
+struct Told {
     outages: Outages,
-    epochs: HashMap<u8, i64>,
-    giving_up: PartitionSet,
-    valid_until: Option<Instant>,
-    settled: bool,
-    next_beat: Instant,
-    /// Which of the free partitions are tried first.
-    turn: usize,
     not_serving: Vec<String>,
-}
-
-impl State {
-    fn new(now: Instant) -> State {
-        State {
-            watch: Watch::default(),
-            outages: Outages::default(),
-            epochs: HashMap::new(),
-            giving_up: PartitionSet::EMPTY,
-            valid_until: None,
-            settled: false,
-            next_beat: now,
-            turn: 0,
-            not_serving: Vec::new(),
-        }
-    }
-
-    fn owned(&self) -> PartitionSet {
-        self.epochs.keys().copied().collect()
-    }
-}
-
-/// What was seen of the other relays.
-#[derive(Debug, Default)]
-struct Watch {
-    beats: HashMap<RelayId, Seen>,
-}
-
-#[derive(Debug)]
-struct Seen {
-    beat: i64,
-    since: Instant,
-    changed: bool,
-}
-
-impl Watch {
-    /// Takes note of the beats; returns whoever has stood still for a lease.
-    fn observe(&mut self, me: RelayId, seen: &Membership, lease: Duration, now: Instant) -> Vec<(RelayId, i64)> {
-        self.beats.retain(|id, _| seen.relays.iter().any(|relay| relay.id == *id));
-        let mut dead = Vec::new();
-        for relay in seen.relays.iter().filter(|relay| relay.id != me) {
-            let entry = self.beats.entry(relay.id).or_insert(Seen { beat: relay.beat, since: now, changed: false });
-            if entry.beat != relay.beat {
-                *entry = Seen { beat: relay.beat, since: now, changed: true };
-            } else if now.saturating_duration_since(entry.since) >= lease {
-                dead.push((relay.id, relay.beat));
-            }
-        }
-        dead
-    }
-
-    /// Our own renewals failed: whatever was not seen meanwhile proves nothing.
-    fn start_over(&mut self) {
-        self.beats.clear();
-    }
-
-    fn is_known_to_live(&self, id: RelayId) -> bool {
-        self.beats.get(&id).is_some_and(|seen| seen.changed)
-    }
 }
 
 impl MembershipLoop {
     /// Renews until `stop` is dropped or says so, or the relay is expelled.
-    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        let mut state = State::new(Instant::now());
-        let mut last_tick = (self.ticks.load(Ordering::Relaxed), Instant::now());
+    pub(crate) async fn run(mut self, mut stop: Receiver<bool>) {
+        let mut member = Member::new(self.relay, self.lease, Moment::now());
+        let mut told = Told::default();
         loop {
             let began = Instant::now();
-            let ticks = self.ticks.load(Ordering::Relaxed);
-            if ticks != last_tick.0 {
-                last_tick = (ticks, began);
-            }
-            let mut pause = self.lease / 3;
-            if began.saturating_duration_since(last_tick.1) > self.lease {
-                warn!("the delivery loop has not moved for a lease; the lease is not renewed");
-                state.watch.start_over();
-            } else {
-                match self.round(&mut state, began).await {
-                    Ok(Some(next)) => {
-                        state.outages.recovered("relay_beat");
-                        pause = next;
-                    }
-                    Ok(None) => {
-                        self.publish.send_modify(|ownership| ownership.expelled = true);
-                        return;
-                    }
-                    Err(error) => {
-                        state.watch.start_over();
-                        pause = pause.min(state.outages.failed("relay_beat", &error));
-                    }
-                }
-            }
+            let Some(pause) = self.round(&mut member, &mut told).await else { return };
             tokio::select! {
                 changed = stop.changed() => if changed.is_err() || *stop.borrow() { return },
-                Ok(()) = self.ask.changed() => state.next_beat = Instant::now(),
+                // Only woken: the next round sees what changed.
+                Ok(()) = self.ask.changed() => {}
                 Ok(()) = self.quiet.changed() => {}
-                () = tokio::time::sleep_until((began + pause).into()) => {}
+                () = tokio::time::sleep_until(began + pause) => {}
             }
         }
     }
 
-    /// Renews when it is time, looks otherwise, and acts upon what is seen. Returns the pause until the next look, or
-    /// `None` when our row is gone.
-    async fn round(&mut self, state: &mut State, began: Instant) -> Result<Option<Duration>, StoreError> {
-        self.release(state).await;
-        let draining = *self.ask.borrow_and_update() == Ask::Stop;
-        let seen = if began >= state.next_beat {
-            let seen = self.store.relay_beat(self.relay, draining).await?;
-            if seen.is_some() {
-                state.valid_until = Some(began + self.lease);
-                state.next_beat = began + self.lease / 3;
-            }
-            seen
-        } else {
-            let seen = self.store.membership_read().await?;
-            seen.relays.iter().any(|relay| relay.id == self.relay).then_some(seen)
+    /// Does what the member says until it rests. Returns for how long, or `None` when our row is gone.
+    async fn round(&mut self, member: &mut Member, told: &mut Told) -> Option<Duration> {
+        let facts = Facts {
+            ticks: self.ticks.load(Ordering::Relaxed),
+            draining: *self.ask.borrow_and_update() == Ask::Stop,
+            quiet: *self.quiet.borrow_and_update(),
         };
-        let Some(mut seen) = seen else { return Ok(None) };
-        self.bury_dead(state, &mut seen, began).await?;
-
-        state.epochs = seen
-            .partitions
-            .iter()
-            .filter(|(_, owner, _)| *owner == Some(self.relay))
-            .map(|&(partition_no, _, epoch)| (partition_no, epoch))
-            .collect();
-        let plan = self.plan(state, &seen);
-        self.tell_not_serving(state, &plan);
-        state.giving_up = state.owned().and(state.giving_up.or(plan.give_up));
-        self.acquire(state, plan.take, began).await;
-
-        let lives = |id: RelayId| id == self.relay || state.watch.is_known_to_live(id);
-        state.settled = seen
-            .partitions
-            .iter()
-            .all(|(partition_no, owner, _)| state.epochs.contains_key(partition_no) || owner.is_some_and(lives));
-        self.publish(state);
-        let moving = plan.uneven || !state.giving_up.is_empty() || seen.relays.iter().any(|relay| relay.draining);
-        let pause = if moving { self.lease / 30 } else { self.lease / 12 };
-        Ok(Some(pause.min(state.next_beat.saturating_duration_since(began)).max(PAUSE_MIN)))
-    }
-
-    /// Declares dead whoever stood still for a lease, and takes them out of what was seen.
-    async fn bury_dead(&self, state: &mut State, seen: &mut Membership, began: Instant) -> Result<(), StoreError> {
-        let dead = state.watch.observe(self.relay, seen, self.lease, began);
-        if dead.is_empty() {
-            return Ok(());
-        }
-        let buried = self.store.relay_bury(&dead).await?;
-        for id in &buried {
-            let name = seen.relays.iter().find(|relay| relay.id == *id).map_or("", |relay| relay.name.as_str());
-            info!(relay = name, relay.id = %id, "a relay stood still for a lease and was declared dead");
-        }
-        seen.relays.retain(|relay| !buried.contains(&relay.id));
-        Ok(())
-    }
-
-    fn plan(&self, state: &State, seen: &Membership) -> Plan {
-        let seats: Vec<Seat<'_>> = seen
-            .relays
-            .iter()
-            .map(|relay| Seat {
-                id: relay.id,
-                started_at: relay.started_at,
-                draining: relay.draining,
-                serves: &relay.serves,
-                lives: relay.id == self.relay || state.watch.is_known_to_live(relay.id),
-            })
-            .collect();
-        let owners: Vec<(u8, Option<RelayId>)> =
-            seen.partitions.iter().map(|&(partition_no, owner, _)| (partition_no, owner)).collect();
-        lease::plan(self.relay, &seats, &owners)
-    }
-
-    fn tell_not_serving(&self, state: &mut State, plan: &Plan) {
-        if plan.not_serving == state.not_serving {
-            return;
-        }
-        if plan.not_serving.is_empty() {
-            info!("this relay serves what the others serve; it takes its share of the partitions");
-        } else {
-            let destinations = plan.not_serving.join(", ");
-            warn!(destinations, "another relay serves destinations that this one does not; it owns no partition");
-        }
-        state.not_serving.clone_from(&plan.not_serving);
-    }
-
-    /// Takes free partitions.
-    ///
-    /// A few at a time: each repairs the keys of what it takes, however many rows wait there, and neither the beat nor
-    /// the patience of a store may depend on that. What is left is taken with the next looks.
-    async fn acquire(&self, state: &mut State, wanted: PartitionSet, began: Instant) {
-        let mut wanted: Vec<u8> = wanted.iter().collect();
-        let turn = state.turn.checked_rem(wanted.len()).unwrap_or(0);
-        wanted.rotate_left(turn);
-        for some in wanted.chunks(ACQUIRED_AT_ONCE) {
-            if began.elapsed() >= self.lease / 3 {
-                break;
-            }
-            match self.store.partition_acquire(self.relay, some.iter().copied().collect()).await {
-                Ok(taken) => {
-                    state.outages.recovered("partition_acquire");
-                    state.epochs.extend(taken);
+        let mut task = member.wake(facts, Moment::now());
+        let mut failed = None;
+        loop {
+            self.publish(member);
+            told.not_serving(member);
+            let answer = match task {
+                Task::End => return None,
+                Task::Stall(pause) => {
+                    warn!("the delivery loop has not moved for a lease; the lease is not renewed");
+                    return Some(pause);
                 }
-                Err(error) => {
-                    // What is owned is owned all the same. The others go first the next time.
-                    state.outages.failed("partition_acquire", &error);
-                    state.turn = state.turn.wrapping_add(ACQUIRED_AT_ONCE);
-                    break;
+                Task::Rest(pause) => {
+                    if failed.is_none() {
+                        told.outages.recovered("relay_beat");
+                    }
+                    return Some(failed.map_or(pause, |again: Duration| pause.min(again)));
                 }
-            }
+                Task::Release(quiet) => match self.store.partition_release(self.relay, quiet).await {
+                    Ok(()) => {
+                        told.outages.recovered("partition_release");
+                        info!(partitions = quiet.len(), "partitions given up");
+                        Answer::Released
+                    }
+                    Err(error) => told.failed("partition_release", &error).0,
+                },
+                Task::Acquire(some) => match self.store.partition_acquire(self.relay, some).await {
+                    Ok(taken) => {
+                        told.outages.recovered("partition_acquire");
+                        Answer::Acquired(taken)
+                    }
+                    Err(error) => told.failed("partition_acquire", &error).0,
+                },
+                Task::Beat { .. } | Task::Look | Task::Bury(_) => match self.renew(&task, member).await {
+                    Ok(answer) => answer,
+                    Err(error) => {
+                        let (answer, again) = told.failed("relay_beat", &error);
+                        failed = Some(again);
+                        answer
+                    }
+                },
+            };
+            task = member.answered(answer, Moment::now());
         }
     }
 
-    /// Releases what is being given up and has come to rest in the engine.
-    async fn release(&mut self, state: &mut State) {
-        let quiet = self.quiet.borrow_and_update().and(state.giving_up);
-        if quiet.is_empty() {
-            return;
-        }
-        match self.store.partition_release(self.relay, quiet).await {
-            Ok(()) => {
-                state.outages.recovered("partition_release");
-                state.epochs.retain(|partition_no, _| !quiet.contains(*partition_no));
-                state.giving_up = state.giving_up.without(quiet);
-                info!(partitions = quiet.len(), "partitions given up");
-                self.publish(state);
+    /// The part of a round without which the lease is in doubt.
+    async fn renew(&self, task: &Task, member: &Member) -> Result<Answer, StoreError> {
+        Ok(match task {
+            Task::Beat { draining } => Answer::Seen(self.store.relay_beat(self.relay, *draining).await?),
+            Task::Bury(dead) => {
+                let buried = self.store.relay_bury(dead).await?;
+                for id in &buried {
+                    let name = member.name_of(*id);
+                    info!(relay = name, relay.id = %id, "a relay stood still for a lease and was declared dead");
+                }
+                Answer::Buried(buried)
             }
-            // They are still ours, and tried again before the next look.
-            Err(error) => {
-                state.outages.failed("partition_release", &error);
-            }
-        }
+            _ => Answer::Seen(Some(self.store.membership_read().await?)),
+        })
     }
 
-    fn publish(&self, state: &State) {
-        let partitions = state.owned();
-        self.publish.send_if_modified(|ownership| {
-            let changed = ownership.epochs != state.epochs
-                || ownership.giving_up != state.giving_up
-                || ownership.settled != state.settled
-                || !ownership.usable_at(Instant::now());
-            ownership.partitions = partitions;
-            ownership.giving_up = state.giving_up;
-            ownership.epochs.clone_from(&state.epochs);
-            ownership.valid_until = state.valid_until;
-            ownership.settled = state.settled;
-            changed
+    fn publish(&self, member: &Member) {
+        self.publish.send_if_modified(|published| {
+            let next = member.ownership();
+            let news = published.is_news(next, Moment::now());
+            published.clone_from(next);
+            news
         });
     }
 }
 
-/// Partitions taken in one transaction.
-const ACQUIRED_AT_ONCE: usize = 4;
-/// The shortest pause between two looks.
-const PAUSE_MIN: Duration = Duration::from_millis(10);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::RelaySeen;
-
-    fn seen(beats: &[(u128, i64)]) -> Membership {
-        let relays = beats
-            .iter()
-            .map(|&(id, beat)| RelaySeen {
-                id: RelayId::from_u128(id),
-                name: format!("r{id}"),
-                version: "0".into(),
-                beat,
-                draining: false,
-                serves: Vec::new(),
-                started_at: chrono::DateTime::UNIX_EPOCH,
-            })
-            .collect();
-        Membership { relays, partitions: Vec::new() }
+impl Told {
+    fn failed(&mut self, operation: &'static str, error: &StoreError) -> (Answer, Duration) {
+        (Answer::Failed, self.outages.failed(operation, error))
     }
 
-    const LEASE: Duration = Duration::from_secs(3);
-
-    #[test]
-    fn a_beat_that_stands_still_for_a_lease_is_a_death() {
-        let (mut watch, me, start) = (Watch::default(), RelayId::from_u128(1), Instant::now());
-        assert!(watch.observe(me, &seen(&[(1, 5), (2, 7)]), LEASE, start).is_empty());
-        assert!(watch.observe(me, &seen(&[(1, 5), (2, 8)]), LEASE, start + LEASE).is_empty(), "it moved");
-        let later = start + LEASE * 2;
-        assert_eq!(watch.observe(me, &seen(&[(1, 5), (2, 8)]), LEASE, later), [(RelayId::from_u128(2), 8)]);
-    }
-
-    #[test]
-    fn an_outage_of_our_own_accuses_nobody() {
-        let (mut watch, me, start) = (Watch::default(), RelayId::from_u128(1), Instant::now());
-        watch.observe(me, &seen(&[(2, 7)]), LEASE, start);
-        watch.start_over();
-        assert!(watch.observe(me, &seen(&[(2, 7)]), LEASE, start + LEASE * 5).is_empty());
+    fn not_serving(&mut self, member: &Member) {
+        if member.not_serving() == self.not_serving {
+            return;
+        }
+        if member.not_serving().is_empty() {
+            info!("this relay serves what the others serve; it takes its share of the partitions");
+        } else {
+            let destinations = member.not_serving().join(", ");
+            warn!(destinations, "another relay serves destinations that this one does not; it owns no partition");
+        }
+        self.not_serving = member.not_serving().to_vec();
     }
 }

@@ -55,7 +55,8 @@ async fn destinations_are_listed_with_what_waits_and_is_dead(database: TestDatab
     stands(&database, &listed, "order.*  key       1        2     not served");
     stands(&database, &figures, "order.*  key       not served");
     let needs = || {
-        let attention = json(&on(&database, &["status", "--exit-code", "-o", "json", "--wait", "0s"]))["attention"].clone();
+        let attention =
+            json(&on(&database, &["status", "--exit-code", "-o", "json", "--wait", "0s"]))["attention"].clone();
         let texts = attention.as_array().unwrap().iter().filter(|found| found["code"] == "unserved");
         texts.map(|found| found["text"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
@@ -233,12 +234,15 @@ async fn the_row_of_a_dead_relay_neither_serves_nor_owns(database: TestDatabase)
     let ended = with_lease(&database, &["status"]);
     assert_ended(&ended, 0);
     let says = |text: &str| assert!(ended.stdout.contains(text), "no `{text}` in\n{}", ended.stdout);
-    says("12 of 32 partitions have no living owner, and nothing of them is delivered: a running relay takes them within");
+    says(
+        "12 of 32 partitions have no living owner, and nothing of them is delivered: a running relay takes them within",
+    );
     says("dead is dead, stuck, or cut off from the database: its beat did not move for 1s");
     says("billing      order.*  key       not served");
     says("audit        **       key       open");
     let shown = json(&with_lease(&database, &["status", "--exit-code", "-o", "json"]));
-    let lives: Vec<_> = shown["relays"].as_array().unwrap().iter().map(|r| (r["name"].clone(), r["lives"].clone())).collect();
+    let lives: Vec<_> =
+        shown["relays"].as_array().unwrap().iter().map(|r| (r["name"].clone(), r["lives"].clone())).collect();
     assert_eq!(lives, [(json!("living"), json!(true)), (json!("dead"), json!(false))]);
     assert_eq!(shown["partitions_without_owner"], 12);
     assert!(shown["attention"].as_array().unwrap().iter().any(|found| found["code"] == "partitions"), "{shown}");
@@ -271,7 +275,11 @@ async fn a_destination_is_removed_when_no_living_relay_serves_it(database: TestD
     for more in [&["--yes"][..], &["--dry-run"]] {
         let ended = with_lease(&database, &[&remove[..], more].concat());
         assert_ended(&ended, 1);
-        assert!(ended.stderr.starts_with("relay: billing is not removed: shop-1 serves it\n  help: "), "{}", ended.stderr);
+        assert!(
+            ended.stderr.starts_with("relay: billing is not removed: shop-1 serves it\n  help: "),
+            "{}",
+            ended.stderr
+        );
     }
     drop(heart);
 
@@ -293,9 +301,11 @@ async fn a_destination_is_removed_when_no_living_relay_serves_it(database: TestD
     assert!(ended.stderr.starts_with("relay: there is no destination `billing`"), "{}", ended.stderr);
     // What names a destination that nobody has can be dealt with in the same way.
     Plant { destination: "typo", ..Plant::new(3) }.waiting(&database, false);
-    let ended = with_lease(&database, &["destinations", "remove", "typo", "--waiting", "discard", "--yes", "-o", "json"]);
+    let ended =
+        with_lease(&database, &["destinations", "remove", "typo", "--waiting", "discard", "--yes", "-o", "json"]);
     assert_ended(&ended, 0);
-    let said = json!({ "destination": "typo", "registered": false, "removed": true, "dead_lettered": 0, "discarded": 1 });
+    let said =
+        json!({ "destination": "typo", "registered": false, "removed": true, "dead_lettered": 0, "discarded": 1 });
     assert_eq!(json(&ended), said);
     let ended = on(&database, &["destinations", "remove", "typo", "--waiting", "keep"]);
     assert_ended(&ended, 64);
@@ -340,13 +350,21 @@ async fn a_ping_is_sent_like_a_message_and_says_that_it_is_none() {
 
     let ended = ping(&["billing", "-o", "json"]);
     let said = json(&ended);
-    assert_eq!((&said["delivered"], &said["code"], &said["answer"]), (&json!(true), &json!("200"), &json!("thank you")));
+    assert_eq!(
+        (&said["delivered"], &said["code"], &said["answer"]),
+        (&json!(true), &json!("200"), &json!("thank you"))
+    );
     assert_ne!(said["message_id"].as_str(), Some(header("webhook-id").as_str()), "each ping has an id of its own");
 
     let ended = ping(&["biling"]);
     assert_ended(&ended, 1);
-    let said = "relay: the configuration has no destination `biling` - was `billing` meant?\n  help: only a destination with";
-    assert!(ended.stderr.starts_with(said) && ended.stderr.contains("a handler runs inside a program"), "{}", ended.stderr);
+    let said =
+        "relay: the configuration has no destination `biling` - was `billing` meant?\n  help: only a destination with";
+    assert!(
+        ended.stderr.starts_with(said) && ended.stderr.contains("a handler runs inside a program"),
+        "{}",
+        ended.stderr
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,3 +17,4 @@ mod routes;
 mod shares;
 pub(crate) mod stage;
 mod stops;
+mod throughput;

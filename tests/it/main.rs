@@ -23,6 +23,7 @@ mod examples;
 mod faults;
 mod handlers;
 mod http;
+mod isolation;
 mod kill;
 mod library;
 mod process;

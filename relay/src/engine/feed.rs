@@ -3,16 +3,17 @@
 //! One operation at a time: a poll and the look-up of its keys, a locking probe, or one step of the sweep. Rows are
 //! handed out only after the look-up, and what the look-up says is acted upon before the next one begins.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
+use super::unrouted::Unrouted;
 use super::{Answer, Engine};
 use crate::frontier::{Reading, Stamp};
 use crate::lane::{Origin, Work};
-use crate::message::{Headers, Key, Message, PartitionSet, Seq};
+use crate::message::{Headers, Key, Message, Seq};
 use crate::outcome::waits;
 use crate::poll::Evidence;
 use crate::sink::Ordering;
@@ -26,8 +27,7 @@ pub(super) struct Feeding {
     next_poll: Instant,
     pause: Duration,
     pending: Option<Vec<Arc<Message>>>,
-    /// Keys of messages that are being written as rows without destination, and the routes that had none for them.
-    unrouted: HashMap<Key, Vec<(Seq, u8, i64)>>,
+    pub(super) unrouted: Unrouted,
     sweep_after: Seq,
     sweep_next: Instant,
     mark_busy: bool,
@@ -58,7 +58,7 @@ impl Feeding {
             next_poll: now,
             pause: Duration::ZERO,
             pending: None,
-            unrouted: HashMap::new(),
+            unrouted: Unrouted::default(),
             sweep_after: 0,
             sweep_next: now + SWEEP_PERIOD,
             mark_busy: false,
@@ -99,39 +99,6 @@ impl Feeding {
     /// True while rows that were read have not been handed out.
     pub(super) fn has_pending(&self) -> bool {
         self.pending.is_some()
-    }
-
-    /// A message is about to be written as a row without destination: routes of this version have none for it.
-    pub(super) fn writing_unrouted(&mut self, message: &Message, routes_version: i64) {
-        if let Some(key) = &message.ordering_key {
-            let written = self.unrouted.entry(key.clone()).or_default();
-            written.push((message.seq, message.partition_no, routes_version));
-        }
-    }
-
-    /// True while an earlier message of this key is being written as a row without destination that other routes than
-    /// these had none for. It may have one now.
-    pub(super) fn writes_unrouted(&self, key: &Key, routes_version: i64) -> bool {
-        self.unrouted.get(key).is_some_and(|written| written.iter().any(|(.., version)| *version != routes_version))
-    }
-
-    /// The row without destination stands, or never will. Returns the version of the routes that had none for it.
-    pub(super) fn unrouted_written(&mut self, key: &Key, seq: Seq) -> Option<i64> {
-        let written = self.unrouted.get_mut(key)?;
-        let at = written.iter().position(|(of, ..)| *of == seq)?;
-        let (.., version) = written.swap_remove(at);
-        if written.is_empty() {
-            self.unrouted.remove(key);
-        }
-        Some(version)
-    }
-
-    /// What was to be written of these partitions is not.
-    pub(super) fn evict(&mut self, lost: PartitionSet) {
-        self.unrouted.retain(|_, written| {
-            written.retain(|(_, partition_no, _)| !lost.contains(*partition_no));
-            !written.is_empty()
-        });
     }
 }
 
@@ -409,7 +376,7 @@ impl Engine {
     /// there may be a route for it now.
     fn would_pass_unrouted(&self, message: &Message, parked: &HashSet<(Option<usize>, Key)>) -> bool {
         let Some(key) = message.ordering_key.as_ref().filter(|_| !message.scheduled) else { return false };
-        parked.contains(&(None, key.clone())) || self.feed.writes_unrouted(key, self.routes.version())
+        parked.contains(&(None, key.clone())) || self.feed.unrouted.may_have_route(key, self.routes.version())
     }
 
     fn hand_out_one(&mut self, message: Arc<Message>, parked: &HashSet<(Option<usize>, Key)>) {
@@ -434,7 +401,7 @@ impl Engine {
             }
             self.hands.take(&message, 1, version, routes_read);
             if destination.is_empty() {
-                self.feed.writing_unrouted(&message, version);
+                self.feed.unrouted.writing(&message, version);
             }
             // A named destination that nobody has registered is asked for by nobody; whoever comes to serve it finds the
             // row due.

@@ -432,7 +432,7 @@ impl Engine {
         let is_elsewhere = known.iter().any(|name| self.routes.named(name).is_some());
         if was_removed && moved.units.is_empty() && !is_elsewhere {
             info!(message.id = %message.id, "its only destination was removed; the message waits for a route");
-            self.feed.writing_unrouted(&message, self.routes.version());
+            self.feed.unrouted.writing(&message, self.routes.version());
             let remains = waits(State::Unrouted, true, DueIn::Pause(super::feed::UNROUTED_PAUSE));
             moved.units.push(UnitMove { destination: String::new(), remains });
         }
@@ -491,7 +491,7 @@ impl Engine {
     /// A message that had no route stands in a row now, or was refused.
     fn unrouted_settled(&mut self, moved: &MessageMove, now: Instant) {
         let Some(key) = &moved.ordering_key else { return };
-        let routed_by = self.feed.unrouted_written(key, moved.seq);
+        let routed_by = self.feed.unrouted.written(key, moved.seq);
         if routed_by.is_some_and(|version| version != self.routes.version()) {
             // There may be one by now, and what comes later of its key waits for that.
             self.due.routes_changed(now);
