@@ -14,6 +14,7 @@ use crate::dead_letters::Plant;
 use crate::delivery::stage::{
     Left, Log, Running, enqueue, keyed, lines, relay_on, until, until_nothing_is_left, until_waiting, with_connection,
 };
+use crate::faults;
 
 fn ada() -> By {
     By { actor: "ada".to_owned(), reason: Some("no longer needed".to_owned()) }
@@ -247,3 +248,53 @@ async fn a_destination_is_renamed_without_losing_what_waits(database: TestDataba
     assert_eq!(log.accepted("new"), ["three", "four"]);
 }
 for_each_database!(a_destination_is_renamed_without_losing_what_waits);
+
+/// Does something once, before the relay's first call of this name.
+async fn relay_with(
+    database: &Arc<TestDatabase>,
+    call: &'static str,
+    once: impl Fn(&TestDatabase) + Send + Sync + 'static,
+) -> relay::RelayBuilder {
+    let (of_test, is_done) = (database.clone(), AtomicBool::new(false));
+    let store = faults::store(database, move |name| {
+        if name == call && !is_done.swap(true, Ordering::SeqCst) {
+            tokio::task::block_in_place(|| once(&of_test));
+        }
+        faults::pass()
+    });
+    faults::relay(store.await)
+}
+
+async fn a_settle_that_meets_a_removal_decides_again(database: TestDatabase) {
+    let (database, log) = (Arc::new(database), Log::default());
+    register(&database, "gone", "**");
+    enqueue(&database, [Envelope::raw("u", "only the removed one wanted it").key("k")]);
+    let relay = relay_with(&database, "settle", |database| {
+        let removal = remove(database, "gone", Waiting::Discard, &[]);
+        assert_eq!(removal, Removal::Done { registered: true, waiting: 0 }, "the row is not written yet");
+    });
+    let relay = Running::start(relay.await.destination(log.accepting("here").topics(["t"]))).await;
+    until_waiting(&database, &[" unrouted"]).await;
+    relay.stop().await;
+    // Whoever comes to want it gets it.
+    let relay = Running::start(relay_on(&database).destination(log.accepting("later"))).await;
+    log.until_accepted("later", &["only the removed one wanted it"]).await;
+    until_nothing_is_left(&database).await;
+    relay.stop().await;
+}
+for_each_database!(a_settle_that_meets_a_removal_decides_again);
+
+async fn a_destination_removed_while_its_relay_starts_is_registered_again(database: TestDatabase) {
+    let (database, log) = (Arc::new(database), Log::default());
+    let relay = relay_with(&database, "relay_register", |database| {
+        let removal = remove(database, "here", Waiting::Discard, &[]);
+        assert_eq!(removal, Removal::Done { registered: true, waiting: 0 }, "no relay is known to serve it yet");
+    });
+    let relay = Running::start(relay.await.destination(log.accepting("here"))).await;
+    enqueue(&database, [keyed("k", "one")]);
+    log.until_accepted("here", &["one"]).await;
+    until_nothing_is_left(&database).await;
+    assert!(matches!(remove(&database, "here", Waiting::Discard, &[]), Removal::Served { .. }));
+    relay.stop().await;
+}
+for_each_database!(a_destination_removed_while_its_relay_starts_is_registered_again);

@@ -27,7 +27,8 @@ use tokio::task::JoinHandle;
 /// After this long something that should have happened has not.
 const LIMIT: Duration = Duration::from_secs(20);
 
-type Before = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+/// What happens before a call.
+pub(crate) type Before = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 
 /// A store that asks the test before each call.
 struct Faulty {
@@ -85,7 +86,7 @@ fn unreachable() -> StoreError {
     StoreError::Unreachable { target: "here".into(), source: "the test says so".into() }
 }
 
-fn pass() -> Before {
+pub(crate) fn pass() -> Before {
     Box::pin(async { Ok(()) })
 }
 
@@ -142,7 +143,7 @@ fn enqueue(database: &TestDatabase, topic: &str, bodies: impl IntoIterator<Item 
     }
 }
 
-async fn store(
+pub(crate) async fn store(
     database: &TestDatabase,
     before: impl Fn(&'static str) -> Before + Send + Sync + 'static,
 ) -> Arc<dyn Store> {
@@ -150,7 +151,7 @@ async fn store(
     Arc::new(Faulty { inner, before: Box::new(before) })
 }
 
-fn relay(store: Arc<dyn Store>) -> RelayBuilder {
+pub(crate) fn relay(store: Arc<dyn Store>) -> RelayBuilder {
     Relay::builder_from_store(store)
         .poll(Duration::from_millis(1), Duration::from_millis(20))
         .retry(RetryPolicy::pauses(vec![Duration::from_millis(20); 1000]))
