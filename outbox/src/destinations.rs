@@ -1,4 +1,4 @@
-//! Destinations as they stand in the database: looked at, paused and resumed by a named person.
+//! Destinations as they stand in the database: looked at, paused, resumed and removed by a named person.
 //!
 //! Relays register their destinations when they start, and look here again and again: a pause made here reaches all of
 //! them, and lasts until somebody resumes it, over restarts.
@@ -23,17 +23,22 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use diesel::connection::LoadConnection;
 use serde::Deserialize;
 
-use crate::by_hand::sql::{build, hex, micros, now};
+use crate::by_hand::sql::{build, hex, micros, now, text};
 use crate::by_hand::{Hex, Statement, audit, instant, unreadable};
 use crate::connection::OutboxBackend;
 use crate::connection::sealed::Dialect;
 use crate::error::Error;
 
 pub use crate::dead_letters::By;
+pub use remove::{Removal, Waiting, remove};
+
+mod remove;
 
 /// A destination some relay registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +60,18 @@ pub struct Destination {
     pub waiting: u64,
     /// Its dead letters.
     pub dead: u64,
+}
+
+/// A destination, and what waits for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Detail {
+    /// What a list shows.
+    pub destination: Destination,
+    /// Deliveries that wait, by state, in the states' order.
+    pub states: Vec<(String, u64)>,
+    /// How long the oldest delivery that could be attempted has been due, by the database's clock.
+    pub oldest_due: Option<Duration>,
 }
 
 /// Why a destination is sent nothing.
@@ -110,6 +127,57 @@ where
     Statement::new(select).load(conn)?.iter().map(|json| read(json)).collect()
 }
 
+/// One destination with what waits for it, or `None` when no relay has registered it.
+///
+/// # Errors
+///
+/// [`Error::Database`] when the database refuses.
+pub fn get<C>(conn: &mut C, name: &str) -> Result<Option<Detail>, Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    let Some(destination) = list(conn)?.into_iter().find(|destination| destination.name == name) else {
+        return Ok(None);
+    };
+    let database = <C::Backend as Dialect>::DATABASE;
+    let due_for =
+        format!("{} - {}", micros(database, &format!("({})", now(database))), micros(database, "min(due_at)"));
+    let count = build(database, &[("state", hex(database, "state")), ("count", "count(*)".to_owned())]);
+    let states = format!("-- destination_states\nSELECT {count} FROM outbox_deliveries WHERE destination = ");
+    let states = Statement::new(states).text(name).sql(" GROUP BY outbox_deliveries.state").load(conn)?;
+    let mut states: Vec<(String, u64)> = states
+        .iter()
+        .map(|json| {
+            let row: StateRow = serde_json::from_str(json).map_err(unreadable)?;
+            Ok((row.state.text(), row.count))
+        })
+        .collect::<Result<_, Error>>()?;
+    states.sort();
+    let due = format!(
+        "-- destination_due\nSELECT {} FROM outbox_deliveries WHERE destination = ",
+        build(database, &[("due_for", due_for)])
+    );
+    let due = Statement::new(due).text(name).sql(" AND NOT blocked").load(conn)?;
+    let due: Option<DueRow> = due.first().map(|json| serde_json::from_str(json).map_err(unreadable)).transpose()?;
+    let due = due.and_then(|row| u64::try_from(row.due_for?).ok());
+    Ok(Some(Detail { destination, states, oldest_due: due.map(Duration::from_micros) }))
+}
+
+/// How many deliveries wait for a destination of this name, whether it is registered or not.
+///
+/// # Errors
+///
+/// [`Error::Database`] when the database refuses.
+pub fn waiting<C>(conn: &mut C, name: &str) -> Result<u64, Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    let count = text(<C::Backend as Dialect>::DATABASE, "count(*)");
+    let select = format!("-- destination_waiting\nSELECT {count} FROM outbox_deliveries WHERE destination = ");
+    let counted = Statement::new(select).text(name).load_numbers(conn)?;
+    Ok(counted.first().and_then(|count| u64::try_from(*count).ok()).unwrap_or_default())
+}
+
 /// Pauses a destination: relays stop sending to it, and its messages wait.
 ///
 /// # Errors
@@ -151,6 +219,17 @@ where
         let find = Statement::new("-- destination_find\nSELECT name FROM outbox_destinations WHERE name = ").text(name);
         Ok(if find.load(conn)?.is_empty() { Change::Unknown } else { Change::Already })
     })
+}
+
+#[derive(Deserialize)]
+struct StateRow {
+    state: Hex,
+    count: u64,
+}
+
+#[derive(Deserialize)]
+struct DueRow {
+    due_for: Option<i64>,
 }
 
 #[derive(Deserialize)]

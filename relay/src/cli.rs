@@ -11,6 +11,7 @@ use clap::{CommandFactory, Parser};
 
 mod args;
 mod ask;
+mod beats;
 mod bench;
 mod check;
 mod completions;

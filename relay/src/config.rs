@@ -228,6 +228,8 @@ pub struct Sources {
 pub enum Scope {
     /// All of it: the relay runs by it.
     Everything,
+    /// All but `[database]`: what is sent where, and how.
+    Destinations,
     /// `[database]` alone: an operator looking at dead letters need not have every destination's secrets at hand.
     Database,
 }
@@ -253,8 +255,10 @@ impl Config {
         let mut config = Config::default();
         sections::read(&mut config, Section::root(&reader, &table), sources);
         let mut problems = reader.finish();
-        if scope == Scope::Database {
-            problems.retain(|problem| problem.section == "database");
+        match scope {
+            Scope::Everything => {}
+            Scope::Destinations => problems.retain(|problem| problem.section != "database"),
+            Scope::Database => problems.retain(|problem| problem.section == "database"),
         }
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
     }

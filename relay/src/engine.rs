@@ -43,6 +43,7 @@ mod inherit;
 mod ownership;
 mod settle;
 mod start;
+mod unrouted;
 
 /// How the loop paces itself and what it may hold.
 #[derive(Clone, Debug)]

@@ -128,7 +128,8 @@ fn is_draining(me: RelayId, relays: &[Seat<'_>]) -> bool {
     relays.iter().any(|relay| relay.id == me && relay.draining)
 }
 
-fn not_serving(me: RelayId, relays: &[Seat<'_>]) -> Vec<String> {
+/// What `me` has to serve to own partitions, and does not.
+pub(crate) fn not_serving(me: RelayId, relays: &[Seat<'_>]) -> Vec<String> {
     let staying: Vec<&Seat<'_>> = relays.iter().filter(|relay| !relay.draining).collect();
     let Some(my) = staying.iter().find(|seat| seat.id == me) else { return Vec::new() };
     required(&staying)

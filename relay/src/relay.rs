@@ -279,7 +279,12 @@ impl Relay {
             serves: specs.iter().map(|spec| spec.name.clone()).collect(),
         };
         self.store.relay_register(&row).await?;
-        let routing = self.store.destination_read(None).await?;
+        let mut routing = self.store.destination_read(None).await?;
+        // A person may have removed one before this relay was known to serve it. From now on that is refused.
+        if specs.iter().any(|spec| routing.destinations.iter().all(|seen| seen.spec.name != spec.name)) {
+            self.store.destination_register(&specs).await?;
+            routing = self.store.destination_read(None).await?;
+        }
         info!(relay = %self.name, relay.id = %id, destinations = specs.len(), "relay started");
         for seen in routing.destinations.iter().filter(|seen| !row.serves.contains(&seen.spec.name)) {
             let destination = &seen.spec.name;

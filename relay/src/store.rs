@@ -122,7 +122,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Writes all other outcomes in one transaction under the locks of their partitions.
     ///
-    /// Order of work: lock the partition rows in ascending order; drop, row by row, what `relay` does not own under the
+    /// Order of work: lock the partition rows in ascending order; compare the version of the routes, where the batch
+    /// names one, by a read that begins after the locks were granted (whoever removes a destination holds all of them
+    /// until its rows are gone and the version is higher); drop, row by row, what `relay` does not own under the
     /// epoch given; delete the messages and insert their waiting rows and dead letters from what was deleted; update
     /// or delete the waiting rows whose `attempts` are those given, inserting their dead letters; then leave exactly
     /// the lowest in-order row of each touched (destination, key) unblocked, none while a blocking dead letter of it
@@ -268,6 +270,9 @@ pub struct Taken {
 pub struct Settlement {
     /// The epoch the relay believes it holds each partition under.
     pub epochs: Vec<(u8, i64)>,
+    /// The version of the routes by which the units were decided, where that matters: a destination that was removed
+    /// meanwhile must not get another waiting row.
+    pub routes_version: Option<i64>,
     /// Messages that leave `outbox_messages`, with everything that remains of each. A message whose units were all
     /// delivered may be here too (tracked ones); it leaves nothing.
     pub moves: Vec<MessageMove>,
@@ -415,6 +420,8 @@ pub struct Settled {
     pub refused_messages: Vec<Seq>,
     /// Waiting rows refused for the same reasons, or because `attempts` differed.
     pub refused_waiting: Vec<i64>,
+    /// The routes are others than those the batch names: nothing was written and nothing else is told.
+    pub routes_changed: bool,
     /// The transaction id drawn by it (PostgreSQL).
     pub mark: Option<u64>,
 }

@@ -395,7 +395,7 @@ for_each_database!(status_shows_what_is_pending_waiting_and_dead);
 fn status_says_what_needs_a_person_when_asked_to() {
     let database = TestDatabase::with_schema(Kind::Sqlite);
     let codes = |arguments: &[&str]| {
-        let ended = on(&database, &[&["status", "--exit-code", "-o", "json"], arguments].concat());
+        let ended = on(&database, &[&["status", "--exit-code", "--wait", "0s", "-o", "json"], arguments].concat());
         let found: Vec<String> = json(&ended)["attention"]
             .as_array()
             .unwrap()

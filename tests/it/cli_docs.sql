@@ -1,5 +1,5 @@
--- The outbox the sessions of docs/CLI.md are played in: one relay, two destinations, the warehouse paused, one key that
--- waits, three dead letters of two kinds, and a message nobody wants. Times are counted back from now.
+-- The outbox the sessions of docs/CLI.md are played in: one relay, two destinations, the warehouse paused, a third that no
+-- relay serves any more, one key that waits, three dead letters of two kinds, and a message nobody wants. Times are counted back from now.
 -- Errors, histories and fingerprints are what the relay itself would have written.
 INSERT INTO outbox_relays (id, name, version, serves, started_at) VALUES
     (x'0199c0de000070008000000000000101', 'shop-1', '0.1.0', '["billing","warehouse"]',
@@ -8,7 +8,8 @@ UPDATE outbox_partitions SET owner = x'0199c0de000070008000000000000101', epoch 
 INSERT INTO outbox_destinations (name, patterns, paused_at, paused_by, pause_reason, served_at) VALUES
     ('billing', '["order.*"]', NULL, NULL, NULL, CAST(unixepoch('subsec') * 1000 AS INTEGER) - 93780000),
     ('warehouse', '["order.placed","order.cancelled"]', CAST(unixepoch('subsec') * 1000 AS INTEGER) - 2520000,
-     'grace@laptop', 'stock-taking until noon', CAST(unixepoch('subsec') * 1000 AS INTEGER) - 93780000);
+     'grace@laptop', 'stock-taking until noon', CAST(unixepoch('subsec') * 1000 AS INTEGER) - 93780000),
+    ('fax', '["order.cancelled"]', NULL, NULL, NULL, CAST(unixepoch('subsec') * 1000 AS INTEGER) - 93790000);
 
 INSERT INTO outbox_messages (seq, id, topic, ordering_key, payload, headers, created_at) VALUES
     (4711, x'0199c0de000070008000000000000001', 'order.placed', 'order-7', '{"order_id":7,"total_cents":4200}',

@@ -6,6 +6,7 @@
 mod backpressure;
 mod cancel;
 mod dead;
+mod deploys;
 mod drains;
 mod many;
 mod order;

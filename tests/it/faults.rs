@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 /// After this long something that should have happened has not.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// What happens before a call.
 pub(crate) type Before = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 
 /// A store that asks the test before each call.
@@ -151,7 +152,7 @@ pub(crate) async fn store(
     Arc::new(Faulty { inner, before: Box::new(before) })
 }
 
-fn relay(store: Arc<dyn Store>) -> RelayBuilder {
+pub(crate) fn relay(store: Arc<dyn Store>) -> RelayBuilder {
     Relay::builder_from_store(store)
         .poll(Duration::from_millis(1), Duration::from_millis(20))
         .retry(RetryPolicy::pauses(vec![Duration::from_millis(20); 1000]))

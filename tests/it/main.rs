@@ -18,6 +18,7 @@ mod cli_trying;
 mod database;
 mod dead_letters;
 mod delivery;
+mod destinations;
 mod docs;
 mod examples;
 mod faults;

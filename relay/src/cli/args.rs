@@ -23,7 +23,7 @@ mod trying;
 pub(super) use bench::Bench;
 pub use bench::BenchDrain;
 pub(super) use dead::{Dead, DeadFilter, DeadSelection};
-pub(super) use destinations::Destinations;
+pub(super) use destinations::{Destinations, Remove};
 pub(super) use messages::{MessageFilter, Messages, OneMessage};
 pub use migrate::BackendName;
 pub(super) use migrate::Migrate;
@@ -120,6 +120,9 @@ pub(super) enum Command {
     /// for longer than --due-max, a message pending for longer than --pending-max, a partition without an owner, a
     /// destination that somebody paused, deliveries for a destination no running relay serves, or messages no destination
     /// wants. What it found stands under ATTENTION.
+    ///
+    /// A relay's row proves little: a dead one leaves it behind. So this waits until each beat has moved, which takes a
+    /// third of the lease, and a lease when one stands still. --wait 0s answers at once and believes every row.
     #[command(after_help = "\
 Examples:
   relay status
@@ -146,7 +149,7 @@ Examples:
         #[command(subcommand)]
         command: Messages,
     },
-    /// Look at destinations, pause and resume them
+    /// Look at destinations, try, pause, resume and remove them
     Destinations {
         #[command(subcommand)]
         command: Destinations,
@@ -242,6 +245,14 @@ pub(super) enum Secret {
     /// Print a fresh secret for signing: `whsec_` and 32 random bytes
     #[command(after_help = "Example:\n  relay secret new > /run/secrets/billing-whsec")]
     New,
+}
+
+/// How long beats are looked at.
+#[derive(Debug, Args)]
+pub(super) struct Look {
+    /// How long to wait for each relay's beat to move; 0s does not look [default: the lease]
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub(super) wait: Option<Duration>,
 }
 
 /// A span of time such as `5m`.

@@ -4,7 +4,7 @@
 //! database. Nothing is changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use outbox::destinations;
@@ -14,6 +14,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::args::{Global, OneMessage};
+use super::beats;
 use super::database::connect;
 use super::messages::{found_json, look};
 use super::output::visible;
@@ -25,9 +26,6 @@ use crate::config::Scope;
 mod reasons;
 
 use reasons::{Facts, Reason, ago, reasons};
-
-/// How often a relay's beat is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Explains one message.
 pub(super) fn run(global: &Global, message: &OneMessage) -> Result<Exit, Failure> {
@@ -64,16 +62,9 @@ fn silent(conn: &mut Connection, found: &Found, seen: &Relays, lease: Duration) 
     let partitions = found.pending.iter().map(|pending| pending.partition_no);
     let partitions = partitions.chain(found.waiting.iter().map(|waiting| waiting.partition_no));
     let owners = partitions.filter_map(|partition| seen.owner(partition));
-    let beats: BTreeMap<Uuid, i64> = owners.map(|relay| (relay.id, relay.beat)).collect();
-    let mut silent: BTreeSet<Uuid> = beats.keys().copied().collect();
-    let began = Instant::now();
-    while !silent.is_empty() && began.elapsed() < lease {
-        std::thread::sleep(LOOK_EVERY);
-        let now = with_connection!(&mut *conn, conn => relays::list(conn))?;
-        // Whoever is gone meanwhile has left in order or was declared dead; either way it is not silent.
-        silent.retain(|id| now.relays.iter().any(|relay| relay.id == *id && beats.get(id) == Some(&relay.beat)));
-    }
-    Ok(silent)
+    let owners: BTreeMap<Uuid, i64> = owners.map(|relay| (relay.id, relay.beat)).collect();
+    let beats = beats::look(conn, owners.clone(), lease)?;
+    Ok(owners.into_keys().filter(|id| beats.is_still(*id)).collect())
 }
 
 fn text(id: Uuid, found: &Found, reasons: &[Reason], next: Option<&str>, now: DateTime<Utc>) -> String {

@@ -43,7 +43,9 @@ fn has_dry_run(command: &Command) -> bool {
         Command::Send(_) => true,
         Command::Migrate { command } => matches!(command, Migrate::Up),
         Command::Messages { command } => matches!(command, Messages::Cancel { .. }),
-        Command::Destinations { command } => !matches!(command, Destinations::List),
+        Command::Destinations { command } => {
+            matches!(command, Destinations::Pause { .. } | Destinations::Resume { .. } | Destinations::Remove(_))
+        }
         Command::Dead { command } => matches!(command, Dead::Redrive(_) | Dead::Discard(_)),
         _ => false,
     }
@@ -54,7 +56,7 @@ fn has_limit(command: &Command) -> bool {
     match command {
         Command::Listen(_) => true,
         Command::Messages { command } => matches!(command, Messages::List(_)),
-        Command::Destinations { command } => matches!(command, Destinations::List),
+        Command::Destinations { command } => matches!(command, Destinations::List { .. }),
         Command::Dead { command } => !matches!(command, Dead::Show { .. }),
         _ => false,
     }
@@ -72,9 +74,12 @@ fn name(command: &Command) -> &'static str {
         Command::Messages { command: Messages::List(_) } => "messages list",
         Command::Messages { command: Messages::Show { .. } } => "messages show",
         Command::Messages { command: Messages::Cancel { .. } } => "messages cancel",
-        Command::Destinations { command: Destinations::List } => "destinations list",
+        Command::Destinations { command: Destinations::List { .. } } => "destinations list",
+        Command::Destinations { command: Destinations::Show { .. } } => "destinations show",
+        Command::Destinations { command: Destinations::Ping { .. } } => "destinations ping",
         Command::Destinations { command: Destinations::Pause { .. } } => "destinations pause",
         Command::Destinations { command: Destinations::Resume { .. } } => "destinations resume",
+        Command::Destinations { command: Destinations::Remove(_) } => "destinations remove",
         Command::Dead { command: Dead::List(_) } => "dead list",
         Command::Dead { command: Dead::Groups(_) } => "dead groups",
         Command::Dead { command: Dead::Export(_) } => "dead export",

@@ -6,6 +6,7 @@ use serde_json::json;
 use tracing::info;
 
 use super::args::{Global, Run};
+use super::beats::Beats;
 use super::output::say;
 use super::{Exit, Failure, settings, status};
 use crate::admin::{self, Missing, with_connection};
@@ -63,7 +64,8 @@ async fn set_up(config: &Config) -> Result<Relay, Failure> {
     Ok(builder.build().await?)
 }
 
-fn http(name: &str, destination: &Destination) -> Http {
+/// A destination of the configuration.
+pub(super) fn http(name: &str, destination: &Destination) -> Http {
     let http = Http::new(name, &destination.url)
         .topics(&destination.topics)
         .concurrency(destination.concurrency)
@@ -87,9 +89,9 @@ async fn drain(global: &Global, relay: Relay) -> Result<Exit, Failure> {
     let Drained { attempts, delivered, retried, dead_lettered, status, .. } = &drained;
     let text = format!(
         "attempts  {attempts}: {delivered} delivered, {retried} to be tried again\ngiven up  {dead_lettered}\n{}",
-        status::as_text(status)
+        status::as_text(status, &Beats::default())
     );
-    let mut value = status::as_json(status);
+    let mut value = status::as_json(status, &Beats::default());
     value["drained"] = json!({
         "attempts": attempts,
         "delivered": delivered,

@@ -6,48 +6,48 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::args::{Global, Status as Options};
+use super::beats::{self, Beats};
 use super::database::open_store;
 use super::dead::letters;
 use super::output::{table, visible};
 use super::{Exit, Failure, block_on, settings};
 use crate::config::Scope;
 use crate::duration;
-use crate::store::{State, Status, StoreError};
+use crate::lease::{self, Seat};
+use crate::store::{RelaySeen, State, Status, StoreError};
 
 /// Shows the figures, and what needs a person when asked to.
 pub(super) fn run(global: &Global, options: &Options) -> Result<Exit, Failure> {
     let config = settings::load(global, Scope::Database)?;
-    let status = block_on(async {
+    let wait = options.look.wait.unwrap_or(config.relay.lease);
+    let seen = block_on(async {
         let store = open_store(&config).await?;
         store.verify().await?;
-        store.status(None).await
+        let mut status = store.status(None).await?;
+        let beats = beats::watch(&*store, &mut status.membership, wait).await?;
+        Ok((status, beats))
     })?;
-    let status = status.map_err(|error: StoreError| Failure::from(error))?;
+    let (status, beats) = seen.map_err(|error: StoreError| Failure::from(error))?;
     if !options.exit_code {
-        show(global, &status)?;
+        global.output().one(&as_text(&status, &beats), &as_json(&status, &beats))?;
         return Ok(Exit::Ok);
     }
-    let attention = attention(&status, options);
-    let mut text = as_text(&status);
+    let attention = attention(&status, &beats, options);
+    let mut text = as_text(&status, &beats);
     if !attention.is_empty() {
         text.push_str("\nATTENTION\n");
     }
     for (_, sentence) in &attention {
         text.push_str(&format!("{}\n", visible(sentence)));
     }
-    let mut value = as_json(&status);
+    let mut value = as_json(&status, &beats);
     value["attention"] = attention.iter().map(|(code, text)| json!({ "code": code, "text": text })).collect();
     global.output().one(&text, &value)?;
     Ok(if attention.is_empty() { Exit::Ok } else { Exit::Found })
 }
 
-/// Writes the figures.
-pub(super) fn show(global: &Global, status: &Status) -> std::io::Result<()> {
-    global.output().one(&as_text(status), &as_json(status))
-}
-
 /// What needs a person: a word for programs and a sentence for each.
-fn attention(status: &Status, options: &Options) -> Vec<(&'static str, String)> {
+fn attention(status: &Status, beats: &Beats, options: &Options) -> Vec<(&'static str, String)> {
     let mut found = Vec::new();
     let dead: i64 = status.dead.iter().map(|(_, _, count)| count).sum();
     if u64::try_from(dead).unwrap_or(0) > options.dead_max {
@@ -63,15 +63,14 @@ fn attention(status: &Status, options: &Options) -> Vec<(&'static str, String)> 
         let help = "see `relay messages list --state pending` and `relay explain`";
         found.push(("pending", format!("a message has been pending for {age}: {help}")));
     }
-    let unowned = unowned(status);
-    if unowned > 0 {
-        found.push(("partitions", owners(status)));
+    if unowned(status, beats) > 0 {
+        found.push(("partitions", owners(status, beats)));
     }
     for seen in status.routing.destinations.iter().filter(|seen| seen.paused) {
         let name = &seen.spec.name;
         found.push(("paused", format!("{name} is paused: see `relay destinations list`")));
     }
-    for (name, count) in unserved(status) {
+    for (name, count) in unserved(status, beats) {
         let help = format!("see `relay messages list --destination {name}`");
         found.push(("unserved", format!("no running relay serves {name}, for which {count} wait: {help}")));
     }
@@ -84,24 +83,30 @@ fn attention(status: &Status, options: &Options) -> Vec<(&'static str, String)> 
     found
 }
 
-/// Whether a relay that is registered has this destination.
-fn is_served(status: &Status, destination: &str) -> bool {
-    status.membership.relays.iter().any(|relay| relay.serves.iter().any(|served| served == destination))
+/// The relays that are not known to be dead.
+fn living<'s>(status: &'s Status, beats: &'s Beats) -> impl Iterator<Item = &'s RelaySeen> {
+    status.membership.relays.iter().filter(|relay| !beats.is_still(relay.id))
+}
+
+/// Whether one of them has this destination.
+fn is_served(status: &Status, beats: &Beats, destination: &str) -> bool {
+    living(status, beats).any(|relay| relay.serves.iter().any(|served| served == destination))
 }
 
 /// What waits for destinations that none of the running relays has, by destination.
-fn unserved(status: &Status) -> BTreeMap<&str, i64> {
+fn unserved<'s>(status: &'s Status, beats: &Beats) -> BTreeMap<&'s str, i64> {
     let mut found = BTreeMap::new();
     // Without any relay that is one thing to say, and it is said of the partitions.
-    for (destination, _, count) in status.waiting.iter().filter(|_| !status.membership.relays.is_empty()) {
-        if !destination.is_empty() && !is_served(status, destination) {
+    let some_live = living(status, beats).next().is_some();
+    for (destination, _, count) in status.waiting.iter().filter(|_| some_live) {
+        if !destination.is_empty() && !is_served(status, beats, destination) {
             *found.entry(destination.as_str()).or_insert(0) += count;
         }
     }
     found
 }
 
-pub(super) fn as_text(status: &Status) -> String {
+pub(super) fn as_text(status: &Status, beats: &Beats) -> String {
     let mut text = String::new();
     match status.oldest_pending {
         Some(age) => text.push_str(&format!("pending   {}, the oldest {}\n", status.pending, ago(age))),
@@ -110,7 +115,7 @@ pub(super) fn as_text(status: &Status) -> String {
     text.push_str(&format!("waiting   {}\n", status.waiting.iter().map(|(_, _, count)| count).sum::<i64>()));
     text.push_str(&format!("dead      {}\n", status.dead.iter().map(|(_, _, count)| count).sum::<i64>()));
     text.push_str(&format!("schema    version {}\n", status.schema_version));
-    text.push_str(&format!("owners    {}\n", owners(status)));
+    text.push_str(&format!("owners    {}\n", owners(status, beats)));
 
     let mut part = |titles: &[&str], rows: Vec<Vec<String>>| {
         if !rows.is_empty() {
@@ -127,7 +132,7 @@ pub(super) fn as_text(status: &Status) -> String {
             .map(|seen| {
                 let stands = match (seen.paused, seen.held_for) {
                     (true, _) => "paused".to_owned(),
-                    (false, _) if !is_served(status, &seen.spec.name) => "not served".to_owned(),
+                    (false, _) if !is_served(status, beats, &seen.spec.name) => "not served".to_owned(),
                     (false, Some(pause)) => format!("held for {}", rounded(pause)),
                     (false, None) => "open".to_owned(),
                 };
@@ -157,7 +162,7 @@ pub(super) fn as_text(status: &Status) -> String {
             .collect(),
     );
     part(
-        &["RELAY", "VERSION", "PARTITIONS", "SERVES", "STARTED"],
+        &["RELAY", "VERSION", "PARTITIONS", "BEAT", "SERVES", "STARTED"],
         status
             .membership
             .relays
@@ -168,31 +173,88 @@ pub(super) fn as_text(status: &Status) -> String {
                     format!("{}{draining}", relay.name),
                     relay.version.clone(),
                     owned_by(status, Some(relay.id)).to_string(),
+                    beat(relay, beats),
                     relay.serves.join(" "),
                     relay.started_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
                 ]
             })
             .collect(),
     );
+    let remarks = remarks(status, beats);
+    if !remarks.is_empty() {
+        text.push('\n');
+    }
+    for remark in remarks {
+        text.push_str(&format!("{}\n", visible(&remark)));
+    }
     text
 }
 
-/// Who owns the partitions, in a sentence.
-fn owners(status: &Status) -> String {
-    let all = status.membership.partitions.len();
-    match (status.membership.relays.is_empty(), unowned(status)) {
-        (true, _) => "no relay is running: nothing is delivered".to_owned(),
-        (false, 0) => format!("all {all} partitions are owned"),
-        (false, unowned) => {
-            format!("{unowned} of {all} partitions have no owner: their messages wait until a relay takes them")
-        }
+/// What a relay's beat did while it was looked at.
+fn beat(relay: &RelaySeen, beats: &Beats) -> String {
+    match beats.lives(relay.id) {
+        Some(true) => "moves".to_owned(),
+        Some(false) => format!("still for {}", rounded(beats.looked())),
+        None => "not looked at".to_owned(),
     }
 }
 
-/// How many partitions nobody owns. An owner without a row was declared dead or was removed; what it had is as good as
-/// free.
-fn unowned(status: &Status) -> usize {
-    let is_there = |owner| status.membership.relays.iter().any(|relay| relay.id == owner);
+/// What is to be said about single relays: who is dead, and who owns nothing and why.
+fn remarks(status: &Status, beats: &Beats) -> Vec<String> {
+    let relays = &status.membership.relays;
+    let seats: Vec<Seat<'_>> = living(status, beats)
+        .map(|relay| Seat {
+            id: relay.id,
+            started_at: relay.started_at,
+            draining: relay.draining,
+            serves: &relay.serves,
+            lives: true,
+        })
+        .collect();
+    let mut remarks = Vec::new();
+    for relay in relays {
+        let name = &relay.name;
+        if beats.is_still(relay.id) {
+            let looked = rounded(beats.looked());
+            remarks.push(format!(
+                "{name} is dead, stuck, or cut off from the database: its beat did not move for {looked}"
+            ));
+            continue;
+        }
+        let missing = lease::not_serving(relay.id, &seats);
+        if !missing.is_empty() {
+            let missing = missing.join(", ");
+            let owns = match owned_by(status, Some(relay.id)) {
+                0 => "it owns no partition",
+                _ => "it gives its partitions up",
+            };
+            remarks.push(format!("{name} does not serve {missing}, which another relay serves: {owns}"));
+        }
+    }
+    remarks
+}
+
+/// Who owns the partitions, in a sentence.
+fn owners(status: &Status, beats: &Beats) -> String {
+    let all = status.membership.partitions.len();
+    let unowned = unowned(status, beats);
+    if status.membership.relays.is_empty() {
+        return "no relay is running: nothing is delivered".to_owned();
+    }
+    if unowned == 0 {
+        return format!("all {all} partitions are owned");
+    }
+    let next = match living(status, beats).any(|relay| !relay.draining) {
+        true => "a running relay takes them within a lease",
+        false => "start a relay",
+    };
+    format!("{unowned} of {all} partitions have no living owner, and nothing of them is delivered: {next}")
+}
+
+/// How many partitions nobody owns who lives. An owner without a row was declared dead or was removed; what it had is as
+/// good as free.
+fn unowned(status: &Status, beats: &Beats) -> usize {
+    let is_there = |owner| living(status, beats).any(|relay| relay.id == owner);
     status.membership.partitions.iter().filter(|(_, owner, _)| !owner.is_some_and(is_there)).count()
 }
 
@@ -219,7 +281,7 @@ pub(super) fn rounded(age: Duration) -> String {
     duration::format(Duration::from_secs(age.as_secs() / step * step)).to_string()
 }
 
-pub(super) fn as_json(status: &Status) -> Value {
+pub(super) fn as_json(status: &Status, beats: &Beats) -> Value {
     let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let membership = &status.membership;
     json!({
@@ -240,7 +302,7 @@ pub(super) fn as_json(status: &Status) -> Value {
             "name": seen.spec.name,
             "topics": seen.spec.patterns,
             "ordering": seen.spec.ordering,
-            "served": is_served(status, &seen.spec.name),
+            "served": is_served(status, beats, &seen.spec.name),
             "paused": seen.paused,
             "held_ms": seen.held_for.map(ms),
         })).collect::<Vec<_>>(),
@@ -249,11 +311,13 @@ pub(super) fn as_json(status: &Status) -> Value {
             "name": relay.name,
             "version": relay.version,
             "beat": relay.beat,
+            "lives": beats.lives(relay.id),
             "draining": relay.draining,
             "serves": relay.serves,
             "started_at": relay.started_at,
             "partitions": owned_by(status, Some(relay.id)),
         })).collect::<Vec<_>>(),
+        "partitions_without_owner": unowned(status, beats),
         "partitions": membership.partitions.iter().map(|(partition_no, owner, epoch)| {
             json!({ "partition": partition_no, "owner": owner.map(|owner| owner.to_string()), "epoch": epoch })
         }).collect::<Vec<_>>(),
@@ -265,7 +329,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::store::{Membership, RelaySeen};
+    use crate::store::Membership;
 
     fn status(relays: &[Uuid], owners: &[Option<Uuid>]) -> Status {
         let relay = |id: &Uuid| RelaySeen {
@@ -283,12 +347,49 @@ mod tests {
     }
 
     #[test]
-    fn partitions_without_an_owner_are_said_plainly() {
+    fn partitions_without_a_living_owner_are_said_plainly() {
         let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        assert_eq!(owners(&status(&[], &[None, None])), "no relay is running: nothing is delivered");
-        assert_eq!(owners(&status(&[a], &[Some(a), Some(a)])), "all 2 partitions are owned");
-        let sentence = "2 of 3 partitions have no owner: their messages wait until a relay takes them";
-        assert_eq!(owners(&status(&[a], &[Some(a), None, Some(b)])), sentence);
+        let alive = Beats::default();
+        assert_eq!(owners(&status(&[], &[None, None]), &alive), "no relay is running: nothing is delivered");
+        assert_eq!(owners(&status(&[a], &[Some(a), Some(a)]), &alive), "all 2 partitions are owned");
+        let missing = "of 3 partitions have no living owner, and nothing of them is delivered";
+        let taken = format!("2 {missing}: a running relay takes them within a lease");
+        assert_eq!(owners(&status(&[a], &[Some(a), None, Some(b)]), &alive), taken);
+        let dead = Beats::still_for(&[b], Duration::from_secs(5));
+        assert_eq!(owners(&status(&[a, b], &[Some(a), Some(b), Some(b)]), &dead), taken);
+        let dead = Beats::still_for(&[a, b], Duration::from_secs(5));
+        assert_eq!(
+            owners(&status(&[a, b], &[Some(a), Some(b), Some(b)]), &dead),
+            format!("3 {missing}: start a relay")
+        );
+        let mut leaving = status(&[a], &[Some(a), None, None]);
+        leaving.membership.relays[0].draining = true;
+        assert_eq!(owners(&leaving, &alive), format!("2 {missing}: start a relay"));
+    }
+
+    #[test]
+    fn a_dead_relay_and_one_that_serves_too_little_are_told_apart() {
+        let [a, b, c] = [1, 2, 3].map(Uuid::from_u128);
+        let mut status = status(&[a, b, c], &[Some(a), Some(c)]);
+        for (relay, (name, serves)) in status.membership.relays.iter_mut().zip([
+            ("whole", &["mail", "billing"][..]),
+            ("poor", &["mail"]),
+            ("gone", &["mail", "billing", "audit"]),
+        ]) {
+            relay.name = name.to_owned();
+            relay.serves = serves.iter().map(|name| (*name).to_owned()).collect();
+        }
+        let dead = Beats::still_for(&[c], Duration::from_secs(5));
+        let told = remarks(&status, &dead);
+        assert_eq!(
+            told,
+            [
+                "poor does not serve billing, which another relay serves: it owns no partition",
+                "gone is dead, stuck, or cut off from the database: its beat did not move for 5s",
+            ]
+        );
+        assert!(is_served(&status, &dead, "billing") && !is_served(&status, &dead, "audit"));
+        assert!(is_served(&status, &Beats::default(), "audit"), "nobody looked");
     }
 
     #[test]

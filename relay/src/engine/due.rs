@@ -3,7 +3,7 @@
 //! One look for all lanes. A row stays in hands until a look that began after its settle committed, for the same reason
 //! as a message does.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::feed::doom;
@@ -28,6 +28,12 @@ pub(super) struct DueState {
     unrouted_next: Instant,
     /// The routes changed: every unrouted row is worth a look, and those up to this one have had it.
     unrouted_after: Option<(Seq, i64)>,
+    /// Looks numbered below this one began before that, with other routes or fewer partitions.
+    unrouted_from: u64,
+    /// Messages in order wait for what these looks find: a row that has a route now is older than they are.
+    order_waits: bool,
+    /// Rows these looks found a route for, until that is written.
+    finding: HashSet<i64>,
     routes_changed_at: Instant,
     safety_next: Instant,
     pass_from: u64,
@@ -65,6 +71,9 @@ impl DueState {
             leaving: VecDeque::new(),
             unrouted_next: now,
             unrouted_after: Some(START),
+            unrouted_from: 0,
+            order_waits: true,
+            finding: HashSet::new(),
             routes_changed_at: now,
             safety_next: now,
             pass_from: 0,
@@ -104,10 +113,12 @@ impl DueState {
     /// The row was not taken after all; it will be read again.
     pub(super) fn forget(&mut self, id: i64) {
         self.held.remove(&id);
+        self.finding.remove(&id);
     }
 
     /// Its settle committed, or was refused.
     pub(super) fn settled(&mut self, id: i64) {
+        self.finding.remove(&id);
         if let Some(row) = self.held.get_mut(&id) {
             row.settled = true;
             self.leaving.push_back((self.number + 1, id));
@@ -121,18 +132,40 @@ impl DueState {
 
     pub(super) fn evict(&mut self, lost: PartitionSet) {
         self.held.retain(|_, row| !lost.contains(row.partition_no));
+        let held = &self.held;
+        self.finding.retain(|id| held.contains_key(id));
+    }
+
+    /// True while there may be rows without destination that have a route by now. What comes later of their keys must not
+    /// pass them.
+    pub(super) fn may_find_routes(&self) -> bool {
+        self.order_waits && (self.unrouted_after.is_some() || !self.finding.is_empty())
+    }
+
+    /// A look at rows without destination answered: it reached this row, or the last one there is.
+    fn unrouted_read(&mut self, number: u64, reached: Option<(Seq, i64)>) {
+        // One that began before says nothing about the routes and the partitions there are since.
+        if number >= self.unrouted_from {
+            self.unrouted_after = reached;
+        }
     }
 
     pub(super) fn routes_changed(&mut self, now: Instant) {
         self.unrouted_after = Some(START);
+        self.unrouted_from = self.number + 1;
+        self.order_waits = true;
         self.unrouted_next = now;
         self.routes_changed_at = now;
     }
 
     /// A row without destination was written. The routes may have changed between the decision and the write.
     pub(super) fn unrouted_written(&mut self, now: Instant) {
+        if !self.may_find_routes() {
+            self.order_waits = false;
+        }
         if self.unrouted_after.is_none() && now.saturating_duration_since(self.routes_changed_at) < ROUTES_FRESH {
             self.unrouted_after = Some(START);
+            self.unrouted_from = self.number + 1;
             self.unrouted_next = now + SAFETY_PERIOD;
         }
     }
@@ -252,7 +285,7 @@ impl Engine {
             }
             Found::Unrouted(result) => {
                 if let Some(rows) = self.due_result("delivery_unrouted", result, now) {
-                    self.unrouted_found(rows);
+                    self.unrouted_found(number, rows);
                     self.looked(number);
                 }
             }
@@ -277,12 +310,14 @@ impl Engine {
         }
     }
 
-    fn unrouted_found(&mut self, rows: Vec<WaitingDelivery>) {
+    fn unrouted_found(&mut self, number: u64, rows: Vec<WaitingDelivery>) {
         let is_last = rows.len() < UNROUTED_LIMIT as usize;
-        self.due.unrouted_after = rows.last().filter(|_| !is_last).map(|row| (row.message.seq, row.id));
+        let reached = rows.last().filter(|_| !is_last).map(|row| (row.message.seq, row.id));
+        self.due.unrouted_read(number, reached);
         for row in rows {
             let is_ours = self.kept().contains(row.message.partition_no) && !self.due.held.contains_key(&row.id);
             if is_ours && !self.destinations_of(&row.message).is_empty() {
+                self.due.finding.insert(row.id);
                 self.route_row(row);
             }
         }
@@ -413,11 +448,14 @@ impl Engine {
         }
     }
 
-    /// False while something older of its key may not have been read yet.
+    /// False while something older of its key may not have been read yet, or has had no route until now.
     pub(super) fn is_certain(&self, row: &WaitingDelivery) -> bool {
         let message = &row.message;
         let is_read = self.feed.has_caught_up() || self.frontier.cursor() >= message.seq;
-        is_read && !self.frontier.gain_pending(message.partition_no, message.seq)
+        let writes_unrouted = |key: &Key| self.feed.unrouted.may_have_route(key, self.routes.version());
+        let has_found_routes =
+            !self.due.may_find_routes() && !message.ordering_key.as_ref().is_some_and(writes_unrouted);
+        is_read && has_found_routes && !self.frontier.gain_pending(message.partition_no, message.seq)
     }
 
     /// A row without destination is due, or the routes changed: it becomes one row for each destination.
@@ -491,3 +529,40 @@ const SAFETY_PERIOD: Duration = Duration::from_secs(1);
 const NOT_YET_PAUSE: Duration = Duration::from_millis(10);
 /// Rows in hands hide how many more are due.
 const IN_HANDS_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_began_before_partitions_were_gained_does_not_end_the_search_for_routes() {
+        let now = Instant::now();
+        let mut due = DueState::new(now);
+        let before = due.begin_look();
+        due.routes_changed(now);
+        due.unrouted_read(before, None);
+        assert!(due.may_find_routes(), "nothing of what was gained has been looked at");
+        let after = due.begin_look();
+        due.unrouted_read(after, Some((7, 1)));
+        assert!(due.may_find_routes(), "there is more");
+        let last = due.begin_look();
+        due.unrouted_read(last, None);
+        assert!(!due.may_find_routes());
+        // What is written later is looked at once more, and nobody waits for that.
+        due.unrouted_written(now);
+        assert!(!due.may_find_routes() && due.unrouted_after.is_some());
+    }
+
+    #[test]
+    fn a_row_that_found_its_route_is_waited_for_until_it_is_written() {
+        let now = Instant::now();
+        let mut due = DueState::new(now);
+        let look = due.begin_look();
+        due.hold(5, 0, 0);
+        due.finding.insert(5);
+        due.unrouted_read(look, None);
+        assert!(due.may_find_routes());
+        due.settled(5);
+        assert!(!due.may_find_routes());
+    }
+}

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
+use super::unrouted::Unrouted;
 use super::{Answer, Engine};
 use crate::frontier::{Reading, Stamp};
 use crate::lane::{Care, Origin, Work};
@@ -26,6 +27,7 @@ pub(super) struct Feeding {
     next_poll: Instant,
     pause: Duration,
     pending: Option<Vec<Arc<Message>>>,
+    pub(super) unrouted: Unrouted,
     sweep_after: Seq,
     sweep_next: Instant,
     mark_busy: bool,
@@ -46,7 +48,7 @@ pub(super) struct Feeding {
 /// What a feed operation brought.
 pub(super) enum FeedAnswer {
     Page { wanted: Wanted, limit: u32, result: Result<Page, StoreError> },
-    Parked { keys: Vec<(usize, Key)>, result: Result<Vec<bool>, StoreError> },
+    Parked { keys: Vec<(Option<usize>, Key)>, result: Result<Vec<bool>, StoreError> },
     Probed { ranges: Vec<(Seq, Seq)>, result: Result<Probe, StoreError> },
     Swept { until: Seq, took: Duration, result: Result<Vec<Seq>, StoreError> },
     Marked { stamp: Stamp, result: Result<Option<u64>, StoreError> },
@@ -60,6 +62,7 @@ impl Feeding {
             next_poll: now,
             pause: Duration::ZERO,
             pending: None,
+            unrouted: Unrouted::default(),
             sweep_after: 0,
             sweep_next: now + SWEEP_PERIOD,
             mark_busy: false,
@@ -244,9 +247,15 @@ impl Engine {
                 Ok(parked) => {
                     self.outages.recovered("key_parked");
                     self.feed.busy = false;
-                    let parked = keys.into_iter().zip(parked).filter(|(_, parked)| *parked).map(|(key, _)| key);
                     let messages = self.feed.pending.take().unwrap_or_default();
-                    self.hand_out(messages, &parked.collect());
+                    let asked_unrouted = keys.iter().any(|(lane, _)| lane.is_none());
+                    let parked = keys.into_iter().zip(parked).filter(|(_, parked)| *parked).map(|(key, _)| key);
+                    if self.due.may_find_routes() && !asked_unrouted {
+                        // The routes changed meanwhile, or partitions were gained.
+                        self.look_up_and_hand_out(messages);
+                    } else {
+                        self.hand_out(messages, &parked.collect());
+                    }
                 }
                 Err(error) => {
                     // The page is in memory only: ask again rather than read again.
@@ -310,6 +319,10 @@ impl Engine {
             self.acted_upon_read();
             return;
         }
+        self.look_up_and_hand_out(messages);
+    }
+
+    fn look_up_and_hand_out(&mut self, messages: Vec<Arc<Message>>) {
         let keys = self.keys_to_look_up(&messages);
         if keys.is_empty() {
             self.hand_out(messages, &HashSet::new());
@@ -337,26 +350,34 @@ impl Engine {
     }
 
     /// The keys whose waiting rows only the table knows.
-    fn keys_to_look_up(&self, messages: &[Arc<Message>]) -> Vec<(usize, Key)> {
-        let mut keys: HashSet<(usize, Key)> = HashSet::new();
+    ///
+    /// A key comes without a lane when there may be rows of it that were written without a destination and have one now.
+    fn keys_to_look_up(&self, messages: &[Arc<Message>]) -> Vec<(Option<usize>, Key)> {
+        let mut keys: HashSet<(Option<usize>, Key)> = HashSet::new();
+        let may_find_routes = self.due.may_find_routes();
         for message in messages {
             let Some(key) = &message.ordering_key else { continue };
             if message.scheduled {
                 continue;
             }
+            if may_find_routes {
+                keys.insert((None, key.clone()));
+            }
             for destination in self.destinations_of(message).iter() {
                 let Some(lane) = self.lane_of(*destination) else { continue };
                 let state = &self.lanes[lane];
                 if state.occupied && state.served.limits.keyed && !state.lane.is_parked(key) {
-                    keys.insert((lane, key.clone()));
+                    keys.insert((Some(lane), key.clone()));
                 }
             }
         }
         keys.into_iter().collect()
     }
 
-    fn spawn_look_up(&self, keys: Vec<(usize, Key)>, pause: Duration) {
-        let named = keys.iter().map(|(lane, key)| (self.lanes[*lane].served.name.to_string(), key.clone())).collect();
+    fn spawn_look_up(&self, keys: Vec<(Option<usize>, Key)>, pause: Duration) {
+        let name =
+            |lane: &Option<usize>| lane.map_or_else(String::new, |lane| self.lanes[lane].served.name.to_string());
+        let named = keys.iter().map(|(lane, key)| (name(lane), key.clone())).collect();
         self.spawn_feed(move |store| async move {
             tokio::time::sleep(pause).await;
             let named: Vec<(String, Key)> = named;
@@ -365,18 +386,31 @@ impl Engine {
         });
     }
 
-    fn hand_out(&mut self, messages: Vec<Arc<Message>>, parked: &HashSet<(usize, Key)>) {
+    fn hand_out(&mut self, messages: Vec<Arc<Message>>, parked: &HashSet<(Option<usize>, Key)>) {
         for message in messages {
             // Ownership may have changed while the keys were looked up.
-            if self.kept().contains(message.partition_no) && !self.hands.contains(message.seq) {
-                self.hand_out_one(message, parked);
+            if !self.kept().contains(message.partition_no) || self.hands.contains(message.seq) {
+                continue;
             }
+            if self.would_pass_unrouted(&message, parked) {
+                // Read again, until what has come before it has found its routes.
+                self.frontier.reopen(message.seq);
+                continue;
+            }
+            self.hand_out_one(message, parked);
         }
         self.acted_upon_read();
         self.resume_due();
     }
 
-    fn hand_out_one(&mut self, message: Arc<Message>, parked: &HashSet<(usize, Key)>) {
+    /// True when an earlier message of the same key stands, or is about to stand, in a row without destination although
+    /// there may be a route for it now.
+    fn would_pass_unrouted(&self, message: &Message, parked: &HashSet<(Option<usize>, Key)>) -> bool {
+        let Some(key) = message.ordering_key.as_ref().filter(|_| !message.scheduled) else { return false };
+        parked.contains(&(None, key.clone())) || self.feed.unrouted.may_have_route(key, self.routes.version())
+    }
+
+    fn hand_out_one(&mut self, message: Arc<Message>, parked: &HashSet<(Option<usize>, Key)>) {
         let (version, routes_read) = (self.routes.version(), self.settling.routing_read());
         if message.scheduled {
             let destination = message.only_destination.clone().unwrap_or_default();
@@ -397,6 +431,9 @@ impl Engine {
                 }
             }
             self.hands.take(&message, 1, version, routes_read);
+            if destination.is_empty() {
+                self.feed.unrouted.writing(&message, version);
+            }
             // A named destination that nobody has registered is asked for by nobody; whoever comes to serve it finds the
             // row due.
             let pause = if destination.is_empty() { UNROUTED_PAUSE } else { Duration::ZERO };
@@ -441,12 +478,12 @@ impl Engine {
         self.conclude_fresh(message, &name, Some(remains));
     }
 
-    fn hand_to(&mut self, message: &Arc<Message>, destination: usize, parked: &HashSet<(usize, Key)>) {
+    fn hand_to(&mut self, message: &Arc<Message>, destination: usize, parked: &HashSet<(Option<usize>, Key)>) {
         let Some(lane) = self.lane_of(destination) else { return self.unserved(message, destination) };
         let in_order = self.lanes[lane].served.limits.keyed;
         let work = fresh(message, in_order);
         let state = &mut self.lanes[lane];
-        let is_parked = message.ordering_key.as_ref().is_some_and(|key| parked.contains(&(lane, key.clone())));
+        let is_parked = message.ordering_key.as_ref().is_some_and(|key| parked.contains(&(Some(lane), key.clone())));
         let refused = if state.lane.is_closed() || state.lane.is_full() {
             Some((work, State::Overflow))
         } else if is_parked {

@@ -130,6 +130,7 @@ impl Engine {
             self.hands.drop_held(seq);
         }
         self.due.evict(lost);
+        self.feed.unrouted.evict(lost);
         for (destination, key) in self.settling.evict(lost) {
             if let Some(&lane) = self.lane_by_name.get(&destination) {
                 self.lanes[lane].lane.written(&key, None, next_read, next_look);

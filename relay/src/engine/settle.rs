@@ -206,6 +206,14 @@ impl Settling {
 }
 
 impl Rest {
+    /// True when it writes rows for destinations the routes named.
+    fn names_destinations(&self) -> bool {
+        match self {
+            Rest::Move { moved, .. } => !moved.units.is_empty(),
+            Rest::Row(outcome) => matches!(outcome.change, WaitingChange::Routed(_)),
+        }
+    }
+
     fn partition_no(&self) -> u8 {
         match self {
             Rest::Move { moved, .. } => moved.partition_no,
@@ -259,10 +267,12 @@ impl Engine {
             };
             for item in &mut batch {
                 if let Rest::Move { moved, routes_version } = item {
-                    self.add_new_destinations(moved, *routes_version);
+                    self.follow_routes(moved, *routes_version);
                     *routes_version = self.routes.version();
                 }
             }
+            // A unit must not be written for a destination that was removed since the routes were read.
+            settlement.routes_version = batch.iter().any(Rest::names_destinations).then(|| self.routes.version());
             // The acknowledgement has to see what was sent.
             self.settling.rest.writing.clone_from(&batch);
             for item in batch {
@@ -301,6 +311,7 @@ impl Engine {
                 }
             },
             SettleAnswer::Settled { stamp, result } => match result {
+                Ok(settled) if settled.routes_changed => self.decide_again(stamp, &settled, now),
                 Ok(settled) => self.settled(stamp, &settled, now),
                 Err(error) => {
                     let pause = self.outages.failed("settle", &error);
@@ -365,19 +376,42 @@ impl Engine {
         }
     }
 
-    /// A message routed by older routes gets a waiting row for each destination that has come since.
-    fn add_new_destinations(&mut self, moved: &mut MessageMove, routed_by: i64) {
+    /// Nothing was written, because the routes are others by now: they are read, and what follows from them is decided
+    /// again.
+    fn decide_again(&mut self, stamp: Stamp, settled: &Settled, now: Instant) {
+        self.outages.recovered("settle");
+        if let Some(xid) = settled.mark {
+            self.frontier.mark(stamp, xid);
+        }
+        let needs = self.settling.routing_read + 1;
+        for item in self.settling.rest.written().into_iter().rev() {
+            match item {
+                Rest::Move { moved, routes_version } => {
+                    self.settling.unconfirmed.push((needs, moved, routes_version));
+                }
+                // Still in its table, and looked at again with the new routes.
+                Rest::Row(WaitingOutcome { id, change: WaitingChange::Routed(_), .. }) => self.due.forget(id),
+                row => self.settling.rest.items.push_front(row),
+            }
+        }
+        self.due.routes_changed(now);
+        self.routing_next = now;
+    }
+
+    /// A message routed by older routes gets a waiting row for each destination that has come since, and none for one
+    /// that was removed. Without any it waits for a route.
+    fn follow_routes(&mut self, moved: &mut MessageMove, routed_by: i64) {
         if routed_by == self.routes.version() {
             return;
         }
         let Some(message) = self.hands.message(moved.seq).cloned() else { return };
         let known: Vec<String> = match self.old_routes.iter().find(|old| old.version == routed_by) {
-            Some(old) if message.only_destination.is_none() => old.names_for(&message.topic),
+            Some(old) if message.only_destination.is_none() && !message.scheduled => old.names_for(&message.topic),
             _ => return,
         };
-        if known.is_empty() || message.scheduled {
-            return;
-        }
+        let units = moved.units.len();
+        moved.units.retain(|unit| self.routes.named(&unit.destination).is_some() || !was_never_served(unit));
+        let was_removed = moved.units.len() < units;
         for &destination in self.destinations_of(&message).iter() {
             let name = &self.routing.destinations[destination].spec.name;
             if known.contains(name) {
@@ -392,6 +426,16 @@ impl Engine {
                 self.lanes[lane].lane.writing_key(key, moved.seq);
             }
         }
+        if moved.units.len() > 1 {
+            moved.units.retain(|unit| !unit.destination.is_empty());
+        }
+        let is_elsewhere = known.iter().any(|name| self.routes.named(name).is_some());
+        if was_removed && moved.units.is_empty() && !is_elsewhere {
+            info!(message.id = %message.id, "its only destination was removed; the message waits for a route");
+            self.feed.unrouted.writing(&message, self.routes.version());
+            let remains = waits(State::Unrouted, true, DueIn::Pause(super::feed::UNROUTED_PAUSE));
+            moved.units.push(UnitMove { destination: String::new(), remains });
+        }
     }
 
     fn settled(&mut self, stamp: Stamp, settled: &Settled, now: Instant) {
@@ -404,6 +448,7 @@ impl Engine {
         for item in self.settling.rest.written() {
             match item {
                 Rest::Move { moved, .. } => {
+                    self.unrouted_settled(&moved, now);
                     for unit in &moved.units {
                         let key = moved.ordering_key.as_ref().map(|key| (key, Some(moved.seq)));
                         self.row_written(&unit.destination, key, &unit.remains, next_read, now);
@@ -441,6 +486,16 @@ impl Engine {
                     }
                 }
             }
+        }
+    }
+
+    /// A message that had no route stands in a row now, or was refused.
+    fn unrouted_settled(&mut self, moved: &MessageMove, now: Instant) {
+        let Some(key) = &moved.ordering_key else { return };
+        let routed_by = self.feed.unrouted.written(key, moved.seq);
+        if routed_by.is_some_and(|version| version != self.routes.version()) {
+            // There may be one by now, and what comes later of its key waits for that.
+            self.due.routes_changed(now);
         }
     }
 
@@ -488,6 +543,11 @@ impl Engine {
             self.lanes[lane].next_due = Some(now);
         }
     }
+}
+
+/// True for what waits only because the relay does not serve its destination: nobody has attempted it.
+fn was_never_served(unit: &UnitMove) -> bool {
+    matches!(&unit.remains, Remains::Waits(Waits { state: State::Unserved, .. }))
 }
 
 /// Outcomes in one write.

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use outbox::signature::Secret;
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Client, Url};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::Instant;
@@ -240,17 +240,48 @@ impl Sink for HttpSink {
     }
 
     async fn attempt(&self, message: &Message, attempt: &Attempt) -> Judgement {
-        let deadline = Instant::now() + attempt.timeout;
         let now = SystemTime::now();
-        let headers = match request::headers(message, attempt, &self.source, &self.headers, &self.keys, now) {
-            Ok(headers) => headers,
-            Err(problem) => return Judgement::failed(Verdict::Reject { gone: false }, "undecodable", problem),
-        };
+        match request::headers(message, attempt, &self.source, &self.headers, &self.keys, now) {
+            Ok(headers) => match self.send(headers, message, attempt).await {
+                Ok((judgement, excerpt)) => judgement.with_words(excerpt),
+                Err(judgement) => judgement,
+            },
+            Err(problem) => Judgement::failed(Verdict::Reject { gone: false }, "undecodable", problem),
+        }
+    }
+}
+
+impl HttpSink {
+    /// Sends a message that says in a header, too, that it is none. What the receiver says comes back in any case.
+    pub(crate) async fn ping(&self, message: &Message, attempt: &Attempt) -> Judgement {
+        let now = SystemTime::now();
+        let headers = request::headers(message, attempt, &self.source, &self.headers, &self.keys, now);
+        let mut headers = headers.expect("a ping brings no header of its own, so nothing in it is refused");
+        headers.insert("outbox-ping", HeaderValue::from_static("true"));
+        match self.send(headers, message, attempt).await {
+            Ok((mut judgement, excerpt)) => {
+                if judgement.text.is_empty() {
+                    judgement.text = excerpt.text();
+                }
+                judgement
+            }
+            Err(judgement) => judgement,
+        }
+    }
+
+    /// One request, and the judgement of its answer with the beginning of the body; or the judgement of there being none.
+    async fn send(
+        &self,
+        headers: HeaderMap,
+        message: &Message,
+        attempt: &Attempt,
+    ) -> Result<(Judgement, Excerpt), Judgement> {
+        let deadline = Instant::now() + attempt.timeout;
         let request = self.client.post(self.url.clone()).headers(headers).body(message.payload.clone());
         let mut response = match tokio::time::timeout_at(deadline, request.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return failure::judge(error),
-            Err(_elapsed) => return failure::timeout(attempt.timeout),
+            Ok(Err(error)) => return Err(failure::judge(error)),
+            Err(_elapsed) => return Err(failure::timeout(attempt.timeout)),
         };
         let judgement = response::judge(response.status().as_u16(), response.headers(), SystemTime::now());
         let mut excerpt = Excerpt::of(response.headers());
@@ -262,7 +293,7 @@ impl Sink for HttpSink {
                 Ok(Ok(None)) | Ok(Err(_)) | Err(_) => break,
             }
         }
-        judgement.with_words(excerpt)
+        Ok((judgement, excerpt))
     }
 }
 

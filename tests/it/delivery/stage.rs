@@ -45,6 +45,7 @@ macro_rules! with_connection {
         }
     };
 }
+pub(crate) use with_connection;
 
 /// A message of topic `t` with this key and body.
 pub(crate) fn keyed(key: &str, body: &str) -> Envelope {

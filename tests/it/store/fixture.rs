@@ -72,7 +72,7 @@ impl Outbox {
 
     /// Settles at noon what the relay of this outbox has to say.
     pub(crate) async fn settle(&self, moves: Vec<MessageMove>, waiting: Vec<WaitingOutcome>) -> Settled {
-        let batch = Settlement { epochs: self.epochs.clone(), moves, waiting };
+        let batch = Settlement { epochs: self.epochs.clone(), moves, waiting, ..Settlement::default() };
         self.store.settle(self.relay, &batch, Some(noon())).await.unwrap()
     }
 

@@ -62,6 +62,7 @@ async fn a_lock_that_is_not_granted_asks_to_try_again_and_leaves_nothing_open() 
         epochs: outbox.epochs.clone(),
         moves: vec![moved(&message, vec![unit("mail", dies(relay::store::Reason::Rejected))])],
         waiting: vec![],
+        ..Settlement::default()
     };
     let mut other = outbox.database.mariadb();
     other.batch_execute("BEGIN; SELECT seq FROM outbox_messages FOR UPDATE").unwrap();

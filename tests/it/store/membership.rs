@@ -125,7 +125,12 @@ async fn a_buried_relay_settles_nothing(database: TestDatabase) {
     assert_eq!(outbox.settle(vec![late()], vec![]).await.refused_messages, [message.seq]);
     let taken = acquire(&*outbox.store, heir, PartitionSet::ALL).await;
     assert_eq!(outbox.settle(vec![late()], vec![]).await.refused_messages, [message.seq]);
-    let batch = relay::store::Settlement { epochs: taken, moves: vec![late()], waiting: vec![] };
+    let batch = relay::store::Settlement {
+        epochs: taken,
+        moves: vec![late()],
+        waiting: vec![],
+        ..relay::store::Settlement::default()
+    };
     assert!(outbox.store.settle(heir, &batch, None).await.unwrap().refused_messages.is_empty());
 }
 for_each_database!(a_buried_relay_settles_nothing);

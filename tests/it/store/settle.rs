@@ -1,6 +1,7 @@
 //! What a settle and the plain delete of delivered messages write, and what they refuse.
 
 use chrono::TimeDelta;
+use diesel::connection::SimpleConnection;
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
 use relay::message::PartitionSet;
@@ -317,7 +318,12 @@ async fn what_is_not_owned_is_refused_row_by_row(database: TestDatabase) {
     assert_eq!(seen, refused);
     assert!(refused.iter().all(|id| outbox.waiting().iter().any(|row| row.id == *id)));
 
-    let batch = Settlement { epochs: vec![], moves: vec![moved(&messages[0], vec![])], waiting: vec![] };
+    let batch = Settlement {
+        epochs: vec![],
+        moves: vec![moved(&messages[0], vec![])],
+        waiting: vec![],
+        ..Settlement::default()
+    };
     let settled = outbox.store.settle(outbox.relay, &batch, None).await.unwrap();
     assert_eq!(settled.refused_messages, [messages[0].seq], "an epoch nobody named is nobody's");
 }
@@ -335,7 +341,7 @@ async fn what_was_given_up_is_refused_under_the_same_epoch(database: TestDatabas
     let settled = outbox.settle(moves.clone(), vec![outcome(&due[0], WaitingChange::Delivered)]).await;
     assert_eq!((settled.refused_messages, settled.refused_waiting), (vec![message.seq], vec![due[0].id]));
     let second = register(&*outbox.store, "second").await;
-    let batch = Settlement { epochs: outbox.epochs.clone(), moves, waiting: vec![] };
+    let batch = Settlement { epochs: outbox.epochs.clone(), moves, waiting: vec![], ..Settlement::default() };
     let settled = outbox.store.settle(second, &batch, None).await.unwrap();
     assert_eq!(settled.refused_messages, [message.seq], "nor is it anybody else's");
     assert_eq!(outbox.everything(), before);
@@ -394,6 +400,7 @@ async fn dropped_settles_leave_all_or_nothing(database: TestDatabase) {
             epochs: outbox.epochs.clone(),
             moves: vec![moved(&message, vec![unit("mail", waits(State::Retry)), unit("sms", dies(Reason::Gone))])],
             waiting: vec![],
+            ..Settlement::default()
         };
         let mut call = outbox.store.settle(outbox.relay, &batch, None);
         for _ in 0..polls {
@@ -411,3 +418,37 @@ async fn dropped_settles_leave_all_or_nothing(database: TestDatabase) {
     }
 }
 for_each_database!(dropped_settles_leave_all_or_nothing);
+
+/// Whoever removes a destination holds the locks of all partitions, and raises the version before it lets go.
+async fn units_decided_by_other_routes_are_not_written(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    let message = outbox.keyed("k").await;
+    let version = outbox.store.destination_read(None).await.unwrap().version;
+    let batch = |routes_version| Settlement {
+        epochs: outbox.epochs.clone(),
+        routes_version: Some(routes_version),
+        moves: vec![moved(&message, vec![unit("mail", waits(State::Unserved))])],
+        ..Settlement::default()
+    };
+    let before = outbox.everything();
+    let (lock, raise) = match outbox.kind() {
+        Kind::Sqlite => ("BEGIN IMMEDIATE", "COMMIT"),
+        _ => ("BEGIN; SELECT partition_no FROM outbox_partitions ORDER BY partition_no FOR UPDATE", "COMMIT"),
+    };
+    let raise = format!("UPDATE outbox_meta SET routes_version = routes_version + 1; {raise}");
+    crate::delivery::stage::with_connection!(outbox.database, |conn| {
+        conn.batch_execute(lock).unwrap();
+        let (store, relay, batch) = (outbox.store.clone(), outbox.relay, batch(version));
+        let settle = tokio::spawn(async move { store.settle(relay, &batch, None).await });
+        // It waits for the lock by now, or comes after the commit; either way it has to see the new version.
+        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        conn.batch_execute(&raise).unwrap();
+        let settled = settle.await.unwrap().unwrap();
+        assert!(settled.routes_changed && settled.refused_messages.is_empty(), "{settled:?}");
+    });
+    assert_eq!(outbox.everything(), before);
+    let settled = outbox.store.settle(outbox.relay, &batch(version + 1), None).await.unwrap();
+    assert!(!settled.routes_changed && settled.refused_messages.is_empty(), "{settled:?}");
+    assert_eq!((outbox.pending().len(), outbox.waiting().len()), (0, 1));
+}
+for_each_database!(units_decided_by_other_routes_are_not_written);

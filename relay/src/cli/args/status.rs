@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::span;
+use super::{Look, span};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Status {
@@ -20,4 +20,6 @@ pub(in crate::cli) struct Status {
     /// With --exit-code: how long a message may be pending
     #[arg(long, value_name = "SPAN", default_value = "5m", value_parser = span, requires = "exit_code")]
     pub(in crate::cli) pending_max: Duration,
+    #[command(flatten)]
+    pub(in crate::cli) look: Look,
 }

@@ -101,7 +101,8 @@ impl Excerpt {
         self.bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
     }
 
-    fn text(&self) -> String {
+    /// What it says, fit to be shown.
+    pub(super) fn text(&self) -> String {
         if self.is_encoded || self.bytes.contains(&0) {
             return if self.bytes.is_empty() { String::new() } else { "(the answer's body is not text)".to_owned() };
         }

@@ -88,6 +88,14 @@ pub(super) async fn settle(
     let touched = moves.iter().map(|m| m.partition_no).chain(waiting.iter().map(|w| w.partition_no));
     let owned = partition_lock(&mut session, relay, &batch.epochs, touched.collect()).await?;
     let mut settled = Settled::default();
+    if let Some(version) = batch.routes_version {
+        // A read of its own after the locks: it sees what was committed while waiting for them.
+        let rows = session.rows("-- settle_routes\nSELECT routes_version FROM outbox_meta").await?;
+        if rows.into_iter().next().map(|row| Columns::new(row).number()) != Some(version) {
+            session.commit().await?;
+            return Ok(Settled { routes_changed: true, ..settled });
+        }
+    }
 
     let ours: Vec<(Seq, MessageId)> =
         moves.iter().filter(|m| owned.contains(&m.partition_no)).map(|m| (m.seq, m.id)).collect();

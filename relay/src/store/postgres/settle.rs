@@ -12,10 +12,10 @@ use std::collections::{HashMap, HashSet};
 use tokio_postgres::Row as SqlRow;
 use uuid::Uuid;
 
-use self::statements::SETTLE_LOCK;
 pub(super) use self::statements::{
     DELIVERY_START, MESSAGE_DELIVERED, SETTLE_DELIVERED, SETTLE_HEADS, SETTLE_LEAVE, SETTLE_MOVE, SETTLE_WAIT,
 };
+use self::statements::{SETTLE_LOCK, SETTLE_ROUTES};
 use super::connection::Connection;
 use super::value::{RawText, micros, storable, xid};
 use crate::message::{Key, MessageId, RelayId, Seq};
@@ -45,6 +45,7 @@ pub(super) async fn settle(
     now: Now,
 ) -> Result<Settled, StoreError> {
     let lock = connection.prepare(&SETTLE_LOCK).await?;
+    let routes = connection.prepare(&SETTLE_ROUTES).await?;
     let [step_move, step_delivered, step_wait, step_leave, step_heads] = [
         connection.prepare(&SETTLE_MOVE).await?,
         connection.prepare(&SETTLE_DELIVERED).await?,
@@ -58,12 +59,25 @@ pub(super) async fn settle(
     partitions.extend(batch.waiting.iter().map(|step| i16::from(step.partition_no)));
     partitions.sort_unstable();
     partitions.dedup();
-    let ((), locked) =
-        tokio::try_join!(biased; connection.begin(), async { connection.query(&lock, &[&partitions]).await })?;
+    let ((), locked, routes) = tokio::try_join!(
+        biased;
+        connection.begin(),
+        async { connection.query(&lock, &[&partitions]).await },
+        async {
+            match batch.routes_version {
+                Some(_) => connection.query(&routes, &[]).await,
+                None => Ok(Vec::new()),
+            }
+        },
+    )?;
     let mark = match locked.first() {
         Some(row) => Some(xid(row.get(3))?),
         None => None,
     };
+    if batch.routes_version != routes.first().map(|row| row.get(0)) {
+        connection.commit().await?;
+        return Ok(Settled { routes_changed: true, mark, ..Settled::default() });
+    }
     let owned = owned(relay, &locked, &batch.epochs);
     let mut moves: Vec<&MessageMove> = batch.moves.iter().filter(|step| owned.contains(&step.partition_no)).collect();
     moves.sort_by_key(|step| step.seq);
@@ -119,6 +133,7 @@ pub(super) async fn settle(
     Ok(Settled {
         refused_messages: batch.moves.iter().map(|step| step.seq).filter(|seq| !moved.contains(seq)).collect(),
         refused_waiting: batch.waiting.iter().map(|step| step.id).filter(|id| !settled.contains(id)).collect(),
+        routes_changed: false,
         mark,
     })
 }

@@ -196,6 +196,9 @@ pub(super) fn delivery_start(open: &mut Open, relay: RelayId, batch: &StartBatch
 pub(super) fn settle(open: &mut Open, relay: RelayId, batch: &Settlement, now: Now) -> QueryResult<Settled> {
     open.conn.immediate_transaction(|conn| {
         let now = clock(conn, now)?;
+        if batch.routes_version.is_some() && batch.routes_version != Some(load_one::<RoutesVersion, i64>(conn, &[])?) {
+            return Ok(Settled { routes_changed: true, ..Settled::default() });
+        }
         let held = partitions_held(conn, relay, &batch.epochs)?;
         let mut work = Work { conn, now, touched: BTreeMap::new() };
         let mut settled = Settled::default();

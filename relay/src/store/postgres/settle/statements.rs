@@ -126,6 +126,10 @@ pub(in crate::store::postgres) const SETTLE_LOCK: Sql = Sql {
            WHERE partition_no = ANY($1::smallint[]) ORDER BY partition_no FOR UPDATE",
 };
 
+/// Under the locks, in a snapshot of its own: what was committed while waiting for them is seen.
+pub(in crate::store::postgres) const SETTLE_ROUTES: Sql =
+    Sql { name: "settle_routes", text: "-- settle_routes\nSELECT routes_version FROM outbox_meta" };
+
 /// Messages become waiting rows and dead letters, or nothing. Parameters: seq[] (ascending), id[], partition_no[]; ten arrays of
 /// units that wait; ten of units that die; now.
 ///
