@@ -559,6 +559,17 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A server answered that takes no writes: a standby, or a replica. It may be promoted, or the address may lead to
+    /// the primary again, so a relay that has been at work waits; one that starts is refused.
+    #[error("the database at `{target}` takes no writes: {found}\n  help: {help}")]
+    ReadOnly {
+        /// Host and database, without credentials.
+        target: String,
+        /// What was found.
+        found: String,
+        /// What to do.
+        help: String,
+    },
     /// The database is not one the relay may work on. A person must act.
     #[error("{problem}\n  help: {help}")]
     Unsuitable {
@@ -570,9 +581,10 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// True when it may be gone at the next try: the database could not be reached, or asked to try again.
+    /// True when it may be gone at the next try: the database could not be reached, asked to try again, or was a
+    /// standby.
     pub fn is_passing(&self) -> bool {
-        matches!(self, StoreError::Unreachable { .. } | StoreError::TryAgain { .. })
+        matches!(self, StoreError::Unreachable { .. } | StoreError::TryAgain { .. } | StoreError::ReadOnly { .. })
     }
 
     /// True when a person has to act first.

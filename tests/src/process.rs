@@ -76,6 +76,8 @@ pub enum Signal {
     Int,
     /// Reads its configuration anew.
     Hup,
+    /// Ends it at once, with a word to its children.
+    Quit,
     /// Freezes it.
     Stop,
     /// Thaws it.
@@ -90,6 +92,7 @@ impl Signal {
             Signal::Term => "TERM",
             Signal::Int => "INT",
             Signal::Hup => "HUP",
+            Signal::Quit => "QUIT",
             Signal::Stop => "STOP",
             Signal::Cont => "CONT",
             Signal::Kill => "KILL",

@@ -12,7 +12,8 @@
 //! - Keys travel as the bytes that were read.
 //!
 //! Not here yet: TLS, and poolers in transaction mode. Settings are made once per session and statements are prepared
-//! in it, so a pooler that hands sessions around would lose the first and, before pgbouncer 1.21, refuse the second.
+//! in it, so a pooler that hands sessions around would lose the first and, before pgbouncer 1.21, refuse the second. It
+//! is recognised and refused.
 
 mod connection;
 mod destination;
@@ -23,6 +24,7 @@ mod status;
 mod value;
 mod waiting;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -41,6 +43,7 @@ use crate::poll::Evidence;
 #[derive(Debug)]
 pub struct Postgres {
     connector: Connector,
+    proven: AtomicBool,
     feed: Slot,
     due: Slot,
     delivered: Slot,
@@ -57,6 +60,7 @@ impl Postgres {
     pub fn new(url: &str, options: &StoreOptions) -> Result<Postgres, StoreError> {
         Ok(Postgres {
             connector: Connector::new(url, options)?,
+            proven: AtomicBool::new(false),
             feed: Slot::new(Role::Feed),
             due: Slot::new(Role::Due),
             delivered: Slot::new(Role::Delivered),
@@ -132,6 +136,11 @@ impl Store for Postgres {
     }
 
     async fn verify(&self) -> Result<(), StoreError> {
+        // Whoever looks after our health asks often, and a feed notices a session that changes later on.
+        if !self.proven.load(Ordering::Relaxed) {
+            self.connector.prove_sessions().await?;
+            self.proven.store(true, Ordering::Relaxed);
+        }
         let mut held = self.other.take(&self.connector).await?;
         status::verify(&mut held.connection).await?;
         held.put_back();
