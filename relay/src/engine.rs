@@ -259,7 +259,10 @@ impl Engine {
                 Ask::Abandon => return End::Stopped,
             }
             if self.ownership.borrow().expelled {
-                warn!("this relay was declared dead by another; it starts anew under a new identity");
+                warn!(
+                    "this relay's row is gone or older than it was: declared dead by another, or the database was put back; it starts \
+                     anew under a new identity"
+                );
                 return End::Expelled;
             }
             // Nobody renews any more, and a closed channel is always ready: the loop would spin and do nothing.

@@ -8,6 +8,8 @@
 //! - The table is right: what is owned is what the last look read back.
 //! - A relay is declared dead only by one whose own renewals succeeded all the while: an outage of the database
 //!   accuses nobody.
+//! - A beat of our own that falls back shows that the database was put back to an earlier state: as if declared dead, the
+//!   relay starts anew.
 //! - No renewal for an engine that does not tick.
 //! - A partition is released only when the engine has nothing of it in hands; once it is being given up, it goes.
 
@@ -72,6 +74,8 @@ struct State {
     valid_until: Option<Instant>,
     settled: bool,
     next_beat: Instant,
+    /// Our own beat as it was read last. It only ever rises.
+    beat: i64,
     /// Which of the free partitions are tried first.
     turn: usize,
     not_serving: Vec<String>,
@@ -87,9 +91,22 @@ impl State {
             valid_until: None,
             settled: false,
             next_beat: now,
+            beat: i64::MIN,
             turn: 0,
             not_serving: Vec::new(),
         }
+    }
+
+    /// False where our own beat has fallen back: this is an older copy of the database, restored, or a standby that was
+    /// promoted before it had everything. What we remember of rows, routes and owners proves nothing there.
+    fn goes_on(&mut self, me: RelayId, seen: &Membership) -> bool {
+        let beat = seen.relays.iter().find(|relay| relay.id == me).map_or(self.beat, |relay| relay.beat);
+        let goes_on = beat >= self.beat;
+        if !goes_on {
+            warn!(was = self.beat, is = beat, "the database is an older copy of itself; everything is read anew");
+        }
+        self.beat = beat;
+        goes_on
     }
 
     fn owned(&self) -> PartitionSet {
@@ -193,6 +210,9 @@ impl MembershipLoop {
             seen.relays.iter().any(|relay| relay.id == self.relay).then_some(seen)
         };
         let Some(mut seen) = seen else { return Ok(None) };
+        if !state.goes_on(self.relay, &seen) {
+            return Ok(None);
+        }
         self.bury_dead(state, &mut seen, began).await?;
 
         state.epochs = seen
@@ -362,6 +382,14 @@ mod tests {
         assert!(watch.observe(me, &seen(&[(1, 5), (2, 8)]), LEASE, start + LEASE).is_empty(), "it moved");
         let later = start + LEASE * 2;
         assert_eq!(watch.observe(me, &seen(&[(1, 5), (2, 8)]), LEASE, later), [(RelayId::from_u128(2), 8)]);
+    }
+
+    #[test]
+    fn a_beat_of_our_own_that_falls_back_ends_this_life() {
+        let (mut state, me) = (State::new(Instant::now()), RelayId::from_u128(1));
+        for (beat, goes_on) in [(5, true), (6, true), (6, true), (8, true), (7, false)] {
+            assert_eq!(state.goes_on(me, &seen(&[(1, beat), (2, 99)])), goes_on, "{beat}");
+        }
     }
 
     #[test]

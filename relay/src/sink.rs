@@ -63,6 +63,8 @@ pub enum Unit {
     Waiting {
         /// The row's id.
         id: i64,
+        /// The message it is about.
+        message_id: MessageId,
         /// Attempts judged so far.
         attempts: u32,
     },

@@ -360,6 +360,8 @@ impl Reason {
 pub struct WaitingOutcome {
     /// The row.
     pub id: i64,
+    /// The message it is about: after a restore the row's number may be handed out again.
+    pub message_id: MessageId,
     /// Its partition.
     pub partition_no: u8,
     /// Its destination, for the statement that leaves one row unblocked.
@@ -411,6 +413,8 @@ pub struct Settled {
     pub refused_messages: Vec<Seq>,
     /// Waiting rows refused for the same reasons, or because `attempts` differed.
     pub refused_waiting: Vec<i64>,
+    /// How many of all these were stale: their partition is another relay's, or was taken anew since.
+    pub stale: usize,
     /// The transaction id drawn by it (PostgreSQL).
     pub mark: Option<u64>,
 }

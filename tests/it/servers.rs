@@ -6,7 +6,9 @@ use outbox_tests::database::TestDatabase;
 use outbox_tests::process::Process;
 use outbox_tests::receiver::{Receiver, Request};
 
+mod frozen;
 mod pooler;
+mod restore;
 mod standby;
 
 /// After this long something that should have happened has not.

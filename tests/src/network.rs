@@ -201,7 +201,7 @@ fn springs(shared: &Shared, said: &mut Vec<u8>, piece: &[u8]) -> Option<usize> {
     let trap = state.trap.as_ref().filter(|_| !state.sprung)?;
     let commit = position(piece, b"COMMIT");
     said.extend_from_slice(&piece[..commit.unwrap_or(piece.len())]);
-    let waited_for = position(said, trap.after.as_bytes()).is_some();
+    let waited_for = trap.after.is_empty() || position(said, trap.after.as_bytes()).is_some();
     let commit = commit?;
     said.clear();
     // Both protocols put five bytes before the text: a letter and a length, or a length, a number and a letter.

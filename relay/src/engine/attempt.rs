@@ -81,7 +81,7 @@ impl Engine {
     fn unit(&self, work: &Work) -> Unit {
         let Message { seq, id, .. } = *work.message;
         match work.origin {
-            Origin::Waiting(id) => Unit::Waiting { id, attempts: work.attempts },
+            Origin::Waiting(row) => Unit::Waiting { id: row, message_id: id, attempts: work.attempts },
             Origin::Fresh => self.hands.sole_routes_version(seq).map_or(Unit::Shared, |routes_version| Unit::Message {
                 seq,
                 id,

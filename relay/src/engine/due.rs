@@ -379,6 +379,7 @@ impl Engine {
         self.due.held.insert(row.id, HeldRow { partition_no: row.message.partition_no, lane: None, settled: false });
         self.settling.push_row(WaitingOutcome {
             id: row.id,
+            message_id: row.message.id,
             partition_no: row.message.partition_no,
             destination: String::new(),
             ordering_key: row.message.ordering_key,
@@ -390,6 +391,7 @@ impl Engine {
     pub(super) fn conclude_row(&mut self, id: i64, work: &Work, destination: &str, change: WaitingChange) {
         self.settling.push_row(WaitingOutcome {
             id,
+            message_id: work.message.id,
             partition_no: work.message.partition_no,
             destination: destination.to_owned(),
             ordering_key: work.message.ordering_key.clone(),

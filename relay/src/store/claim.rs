@@ -33,8 +33,12 @@ impl Claim {
                 let (id, routes) = (literal(database, id), routes(database, routes_version));
                 format!("-- message_claim\nDELETE FROM outbox_messages WHERE seq = {seq} AND id = {id} AND {routes}")
             }
-            Unit::Waiting { id, attempts } => {
-                format!("-- delivery_claim\nDELETE FROM outbox_deliveries WHERE id = {id} AND attempts = {attempts}")
+            Unit::Waiting { id, message_id, attempts } => {
+                let message_id = literal(database, message_id);
+                format!(
+                    "-- delivery_claim\nDELETE FROM outbox_deliveries \
+                     WHERE id = {id} AND message_id = {message_id} AND attempts = {attempts}"
+                )
             }
         }))
     }
@@ -130,8 +134,9 @@ mod tests {
         assert!(sqlite.contains("id = x'000000000000000000000000000000ab'"), "{sqlite}");
         let mysql = text(Database::Mysql, message);
         assert!(mysql.ends_with("AND @outbox_routes = 3"), "{mysql}");
-        let row = text(Database::Postgres, Unit::Waiting { id: 9, attempts: 2 });
-        assert!(row.ends_with("outbox_deliveries WHERE id = 9 AND attempts = 2"), "{row}");
+        let row = text(Database::Postgres, Unit::Waiting { id: 9, message_id: id, attempts: 2 });
+        assert!(row.contains("outbox_deliveries WHERE id = 9 AND message_id = '0000"), "{row}");
+        assert!(row.ends_with("AND attempts = 2"), "{row}");
         assert_eq!(Claim::new(Database::Sqlite, Unit::Shared), None);
     }
 }

@@ -107,7 +107,7 @@ pub fn hot_statements() -> Vec<HotStatement> {
         hot(&waiting::KEY_PARKED, false, &["'{d1}'", "'{7}'"]),
         hot(&waiting::DELIVERY_DUE, false, &["'{d1,d2}'", "'{10,20}'", "4294967295", "NULL"]),
         hot(&waiting::LANE_WAITING, false, &["'{d1,d2}'", "4294967295", "NULL"]),
-        hot(&settle::SETTLE_DELIVERED, false, &[ONE, ONE, ONE]),
+        hot(&settle::SETTLE_DELIVERED, false, &[ONE, ONE, ONE, ID]),
         hot(&settle::SETTLE_HEADS, false, &["'{d1}'", "'{7}'", "100"]),
         hot(
             &settle::SETTLE_MOVE,
@@ -117,13 +117,13 @@ pub fn hot_statements() -> Vec<HotStatement> {
                 "NULL",
             ],
         ),
-        hot(&settle::SETTLE_WAIT, false, &[ONE, ONE, ONE, A, A, ONE, ONE, "'{t}'", ONE, A, A, A, "NULL"]),
+        hot(&settle::SETTLE_WAIT, false, &[ONE, ONE, ONE, A, A, ONE, ONE, "'{t}'", ONE, A, A, A, "NULL", ID]),
         hot(
             &settle::SETTLE_LEAVE,
             false,
             &[
                 ONE, ONE, ONE, "'{t}'", ONE, A, A, ONE, ONE, "'{t}'", ONE, A, A, A, ONE, A, A, ONE, "'{t}'", A, ONE, A,
-                A, A, "NULL",
+                A, A, "NULL", ID,
             ],
         ),
     ]

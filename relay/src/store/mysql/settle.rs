@@ -84,9 +84,11 @@ pub(super) async fn settle(
     waiting.sort_by_key(|outcome| outcome.id);
 
     session.begin().await?;
-    let touched = moves.iter().map(|m| m.partition_no).chain(waiting.iter().map(|w| w.partition_no));
+    let touched = batch.moves.iter().map(|m| m.partition_no).chain(batch.waiting.iter().map(|w| w.partition_no));
     let owned = partition_lock(&mut session, relay, &batch.epochs, touched.collect()).await?;
-    let mut settled = Settled::default();
+    let partitions = batch.moves.iter().map(|m| m.partition_no).chain(batch.waiting.iter().map(|w| w.partition_no));
+    let stale = partitions.filter(|partition_no| !owned.contains(partition_no)).count();
+    let mut settled = Settled { stale, ..Settled::default() };
 
     let ours: Vec<(Seq, MessageId)> =
         moves.iter().filter(|m| owned.contains(&m.partition_no)).map(|m| (m.seq, m.id)).collect();
@@ -150,18 +152,21 @@ async fn partition_lock(
     Ok(owned)
 }
 
-/// Locks those waiting rows whose `attempts` are those that were read. Returns for each its number.
+/// Locks those waiting rows that are about that message and whose `attempts` are those that were read. Returns for each
+/// its number.
 async fn waiting_lock(
     session: &mut Session<'_>,
     outcomes: &[&WaitingOutcome],
 ) -> Result<BTreeMap<i64, Seq>, StoreError> {
-    let list: Vec<Value> = outcomes.iter().map(|o| json!([o.id, o.attempts_read, o.partition_no])).collect();
+    let list: Vec<Value> =
+        outcomes.iter().map(|o| json!([o.id, o.attempts_read, o.partition_no, hex(o.message_id)])).collect();
     let sql = format!(
         "-- delivery_lock\n\
          SELECT d.id, d.seq FROM JSON_TABLE({}, '$[*]' COLUMNS (id BIGINT PATH '$[0]', attempts INT PATH '$[1]', \
-              partition_no INT PATH '$[2]')) AS t \
+              partition_no INT PATH '$[2]', message_id VARCHAR(32) PATH '$[3]')) AS t \
          STRAIGHT_JOIN outbox_deliveries AS d FORCE INDEX (PRIMARY) \
-           ON d.id = t.id AND d.attempts = t.attempts AND d.partition_no = t.partition_no FOR UPDATE",
+           ON d.id = t.id AND d.attempts = t.attempts AND d.partition_no = t.partition_no \
+           AND d.message_id = unhex(t.message_id) FOR UPDATE",
         literal::document(&json!(list))
     );
     let rows = session.rows(&sql).await?.into_iter().map(Columns::new);

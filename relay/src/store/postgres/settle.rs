@@ -86,7 +86,7 @@ pub(super) async fn settle(
             let rows = &waiting.delivered;
             match rows.id.is_empty() {
                 true => Ok(Vec::new()),
-                false => connection.query(&step_delivered, &[&rows.id, &rows.attempts, &rows.partition_no]).await,
+                false => connection.query(&step_delivered, &[&rows.id, &rows.attempts, &rows.partition_no, &rows.message_id]).await,
             }
         },
         async {
@@ -119,8 +119,16 @@ pub(super) async fn settle(
     Ok(Settled {
         refused_messages: batch.moves.iter().map(|step| step.seq).filter(|seq| !moved.contains(seq)).collect(),
         refused_waiting: batch.waiting.iter().map(|step| step.id).filter(|id| !settled.contains(id)).collect(),
+        stale: count_stale(batch, &owned),
         mark,
     })
+}
+
+/// Outcomes of partitions that are not ours.
+fn count_stale(batch: &Settlement, owned: &HashSet<u8>) -> usize {
+    let moves = batch.moves.iter().map(|step| step.partition_no);
+    let partitions = moves.chain(batch.waiting.iter().map(|step| step.partition_no));
+    partitions.filter(|partition_no| !owned.contains(partition_no)).count()
 }
 
 /// How many rows of a key are looked at beyond those that may have been inserted.
@@ -210,6 +218,7 @@ struct RowColumns {
     id: Vec<i64>,
     attempts: Vec<i32>,
     partition_no: Vec<i16>,
+    message_id: Vec<Uuid>,
 }
 
 impl RowColumns {
@@ -217,6 +226,7 @@ impl RowColumns {
         self.id.push(outcome.id);
         self.attempts.push(count(outcome.attempts_read));
         self.partition_no.push(i16::from(outcome.partition_no));
+        self.message_id.push(outcome.message_id);
     }
 }
 
@@ -335,7 +345,7 @@ impl Outcomes {
         columns
     }
 
-    fn again_params<'a>(&'a self, now: &'a Now) -> Params<'a, 13> {
+    fn again_params<'a>(&'a self, now: &'a Now) -> Params<'a, 14> {
         let (r, w) = (&self.again, &self.again_waits);
         [
             &r.attempts,
@@ -351,10 +361,11 @@ impl Outcomes {
             &w.last_error,
             &w.history,
             now,
+            &r.message_id,
         ]
     }
 
-    fn left_params<'a>(&'a self, now: &'a Now) -> Params<'a, 25> {
+    fn left_params<'a>(&'a self, now: &'a Now) -> Params<'a, 26> {
         let (r, w, d) = (&self.left, &self.left_waits, &self.left_dies);
         [
             &r.id,
@@ -382,6 +393,7 @@ impl Outcomes {
             &d.last_error,
             &d.history,
             now,
+            &r.message_id,
         ]
     }
 }

@@ -71,7 +71,7 @@ statement!(
 statement!(
     DeliveryFind,
     "-- delivery_find\nSELECT destination = '' FROM outbox_deliveries WHERE id = ? AND attempts = ? \
-     AND partition_no = ?",
+     AND partition_no = ? AND message_id = ?",
     Bool
 );
 // A unit that says nothing about a verdict was not attempted: the last one stays.
@@ -180,6 +180,8 @@ pub(super) fn settle(open: &mut Open, relay: RelayId, batch: &Settlement, now: N
         let held = partitions_held(conn, relay, &batch.epochs)?;
         let mut work = Work { conn, now, touched: BTreeMap::new() };
         let mut settled = Settled::default();
+        let partitions = batch.moves.iter().map(|m| m.partition_no).chain(batch.waiting.iter().map(|w| w.partition_no));
+        settled.stale = partitions.filter(|partition_no| !held.contains(*partition_no)).count();
         for message in &batch.moves {
             if !held.contains(message.partition_no) || !work.message(message)? {
                 settled.refused_messages.push(message.seq);
@@ -279,7 +281,12 @@ impl Work<'_> {
 
     /// Writes the outcome of a waiting row; false when the row is gone or has been judged by somebody else.
     fn waiting(&mut self, outcome: &WaitingOutcome) -> QueryResult<bool> {
-        let binds = [outcome.id.into(), outcome.attempts_read.into(), outcome.partition_no.into()];
+        let binds = [
+            outcome.id.into(),
+            outcome.attempts_read.into(),
+            outcome.partition_no.into(),
+            (&outcome.message_id).into(),
+        ];
         let found: Option<bool> = load_optional::<DeliveryFind, _>(self.conn, &binds)?;
         let key = outcome.ordering_key.as_ref();
         let Some(unrouted) = found else {
