@@ -35,6 +35,7 @@ use crate::sink::{Judgement, Sink};
 use crate::store::{DestinationSeen, Routing, Store, StoreError};
 
 mod attempt;
+mod clock;
 mod due;
 mod feed;
 mod ownership;
@@ -128,6 +129,7 @@ pub(crate) struct Engine {
     feed: feed::Feeding,
     due: due::DueState,
     settling: settle::Settling,
+    clock: clock::DatabaseClock,
 
     attempts: JoinSet<(Judgement, Duration)>,
     running: HashMap<tokio::task::Id, attempt::Running>,
@@ -177,6 +179,7 @@ enum Answer {
     Settle(settle::SettleAnswer),
     Routing { number: u64, result: Result<Routing, StoreError> },
     Paused { lane: usize },
+    BroughtForward { partitions: PartitionSet, result: Result<(), StoreError> },
 }
 
 impl Engine {
@@ -232,6 +235,7 @@ impl Engine {
             feed: feed::Feeding::new(now),
             due: due::DueState::new(now),
             settling: settle::Settling::default(),
+            clock: clock::DatabaseClock::new(now),
             attempts: JoinSet::new(),
             running: HashMap::new(),
             answers,
@@ -282,6 +286,7 @@ impl Engine {
             self.start_attempts(now);
             self.start_feed(now);
             self.start_due(now);
+            self.start_bring_forward(now);
         }
         self.start_settles(now);
         self.start_routing(now);
@@ -327,6 +332,7 @@ impl Engine {
             Answer::Due(answer) => self.due_answered(answer),
             Answer::Settle(answer) => self.settle_answered(answer),
             Answer::Routing { number, result } => self.routing_answered(number, result),
+            Answer::BroughtForward { partitions, result } => self.brought_forward(partitions, result),
             Answer::Paused { lane } => self.lanes[lane].paused_until_read = self.settling.routing_read() + 1,
         }
     }
@@ -493,7 +499,7 @@ impl Engine {
             .filter_map(|seen| Some((*self.lane_by_name.get(&seen.spec.name)?, seen.paused, seen.held_for)))
             .collect();
         for (lane, paused, held_for) in seen {
-            if let Some(held_for) = held_for {
+            if let Some(held_for) = held_for.filter(|_| self.clock.trusts_holds(number)) {
                 let until = now + held_for;
                 let held = &mut self.lanes[lane].held_until;
                 *held = Some(held.map_or(until, |held| held.max(until)));

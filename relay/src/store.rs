@@ -95,6 +95,16 @@ pub trait Store: Send + Sync + 'static {
 
     // ---- settle ----
 
+    /// The database's clock was put back. What waits in these partitions, those that are the relay's, comes forward by as
+    /// much, but never before its `deliver_at`, and destinations are held for so much less.
+    async fn delivery_bring_forward(
+        &self,
+        relay: RelayId,
+        partitions: PartitionSet,
+        by: Duration,
+        now: Now,
+    ) -> Result<(), StoreError>;
+
     /// Deletes messages that every destination has received, if the routes are still those they were routed by.
     ///
     /// One plain statement without the partition lock. Returns the numbers that were deleted; a number is not among
@@ -179,6 +189,8 @@ pub struct Due {
     pub rows: Vec<WaitingDelivery>,
     /// For each lane asked for, in that order: what is waiting there.
     pub lanes: Vec<LaneWaiting>,
+    /// The hour by which they are due, where it is the database's own.
+    pub hour: Option<DateTime<Utc>>,
 }
 
 /// What waits for one destination.

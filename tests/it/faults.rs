@@ -65,6 +65,7 @@ calls! {
     key_parked(keys: &[(String, Key)]) -> Vec<bool>;
     delivery_due(lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Due;
     delivery_unrouted(after: (Seq, i64), owned: PartitionSet, limit: u32, now: Now) -> Vec<WaitingDelivery>;
+    delivery_bring_forward(relay: RelayId, partitions: PartitionSet, by: Duration, now: Now) -> ();
     message_delivered(messages: &[(Seq, MessageId)], routes_version: i64) -> Delivered;
     settle(relay: RelayId, batch: &Settlement, now: Now) -> Settled;
     relay_register(relay: &RelayRow) -> ();

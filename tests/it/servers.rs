@@ -6,6 +6,7 @@ use outbox_tests::database::TestDatabase;
 use outbox_tests::process::Process;
 use outbox_tests::receiver::{Receiver, Request};
 
+mod clocks;
 mod frozen;
 mod pooler;
 mod restore;

@@ -46,13 +46,33 @@ pub(crate) async fn storms(
     kinds: impl IntoIterator<Item = Kind>,
     hurt: impl Fn(&Storm, &str, Producers<'_>) + Copy + Send + Sync + 'static,
 ) {
+    storms_on(
+        name,
+        kinds.into_iter().map(|kind| Place { database: TestDatabase::with_schema(kind), variables: Vec::new() }),
+        hurt,
+    )
+    .await;
+}
+
+/// Where a storm rages.
+pub(crate) struct Place {
+    pub(crate) database: TestDatabase,
+    /// What the relays find in their environment.
+    pub(crate) variables: Vec<(String, String)>,
+}
+
+/// The same on databases that are there already.
+pub(crate) async fn storms_on(
+    name: &'static str,
+    places: impl IntoIterator<Item = Place>,
+    hurt: impl Fn(&Storm, &str, Producers<'_>) + Copy + Send + Sync + 'static,
+) {
     // One after another: each has a dozen processes, and a machine that is too busy makes living relays look dead.
     static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _turn = ONE_AT_A_TIME.lock().await;
     let seed = std::env::var("OUTBOX_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("OUTBOX_TEST_SEED={seed}");
-    let storm = |kind| tokio::spawn(storm(name, TestDatabase::with_schema(kind), seed, hurt));
-    let storms: Vec<_> = kinds.into_iter().map(storm).collect();
+    let storms: Vec<_> = places.into_iter().map(|place| tokio::spawn(storm(name, place, seed, hurt))).collect();
     let mut failed = None;
     for storm in storms {
         // All have their say before one of them fails the test.
@@ -65,12 +85,12 @@ pub(crate) async fn storms(
 
 async fn storm(
     name: &'static str,
-    database: TestDatabase,
+    place: Place,
     seed: u64,
     hurt: impl Fn(&Storm, &str, Producers<'_>) + Copy + Send + Sync + 'static,
 ) {
     let mut receivers = Vec::new();
-    let storm = Arc::new(Storm::new(name, database, seed));
+    let storm = Arc::new(Storm::new(name, place, seed));
     for destination in DESTINATIONS {
         let (script, listener) = (storm.clone(), storm.clone());
         let receiver = Receiver::start_heard(
@@ -118,6 +138,7 @@ type Unit = (Id, &'static str);
 /// One run.
 pub(crate) struct Storm {
     pub(crate) database: TestDatabase,
+    variables: Vec<(String, String)>,
     recorder: Recorder,
     pub(crate) seed: u64,
     receiver_dice: Mutex<SmallRng>,
@@ -142,13 +163,15 @@ struct Seen {
 }
 
 impl Storm {
-    fn new(name: &str, database: TestDatabase, seed: u64) -> Storm {
+    fn new(name: &str, place: Place, seed: u64) -> Storm {
+        let Place { database, variables } = place;
         database.exec("CREATE TABLE orders (number BIGINT NOT NULL PRIMARY KEY)");
         let about = format!("{}  {name}", database.kind());
         let name = format!("{name}-{}", database.kind().migrations());
         let recorder = Recorder::create(&name, Run { seed, about, ..Run::default() });
         Storm {
             database,
+            variables,
             recorder,
             seed,
             receiver_dice: Mutex::new(SmallRng::seed_from_u64(seed)),
@@ -172,7 +195,8 @@ impl Storm {
 
     /// The real program, with its output kept, once it has begun: before, a signal would simply end it.
     pub(crate) fn start(&self, configuration: &str) -> Process {
-        let relay = Process::start_relay(configuration, &["--database-url", self.database.url(), "run"]);
+        let relay =
+            Process::start_relay_with(configuration, &["--database-url", self.database.url(), "run"], &self.variables);
         relay.wait_for_line("relay started", LIMIT);
         relay
     }

@@ -199,13 +199,26 @@ fn carry(mut from: TcpStream, mut to: TcpStream, shared: &Shared, from_client: b
 fn springs(shared: &Shared, said: &mut Vec<u8>, piece: &[u8]) -> Option<usize> {
     let state = shared.state();
     let trap = state.trap.as_ref().filter(|_| !state.sprung)?;
-    let commit = position(piece, b"COMMIT");
+    let commit = commit(piece);
     said.extend_from_slice(&piece[..commit.unwrap_or(piece.len())]);
     let waited_for = trap.after.is_empty() || position(said, trap.after.as_bytes()).is_some();
     let commit = commit?;
     said.clear();
     // Both protocols put five bytes before the text: a letter and a length, or a length, a number and a letter.
     waited_for.then_some(commit.saturating_sub(5))
+}
+
+/// Where the word stands by itself: every session of MariaDB's begins by asking for READ COMMITTED.
+fn commit(piece: &[u8]) -> Option<usize> {
+    const WORD: &[u8] = b"COMMIT";
+    let mut from = 0;
+    while let Some(at) = position(&piece[from..], WORD) {
+        if !piece[from + at + WORD.len()..].starts_with(b"TED") {
+            return Some(from + at);
+        }
+        from += at + WORD.len();
+    }
+    None
 }
 
 fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
@@ -215,6 +228,12 @@ fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_commit_is_told_from_an_isolation_level() {
+        assert_eq!(commit(b"SET ... READ COMMITTED"), None);
+        assert_eq!(commit(b"READ COMMITTED; COMMIT"), Some(16));
+    }
 
     #[test]
     fn the_server_is_found_in_an_url() {

@@ -151,11 +151,17 @@ impl Process {
 
     /// Starts `relay -c FILE` with these arguments and this configuration, whose file lives as long as the process.
     pub fn start_relay(configuration: &str, arguments: &[&str]) -> Process {
+        Process::start_relay_with(configuration, arguments, &[])
+    }
+
+    /// The same with these in its environment.
+    pub fn start_relay_with(configuration: &str, arguments: &[&str], variables: &[(String, String)]) -> Process {
         let folder = tempfile::Builder::new().prefix("outbox-relay-").tempdir().unwrap();
         let file = folder.path().join("relay.toml");
         std::fs::write(&file, configuration).unwrap();
         let mut command = relay(["-c"]);
         command.arg(&file).args(arguments).current_dir(folder.path());
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start(command);
         process._files = Some(folder);
         process

@@ -69,6 +69,11 @@ impl Server {
 
     /// A standby of this one, which follows it.
     pub fn standby(&self) -> Server {
+        self.standby_by(self.address)
+    }
+
+    /// The same, following by way of another address.
+    pub fn standby_by(&self, way: SocketAddr) -> Server {
         let mut standby = Server {
             kind: self.kind,
             folder: private_folder(),
@@ -76,16 +81,16 @@ impl Server {
             variables: self.variables.clone(),
             process: None,
         };
-        self.base_backup(&standby.data(), true);
+        self.base_backup(way, &standby.data(), true);
         standby.resume();
         standby
     }
 
     /// Copies a running PostgreSQL.
-    fn base_backup(&self, to: &Path, follows: bool) {
+    fn base_backup(&self, way: SocketAddr, to: &Path, follows: bool) {
         assert_eq!(self.kind, Kind::Postgres);
         let mut command = as_user(postgres_program("pg_basebackup"));
-        command.arg("--pgdata").arg(to).arg("--host=127.0.0.1").arg(format!("--port={}", self.address.port()));
+        command.arg("--pgdata").arg(to).arg("--host=127.0.0.1").arg(format!("--port={}", way.port()));
         command.args(["--username=postgres", "--checkpoint=fast", "--no-sync", "--wal-method=stream"]);
         if follows {
             command.arg("--write-recovery-conf");
@@ -98,7 +103,7 @@ impl Server {
     pub fn back_up(&mut self) {
         let copy = self.folder.path().join("copy");
         match self.kind {
-            Kind::Postgres => self.base_backup(&copy, false),
+            Kind::Postgres => self.base_backup(self.address, &copy, false),
             _ => {
                 self.stop();
                 copy_folder(&self.data(), &copy);
@@ -204,11 +209,6 @@ impl Server {
             }
             _ => drop(process.kill()),
         }
-    }
-
-    /// Freezes or thaws the whole server.
-    pub fn signal(&self, signal: Signal) {
-        self.process.as_ref().expect("it runs").signal(signal);
     }
 
     /// Which database it is.

@@ -46,7 +46,12 @@ pub(super) struct DueAnswer {
 }
 
 enum Found {
-    Due { demands: Vec<(Option<usize>, LaneDemand)>, result: Result<Due, StoreError> },
+    Due {
+        demands: Vec<(Option<usize>, LaneDemand)>,
+        result: Result<Due, StoreError>,
+        asked: Instant,
+        answered: Instant,
+    },
     Unrouted(Result<Vec<WaitingDelivery>, StoreError>),
 }
 
@@ -166,8 +171,10 @@ impl Engine {
         let (number, owned) = (self.due.number, self.kept());
         tokio::spawn(async move {
             let lanes: Vec<LaneDemand> = demands.iter().map(|(_, demand)| demand.clone()).collect();
+            let asked = Instant::now();
             let result = store.delivery_due(&lanes, owned, None).await;
-            let _ = answers.send(Answer::Due(DueAnswer { number, found: Found::Due { demands, result } }));
+            let found = Found::Due { demands, result, asked, answered: Instant::now() };
+            let _ = answers.send(Answer::Due(DueAnswer { number, found }));
         });
     }
 
@@ -203,8 +210,11 @@ impl Engine {
         }
         let (now, number) = (Instant::now(), answer.number);
         match answer.found {
-            Found::Due { demands, result } => {
+            Found::Due { demands, result, asked, answered } => {
                 if let Some(due) = self.due_result("delivery_due", result, now) {
+                    if let Some(hour) = due.hour {
+                        self.hour_told(hour, asked, answered);
+                    }
                     self.due_found(number, &demands, due, now);
                     self.looked(number);
                 }

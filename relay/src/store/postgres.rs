@@ -224,6 +224,19 @@ impl Store for Postgres {
         Ok(rows)
     }
 
+    async fn delivery_bring_forward(
+        &self,
+        relay: RelayId,
+        partitions: PartitionSet,
+        by: Duration,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let mut held = self.other.take(&self.connector).await?;
+        waiting::bring_forward(&mut held.connection, relay, partitions, by, now).await?;
+        held.put_back();
+        Ok(())
+    }
+
     async fn message_delivered(
         &self,
         messages: &[(Seq, MessageId)],

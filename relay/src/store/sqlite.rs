@@ -127,6 +127,18 @@ impl Store for Sqlite {
         self.reader.run("delivery_unrouted", move |open| read::delivery_unrouted(open, after, owned, limit, now)).await
     }
 
+    async fn delivery_bring_forward(
+        &self,
+        relay: RelayId,
+        partitions: PartitionSet,
+        by: Duration,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        self.writer
+            .run("delivery_bring_forward", move |open| settle::bring_forward(open, relay, partitions, by, now))
+            .await
+    }
+
     async fn message_delivered(
         &self,
         messages: &[(Seq, MessageId)],
