@@ -18,6 +18,7 @@ use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::history::{Fact, Id, Recorder, Run, Snapshot};
 use outbox_tests::process::Process;
 use outbox_tests::receiver::{Answer, Receiver, Request};
+use outbox_tests::server::{Clock, Server};
 use outbox_tests::tables::snapshot;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -46,19 +47,22 @@ pub(crate) async fn storms(
     kinds: impl IntoIterator<Item = Kind>,
     hurt: impl Fn(&Storm, &str, Producers<'_>) + Copy + Send + Sync + 'static,
 ) {
-    storms_on(
-        name,
-        kinds.into_iter().map(|kind| Place { database: TestDatabase::with_schema(kind), variables: Vec::new() }),
-        hurt,
-    )
-    .await;
+    storms_on(name, kinds.into_iter().map(Place::from), hurt).await;
 }
 
 /// Where a storm rages.
 pub(crate) struct Place {
     pub(crate) database: TestDatabase,
-    /// What the relays find in their environment.
-    pub(crate) variables: Vec<(String, String)>,
+    /// A clock the test sets.
+    pub(crate) clock: Option<Clock>,
+    /// The database's server goes by it; otherwise the relays do.
+    pub(crate) server: Option<Server>,
+}
+
+impl From<Kind> for Place {
+    fn from(kind: Kind) -> Place {
+        Place { database: TestDatabase::with_schema(kind), clock: None, server: None }
+    }
 }
 
 /// The same on databases that are there already.
@@ -138,7 +142,9 @@ type Unit = (Id, &'static str);
 /// One run.
 pub(crate) struct Storm {
     pub(crate) database: TestDatabase,
-    variables: Vec<(String, String)>,
+    /// A clock the test sets.
+    pub(crate) clock: Option<Clock>,
+    server: Option<Server>,
     recorder: Recorder,
     pub(crate) seed: u64,
     receiver_dice: Mutex<SmallRng>,
@@ -164,14 +170,15 @@ struct Seen {
 
 impl Storm {
     fn new(name: &str, place: Place, seed: u64) -> Storm {
-        let Place { database, variables } = place;
+        let Place { database, clock, server } = place;
         database.exec("CREATE TABLE orders (number BIGINT NOT NULL PRIMARY KEY)");
         let about = format!("{}  {name}", database.kind());
         let name = format!("{name}-{}", database.kind().migrations());
         let recorder = Recorder::create(&name, Run { seed, about, ..Run::default() });
         Storm {
             database,
-            variables,
+            clock,
+            server,
             recorder,
             seed,
             receiver_dice: Mutex::new(SmallRng::seed_from_u64(seed)),
@@ -195,8 +202,10 @@ impl Storm {
 
     /// The real program, with its output kept, once it has begun: before, a signal would simply end it.
     pub(crate) fn start(&self, configuration: &str) -> Process {
-        let relay =
-            Process::start_relay_with(configuration, &["--database-url", self.database.url(), "run"], &self.variables);
+        let clock = self.clock.as_ref().filter(|_| self.server.is_none());
+        let variables = clock.map(Clock::variables).unwrap_or_default();
+        let arguments = ["--database-url", self.database.url(), "run"];
+        let relay = Process::start_relay_with(configuration, &arguments, &variables);
         relay.wait_for_line("relay started", LIMIT);
         relay
     }

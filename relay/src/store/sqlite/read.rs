@@ -63,7 +63,7 @@ statement!(
 statement!(
     HighestNumber,
     "-- message_highest\nSELECT seq FROM sqlite_sequence WHERE name = 'outbox_messages' \
-     OR (0 AND EXISTS (SELECT 1 FROM outbox_messages))",
+     OR seq IS NULL AND EXISTS (SELECT 1 FROM outbox_messages)",
     BigInt
 );
 statement!(
