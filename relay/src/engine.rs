@@ -13,7 +13,7 @@
 //! The steps live beside their subject: `feed` reads, `due` fetches waiting rows, `attempt` starts and judges, `settle`
 //! writes outcomes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -28,6 +28,7 @@ use crate::hands::Hands;
 use crate::lane::{Lane, LaneLimits, Origin, Work};
 use crate::membership::Ownership;
 use crate::message::{PartitionSet, RelayId, Seq};
+use crate::moment::Moment;
 use crate::outage::Outages;
 use crate::outcome::Policy;
 use crate::route::Routes;
@@ -38,6 +39,7 @@ mod attempt;
 mod clock;
 mod due;
 mod feed;
+mod followers;
 mod ownership;
 mod settle;
 
@@ -110,7 +112,7 @@ pub(crate) struct Engine {
     ownership: watch::Receiver<Ownership>,
     ask: watch::Receiver<Ask>,
     owned: PartitionSet,
-    epochs: HashMap<u8, i64>,
+    epochs: BTreeMap<u8, i64>,
     /// Owned, and being given up: what is under way of them ends, nothing new begins.
     leaving: PartitionSet,
     /// Those of them with nothing in hands.
@@ -222,7 +224,7 @@ impl Engine {
             ownership,
             ask,
             owned: PartitionSet::EMPTY,
-            epochs: HashMap::new(),
+            epochs: BTreeMap::new(),
             leaving: PartitionSet::EMPTY,
             quiet,
             quiet_next: now,
@@ -281,7 +283,7 @@ impl Engine {
 
     /// Starts whatever can be started now.
     fn act(&mut self, now: Instant) {
-        let may_work = self.ownership.borrow().usable_at(now);
+        let may_work = self.ownership.borrow().usable_at(Moment::now());
         if may_work {
             self.start_attempts(now);
             self.start_feed(now);
@@ -339,7 +341,7 @@ impl Engine {
 
     fn next_wake(&self, now: Instant) -> Instant {
         let mut at = now + TICK;
-        if self.ownership.borrow().usable_at(now) {
+        if self.ownership.borrow().usable_at(Moment::now()) {
             at = at.min(self.feed_wake(now)).min(self.due_wake(now));
         }
         at.min(self.settle_wake(now)).max(now)

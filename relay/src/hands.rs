@@ -74,7 +74,7 @@ impl Hands {
     pub(crate) fn take(&mut self, message: &Arc<Message>, destinations: usize, routes_version: i64, routes_read: u64) {
         debug_assert!(destinations > 0);
         self.open += 1;
-        self.bytes += weight(message);
+        self.bytes += message.weight();
         self.held.insert(
             message.seq,
             Held {
@@ -152,7 +152,7 @@ impl Hands {
         if let Some(held) = self.held.get_mut(&seq) {
             if let Some(message) = held.message.take() {
                 self.open -= 1;
-                self.bytes -= weight(&message);
+                self.bytes -= message.weight();
             }
             held.leaves_at = next_read;
             self.leaving.push_back((next_read, seq));
@@ -165,7 +165,7 @@ impl Hands {
             && let Some(message) = held.message
         {
             self.open -= 1;
-            self.bytes -= weight(&message);
+            self.bytes -= message.weight();
         }
     }
 
@@ -209,11 +209,6 @@ impl Hands {
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
-}
-
-/// What a message costs in memory: its body, and a flat guess for the rest.
-fn weight(message: &Message) -> usize {
-    message.payload.len() + 512
 }
 
 #[cfg(test)]

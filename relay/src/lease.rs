@@ -16,7 +16,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 
-use crate::message::{PARTITIONS, PartitionSet, RelayId};
+use crate::message::{PartitionSet, RelayId};
 
 /// A relay as the one who reckons sees it.
 #[derive(Clone, Debug)]
@@ -74,13 +74,14 @@ pub(crate) fn plan(me: RelayId, relays: &[Seat<'_>], owners: &[(u8, Option<Relay
     };
     let possible: Vec<RelayId> = counted.iter().map(|seat| seat.id).collect();
     let living: Vec<RelayId> = counted.iter().filter(|seat| seat.lives).map(|seat| seat.id).collect();
-    let surplus = mine.len().saturating_sub(share(me, &living, |id| of(id).len()));
-    let missing = share(me, &possible, |id| of(id).len()).saturating_sub(mine.len());
+    let all = owners.len();
+    let surplus = mine.len().saturating_sub(share(me, &living, all, |id| of(id).len()));
+    let missing = share(me, &possible, all, |id| of(id).len()).saturating_sub(mine.len());
     // Relays that take at the same moment begin at different places.
     let mut offered: Vec<u8> = free.iter().collect();
     let turn = (rank * offered.len()).checked_div(possible.len()).unwrap_or(0);
     offered.rotate_left(turn);
-    let even = usize::from(PARTITIONS).div_ceil(possible.len());
+    let even = all.div_ceil(possible.len());
     Plan {
         take: offered.into_iter().take(missing).collect(),
         give_up: mine.iter().collect::<Vec<_>>().into_iter().rev().take(surplus).collect(),
@@ -89,13 +90,13 @@ pub(crate) fn plan(me: RelayId, relays: &[Seat<'_>], owners: &[(u8, Option<Relay
     }
 }
 
-/// How many partitions `me` should own among these relays: the remainder goes to those who own most already, so that as
+/// How many of `all` partitions `me` should own among these relays: the remainder goes to those who own most already, so that as
 /// little as possible moves.
-fn share(me: RelayId, relays: &[RelayId], owned: impl Fn(RelayId) -> usize) -> usize {
+fn share(me: RelayId, relays: &[RelayId], all: usize, owned: impl Fn(RelayId) -> usize) -> usize {
     let mut order = relays.to_vec();
     order.sort_unstable_by_key(|id| (std::cmp::Reverse(owned(*id)), *id));
     let Some(rank) = order.iter().position(|id| *id == me) else { return 0 };
-    let (each, over) = (usize::from(PARTITIONS) / order.len(), usize::from(PARTITIONS) % order.len());
+    let (each, over) = (all / order.len(), all % order.len());
     each + usize::from(rank < over)
 }
 
@@ -142,6 +143,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::message::PARTITIONS;
 
     fn id(n: u128) -> RelayId {
         RelayId::from_u128(n)

@@ -93,6 +93,16 @@ pub trait Store: Send + Sync + 'static {
         now: Now,
     ) -> Result<Vec<WaitingDelivery>, StoreError>;
 
+    /// For each key: its in-order rows above the number given, in order, at most `limit`, up to the first that is not due.
+    ///
+    /// They are blocked by the row that precedes them; whoever asks has that row.
+    async fn delivery_followers(
+        &self,
+        keys: &[KeyAfter],
+        limit: u32,
+        now: Now,
+    ) -> Result<Vec<WaitingDelivery>, StoreError>;
+
     // ---- settle ----
 
     /// The database's clock was put back. What waits in these partitions, those that are the relay's, comes forward by as
@@ -180,6 +190,17 @@ pub struct LaneDemand {
     pub destination: String,
     /// The most rows to return.
     pub limit: u32,
+}
+
+/// A place among the rows of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyAfter {
+    /// The destination.
+    pub destination: String,
+    /// The key.
+    pub key: Key,
+    /// What comes after this number is wanted.
+    pub after: Seq,
 }
 
 /// The answer to `delivery_due`.
@@ -445,7 +466,7 @@ pub struct RelayRow {
 }
 
 /// Who is there and who owns what.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Membership {
     /// All relays, ourselves included.
     pub relays: Vec<RelaySeen>,
@@ -454,7 +475,7 @@ pub struct Membership {
 }
 
 /// A relay as another sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RelaySeen {
     /// Its identity.
     pub id: RelayId,

@@ -16,3 +16,4 @@ mod routes;
 mod shares;
 pub(crate) mod stage;
 mod stops;
+mod throughput;

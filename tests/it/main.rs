@@ -22,6 +22,7 @@ mod examples;
 mod faults;
 mod handlers;
 mod http;
+mod isolation;
 mod kill;
 mod library;
 mod process;

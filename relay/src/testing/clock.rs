@@ -18,8 +18,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::{Evidence, Page, Probe, Wanted};
 use crate::store::{
-    Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, RelayRow, Routing, Settled, Settlement, Status,
-    Store, StoreError,
+    Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, RelayRow, Routing, Settled, Settlement,
+    Status, Store, StoreError,
 };
 
 /// A clock for tests that jumps. Clones are the same clock.
@@ -153,6 +153,15 @@ impl Store for Clocked {
         let due = self.store.delivery_due(lanes, owned, self.hour(now)).await?;
         // The hour is the test's, which jumps as it likes.
         Ok(Due { hour: None, ..due })
+    }
+
+    async fn delivery_followers(
+        &self,
+        keys: &[KeyAfter],
+        limit: u32,
+        now: Now,
+    ) -> Result<Vec<WaitingDelivery>, StoreError> {
+        self.store.delivery_followers(keys, limit, self.hour(now)).await
     }
 
     async fn delivery_unrouted(

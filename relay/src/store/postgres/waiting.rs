@@ -9,7 +9,7 @@ use super::feed::payload;
 use super::membership;
 use super::value::{Micros, Octets, RawText, mask, micros, numbers};
 use crate::message::{Key, Message, PartitionSet, RelayId, Seq, WaitingDelivery};
-use crate::store::{Due, LaneDemand, LaneWaiting, Now, StoreError, decode};
+use crate::store::{Due, KeyAfter, LaneDemand, LaneWaiting, Now, StoreError, decode};
 
 macro_rules! due_columns {
     () => {
@@ -64,6 +64,22 @@ const DELIVERY_UNROUTED: Sql = Sql {
         ", coalesce($5::timestamptz, now()) FROM outbox_deliveries d ",
         "WHERE d.destination = '' AND d.state = 'unrouted' AND (d.seq, d.id) > ($1::bigint, $2::bigint) ",
         "AND ($3::bigint >> d.partition_no) & 1 = 1 ORDER BY d.seq, d.id LIMIT $4::bigint"
+    ),
+};
+
+/// The next rows of keys. Parameters: destinations[], keys[], numbers[], limit, now.
+pub(super) const DELIVERY_FOLLOWERS: Sql = Sql {
+    name: "delivery_followers",
+    text: concat!(
+        "-- delivery_followers\n",
+        "SELECT follower.*, coalesce($5::timestamptz, now()) ",
+        "FROM unnest($1::text[], $2::text[], $3::bigint[]) WITH ORDINALITY AS k(destination, ordering_key, after, n) ",
+        "CROSS JOIN LATERAL (SELECT ",
+        due_columns!(),
+        " FROM outbox_deliveries d ",
+        "WHERE d.destination = k.destination AND d.ordering_key = k.ordering_key AND d.seq > k.after AND d.in_order ",
+        "ORDER BY d.seq, d.id LIMIT $4::bigint) AS follower ",
+        "ORDER BY k.n, follower.seq, follower.id"
     ),
 };
 
@@ -163,6 +179,21 @@ pub(super) async fn delivery_unrouted(
 ) -> Result<Vec<WaitingDelivery>, StoreError> {
     let rows = connection.run(&DELIVERY_UNROUTED, &[&seq, &id, &mask(owned), &i64::from(limit), &now]).await?;
     Ok(rows.iter().map(waiting_delivery).collect())
+}
+
+pub(super) async fn delivery_followers(
+    connection: &mut Connection,
+    keys: &[KeyAfter],
+    limit: u32,
+    now: Now,
+) -> Result<Vec<WaitingDelivery>, StoreError> {
+    let destinations: Vec<&str> = keys.iter().map(|key| key.destination.as_str()).collect();
+    let names: Vec<RawText<'_>> = keys.iter().map(|key| RawText(&key.key)).collect();
+    let after: Vec<Seq> = keys.iter().map(|key| key.after).collect();
+    let limit = i64::from(limit);
+    let rows = connection.run(&DELIVERY_FOLLOWERS, &[&destinations, &names, &after, &limit, &now]).await?;
+    let rows = rows.iter().map(|row| (waiting_delivery(row), row.get::<_, Micros>(21) <= row.get::<_, Micros>(22)));
+    Ok(decode::until_not_due(rows))
 }
 
 pub(super) async fn key_parked(connection: &mut Connection, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError> {

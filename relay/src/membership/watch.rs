@@ -1,0 +1,97 @@
+//! What a relay has seen of the others, and since when.
+//!
+//! Clocks are never compared: a relay is thought dead when its beat stood still for a lease by the clock of the one who
+//! looks.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::message::RelayId;
+use crate::moment::Moment;
+use crate::store::Membership;
+
+/// What was seen of the other relays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Watch {
+    pub(super) beats: BTreeMap<RelayId, Seen>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Seen {
+    pub(super) beat: i64,
+    pub(super) since: Moment,
+    pub(super) changed: bool,
+}
+
+impl Watch {
+    /// Takes note of the beats; returns whoever has stood still for a lease.
+    pub(super) fn observe(
+        &mut self,
+        me: RelayId,
+        seen: &Membership,
+        lease: Duration,
+        now: Moment,
+    ) -> Vec<(RelayId, i64)> {
+        self.beats.retain(|id, _| seen.relays.iter().any(|relay| relay.id == *id));
+        let mut dead = Vec::new();
+        for relay in seen.relays.iter().filter(|relay| relay.id != me) {
+            let entry = self.beats.entry(relay.id).or_insert(Seen { beat: relay.beat, since: now, changed: false });
+            if entry.beat != relay.beat {
+                *entry = Seen { beat: relay.beat, since: now, changed: true };
+            } else if now.since(entry.since) >= lease {
+                dead.push((relay.id, relay.beat));
+            }
+        }
+        dead
+    }
+
+    /// Our own renewals failed: whatever was not seen meanwhile proves nothing.
+    pub(super) fn start_over(&mut self) {
+        self.beats.clear();
+    }
+
+    pub(super) fn is_known_to_live(&self, id: RelayId) -> bool {
+        self.beats.get(&id).is_some_and(|seen| seen.changed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::RelaySeen;
+
+    fn seen(beats: &[(u128, i64)]) -> Membership {
+        let relays = beats
+            .iter()
+            .map(|&(id, beat)| RelaySeen {
+                id: RelayId::from_u128(id),
+                name: format!("r{id}"),
+                version: "0".into(),
+                beat,
+                draining: false,
+                serves: Vec::new(),
+                started_at: chrono::DateTime::UNIX_EPOCH,
+            })
+            .collect();
+        Membership { relays, partitions: Vec::new() }
+    }
+
+    const LEASE: Duration = Duration::from_secs(3);
+
+    #[test]
+    fn a_beat_that_stands_still_for_a_lease_is_a_death() {
+        let (mut watch, me, start) = (Watch::default(), RelayId::from_u128(1), Moment::now());
+        assert!(watch.observe(me, &seen(&[(1, 5), (2, 7)]), LEASE, start).is_empty());
+        assert!(watch.observe(me, &seen(&[(1, 5), (2, 8)]), LEASE, start + LEASE).is_empty(), "it moved");
+        let later = start + LEASE * 2;
+        assert_eq!(watch.observe(me, &seen(&[(1, 5), (2, 8)]), LEASE, later), [(RelayId::from_u128(2), 8)]);
+    }
+
+    #[test]
+    fn an_outage_of_our_own_accuses_nobody() {
+        let (mut watch, me, start) = (Watch::default(), RelayId::from_u128(1), Moment::now());
+        watch.observe(me, &seen(&[(2, 7)]), LEASE, start);
+        watch.start_over();
+        assert!(watch.observe(me, &seen(&[(2, 7)]), LEASE, start + LEASE * 5).is_empty());
+    }
+}
