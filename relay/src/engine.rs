@@ -36,6 +36,7 @@ use crate::sink::{Judgement, Sink};
 use crate::store::{DestinationSeen, Routing, Store, StoreError};
 
 mod attempt;
+mod clock;
 mod due;
 mod feed;
 mod followers;
@@ -137,6 +138,7 @@ pub(crate) struct Engine {
     feed: feed::Feeding,
     due: due::DueState,
     settling: settle::Settling,
+    clock: clock::DatabaseClock,
 
     starts: start::Starts,
     attempts: JoinSet<(Judgement, Duration)>,
@@ -190,6 +192,7 @@ enum Answer {
     Start(start::StartAnswer),
     Routing { number: u64, result: Result<Routing, StoreError> },
     Paused { lane: usize },
+    BroughtForward { partitions: PartitionSet, result: Result<(), StoreError> },
 }
 
 impl Engine {
@@ -249,6 +252,7 @@ impl Engine {
             due: due::DueState::new(now),
             settling: settle::Settling::default(),
             starts: start::Starts::default(),
+            clock: clock::DatabaseClock::new(now),
             attempts: JoinSet::new(),
             running: HashMap::new(),
             answers,
@@ -276,7 +280,10 @@ impl Engine {
                 Ask::Abandon => return End::Stopped,
             }
             if self.ownership.borrow().expelled {
-                warn!("this relay was declared dead by another; it starts anew under a new identity");
+                warn!(
+                    "this relay's row is gone or older than it was: declared dead by another, or the database was put back; it starts \
+                     anew under a new identity"
+                );
                 return End::Expelled;
             }
             // Nobody renews any more, and a closed channel is always ready: the loop would spin and do nothing.
@@ -296,6 +303,7 @@ impl Engine {
             self.start_attempts(now);
             self.start_feed(now);
             self.start_due(now);
+            self.start_bring_forward(now);
         }
         self.start_settles(now);
         self.start_routing(now);
@@ -342,6 +350,7 @@ impl Engine {
             Answer::Settle(answer) => self.settle_answered(answer),
             Answer::Start(answer) => self.start_answered(answer),
             Answer::Routing { number, result } => self.routing_answered(number, result),
+            Answer::BroughtForward { partitions, result } => self.brought_forward(partitions, result),
             Answer::Paused { lane } => self.lanes[lane].paused_until_read = self.settling.routing_read() + 1,
         }
     }
@@ -525,7 +534,7 @@ impl Engine {
             .filter_map(|seen| Some((*self.lane_by_name.get(&seen.spec.name)?, seen.paused, seen.held_for)))
             .collect();
         for (lane, paused, held_for) in seen {
-            if let Some(held_for) = held_for {
+            if let Some(held_for) = held_for.filter(|_| self.clock.trusts_holds(number)) {
                 let until = now + held_for;
                 let held = &mut self.lanes[lane].held_until;
                 *held = Some(held.map_or(until, |held| held.max(until)));

@@ -42,6 +42,12 @@ pub enum Event {
         /// Why.
         reason: Reason,
     },
+    /// The database refused outcomes that came too late: their partitions belong to another relay by now, or were taken
+    /// anew. Nothing was changed. The new owner has the messages; what was delivered here may be delivered again there.
+    Refused {
+        /// How many deliveries they were about.
+        outcomes: usize,
+    },
 }
 
 /// Names a delivery.
@@ -65,6 +71,7 @@ pub(crate) struct Tally {
     delivered: AtomicU64,
     retried: AtomicU64,
     dead_lettered: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl Tally {
@@ -84,6 +91,11 @@ impl Tally {
         [&self.attempts, &self.delivered, &self.retried, &self.dead_lettered].map(|count| count.load(Ordering::Relaxed))
     }
 
+    /// Outcomes that came too late.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
     fn count(&self, event: &Event) {
         let add = |count: &AtomicU64| count.fetch_add(1, Ordering::Relaxed);
         match event {
@@ -95,6 +107,7 @@ impl Tally {
             }
             Event::Waiting { .. } => drop(add(&self.retried)),
             Event::DeadLettered { .. } => drop(add(&self.dead_lettered)),
+            Event::Refused { outcomes } => drop(self.refused.fetch_add(*outcomes as u64, Ordering::Relaxed)),
         }
     }
 }

@@ -311,6 +311,7 @@ pub mod admin;
 pub mod bench;
 mod cause;
 pub mod cli;
+mod clock_watch;
 pub mod config;
 pub mod duration;
 mod engine;

@@ -7,6 +7,8 @@
 //! Invariants
 //! - The loop decides nothing: what it does is what the member says, and the member hears of every answer.
 //! - Whatever the store does, the engine hears of it in the order in which the member did.
+//! - A beat of our own that falls back shows that the database was put back to an earlier state. Whatever is remembered of
+//!   it proves nothing there; to the member that row is none of ours.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use crate::engine::Ask;
 use crate::message::{PartitionSet, RelayId};
 use crate::moment::Moment;
 use crate::outage::Outages;
-use crate::store::{Store, StoreError};
+use crate::store::{Membership, Store, StoreError};
 use member::{Answer, Facts, Member, Task};
 
 mod member;
@@ -80,14 +82,33 @@ struct Told {
     not_serving: Vec<String>,
 }
 
+/// Our own beat as it was read last. It only ever rises, unless the database itself goes back.
+#[derive(Debug)]
+struct OwnBeat(i64);
+
+impl OwnBeat {
+    /// What was seen, unless it shows an older copy of the database: one that was restored, or a standby that was promoted
+    /// before it had everything.
+    fn check(&mut self, me: RelayId, seen: Membership) -> Option<Membership> {
+        let beat = seen.relays.iter().find(|relay| relay.id == me).map_or(self.0, |relay| relay.beat);
+        if beat < self.0 {
+            warn!(was = self.0, is = beat, "the database is an older copy of itself; everything is read anew");
+            return None;
+        }
+        self.0 = beat;
+        Some(seen)
+    }
+}
+
 impl MembershipLoop {
     /// Renews until `stop` is dropped or says so, or the relay is expelled.
     pub(crate) async fn run(mut self, mut stop: Receiver<bool>) {
         let mut member = Member::new(self.relay, self.lease, Moment::now());
         let mut told = Told::default();
+        let mut beat = OwnBeat(i64::MIN);
         loop {
             let began = Instant::now();
-            let Some(pause) = self.round(&mut member, &mut told).await else { return };
+            let Some(pause) = self.round(&mut member, &mut told, &mut beat).await else { return };
             tokio::select! {
                 changed = stop.changed() => if changed.is_err() || *stop.borrow() { return },
                 // Only woken: the next round sees what changed.
@@ -99,7 +120,7 @@ impl MembershipLoop {
     }
 
     /// Does what the member says until it rests. Returns for how long, or `None` when our row is gone.
-    async fn round(&mut self, member: &mut Member, told: &mut Told) -> Option<Duration> {
+    async fn round(&mut self, member: &mut Member, told: &mut Told, beat: &mut OwnBeat) -> Option<Duration> {
         let facts = Facts {
             ticks: self.ticks.load(Ordering::Relaxed),
             draining: *self.ask.borrow_and_update() == Ask::Stop,
@@ -137,7 +158,7 @@ impl MembershipLoop {
                     }
                     Err(error) => told.failed("partition_acquire", &error).0,
                 },
-                Task::Beat { .. } | Task::Look | Task::Bury(_) => match self.renew(&task, member).await {
+                Task::Beat { .. } | Task::Look | Task::Bury(_) => match self.renew(&task, member, beat).await {
                     Ok(answer) => answer,
                     Err(error) => {
                         let (answer, again) = told.failed("relay_beat", &error);
@@ -151,9 +172,13 @@ impl MembershipLoop {
     }
 
     /// The part of a round without which the lease is in doubt.
-    async fn renew(&self, task: &Task, member: &Member) -> Result<Answer, StoreError> {
+    async fn renew(&self, task: &Task, member: &Member, beat: &mut OwnBeat) -> Result<Answer, StoreError> {
+        let me = self.relay;
         Ok(match task {
-            Task::Beat { draining } => Answer::Seen(self.store.relay_beat(self.relay, *draining).await?),
+            Task::Beat { draining } => {
+                let seen = self.store.relay_beat(me, *draining).await?;
+                Answer::Seen(seen.and_then(|seen| beat.check(me, seen)))
+            }
             Task::Bury(dead) => {
                 let buried = self.store.relay_bury(dead).await?;
                 for id in &buried {
@@ -162,7 +187,7 @@ impl MembershipLoop {
                 }
                 Answer::Buried(buried)
             }
-            _ => Answer::Seen(Some(self.store.membership_read().await?)),
+            _ => Answer::Seen(beat.check(me, self.store.membership_read().await?)),
         })
     }
 
@@ -192,5 +217,32 @@ impl Told {
             warn!(destinations, "another relay serves destinations that this one does not; it owns no partition");
         }
         self.not_serving = member.not_serving().to_vec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::RelaySeen;
+
+    #[test]
+    fn a_beat_of_our_own_that_falls_back_is_not_ours() {
+        let (mut own, me) = (OwnBeat(i64::MIN), RelayId::from_u128(1));
+        let relay = |id: u128, beat| RelaySeen {
+            id: RelayId::from_u128(id),
+            name: String::new(),
+            version: String::new(),
+            beat,
+            draining: false,
+            serves: Vec::new(),
+            started_at: chrono::DateTime::UNIX_EPOCH,
+        };
+        for (beat, is_ours) in [(5, true), (6, true), (6, true), (8, true), (7, false)] {
+            let seen = Membership { relays: vec![relay(1, beat), relay(2, 9 - beat)], partitions: Vec::new() };
+            assert_eq!(own.check(me, seen).is_some(), is_ours, "{beat}");
+        }
+        // Where our row is missing the member draws its own conclusions.
+        let without = Membership { relays: vec![relay(2, 0)], partitions: Vec::new() };
+        assert!(own.check(me, without).is_some());
     }
 }

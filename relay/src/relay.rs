@@ -175,6 +175,8 @@ pub struct Drained {
     pub retried: u64,
     /// Deliveries that were given up.
     pub dead_lettered: u64,
+    /// Outcomes the database refused because another relay owned their partition by then.
+    pub refused: u64,
     /// The tables after the last pass.
     pub status: Status,
 }
@@ -233,7 +235,7 @@ impl Relay {
         self.work(asked).await?;
         let status = store.status(None).await?;
         let [attempts, delivered, retried, dead_lettered] = tally.counts();
-        Ok(Drained { attempts, delivered, retried, dead_lettered, status })
+        Ok(Drained { attempts, delivered, retried, dead_lettered, refused: tally.refused(), status })
     }
 
     /// Rises while the delivery loop turns; stands still when it is wedged.

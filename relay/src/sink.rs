@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::message::{Message, MessageId, Seq};
+use crate::message::{Message, MessageId, RelayId, Seq};
 use crate::retry::RetryPolicy;
 use crate::verdict::Verdict;
 
@@ -64,14 +64,31 @@ pub enum Unit {
         id: MessageId,
         /// The routes it was routed by.
         routes_version: i64,
+        /// Whose it is.
+        held: Held,
     },
     /// A row of `outbox_deliveries`.
     Waiting {
         /// The row's id.
         id: i64,
+        /// The message it is about.
+        message_id: MessageId,
         /// Attempts judged so far.
         attempts: u32,
+        /// Whose it is.
+        held: Held,
     },
+}
+
+/// Who owns the partition of a row, as far as the one who attempts it knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The partition.
+    pub partition_no: u8,
+    /// The relay.
+    pub relay: RelayId,
+    /// Since when: it rises with every change of owner.
+    pub epoch: i64,
 }
 
 /// What an attempt did to that row.

@@ -19,12 +19,14 @@ use crate::message::{HistoryEntry, Key, MessageId, PartitionSet, RelayId, Seq, W
 
 pub(crate) mod claim;
 pub(crate) mod decode;
+mod error;
 mod labels;
 pub mod mysql;
 pub mod open;
 pub mod postgres;
 pub mod sqlite;
 
+pub use self::error::StoreError;
 pub use self::labels::{Reason, State};
 pub use crate::poll::{Evidence, Page, Probe, Row, Wanted};
 
@@ -109,6 +111,16 @@ pub trait Store: Send + Sync + 'static {
     async fn delivery_start(&self, relay: RelayId, batch: &StartBatch) -> Result<Vec<i64>, StoreError>;
 
     // ---- settle ----
+
+    /// The database's clock was put back. What waits in these partitions, those that are the relay's, comes forward by as
+    /// much, but never before its `deliver_at`, and destinations are held for so much less.
+    async fn delivery_bring_forward(
+        &self,
+        relay: RelayId,
+        partitions: PartitionSet,
+        by: Duration,
+        now: Now,
+    ) -> Result<(), StoreError>;
 
     /// Deletes messages that every destination has received, if the routes are still those they were routed by.
     ///
@@ -220,6 +232,8 @@ pub struct Due {
     pub rows: Vec<WaitingDelivery>,
     /// For each lane asked for, in that order: what is waiting there.
     pub lanes: Vec<LaneWaiting>,
+    /// The hour by which they are due, where it is the database's own.
+    pub hour: Option<DateTime<Utc>>,
 }
 
 /// What waits for one destination.
@@ -369,6 +383,8 @@ pub enum DueIn {
 pub struct WaitingOutcome {
     /// The row.
     pub id: i64,
+    /// The message it is about: after a restore the row's number may be handed out again.
+    pub message_id: MessageId,
     /// Its partition.
     pub partition_no: u8,
     /// Its destination, for the statement that leaves one row unblocked.
@@ -422,6 +438,8 @@ pub struct Settled {
     pub refused_waiting: Vec<i64>,
     /// The routes are others than those the batch names: nothing was written and nothing else is told.
     pub routes_changed: bool,
+    /// How many of all these were stale: their partition is another relay's, or was taken anew since.
+    pub stale: usize,
     /// The transaction id drawn by it (PostgreSQL).
     pub mark: Option<u64>,
 }
@@ -537,57 +555,5 @@ impl Default for StoreOptions {
             transaction_age_max: Duration::from_secs(10),
             application_name: "outbox-relay".into(),
         }
-    }
-}
-
-/// Why the database did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// No connection could be made, or it broke. Trying again later is right.
-    #[error("the database at `{target}` cannot be reached")]
-    Unreachable {
-        /// Host and database, without credentials.
-        target: String,
-        /// What the driver said.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The database answered with an error while `operation` ran.
-    #[error("the database refused `{operation}`")]
-    Refused {
-        /// The statement's name.
-        operation: &'static str,
-        /// What the driver said.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The server lost a race inside itself (deadlock, serialization, lock timeout). Trying again at once is right.
-    #[error("the database asked to try `{operation}` again")]
-    TryAgain {
-        /// The statement's name.
-        operation: &'static str,
-        /// What the driver said.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The database is not one the relay may work on. A person must act.
-    #[error("{problem}\n  help: {help}")]
-    Unsuitable {
-        /// What was found.
-        problem: String,
-        /// What to do.
-        help: String,
-    },
-}
-
-impl StoreError {
-    /// True when it may be gone at the next try: the database could not be reached, or asked to try again.
-    pub fn is_passing(&self) -> bool {
-        matches!(self, StoreError::Unreachable { .. } | StoreError::TryAgain { .. })
-    }
-
-    /// True when a person has to act first.
-    pub fn is_unsuitable(&self) -> bool {
-        matches!(self, StoreError::Unsuitable { .. })
     }
 }

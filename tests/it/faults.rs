@@ -68,6 +68,7 @@ calls! {
     delivery_followers(keys: &[KeyAfter], limit: u32, now: Now) -> Followers;
     delivery_unrouted(after: (Seq, i64), owned: PartitionSet, limit: u32, now: Now) -> Vec<WaitingDelivery>;
     delivery_start(relay: RelayId, batch: &StartBatch) -> Vec<i64>;
+    delivery_bring_forward(relay: RelayId, partitions: PartitionSet, by: Duration, now: Now) -> ();
     message_delivered(messages: &[(Seq, MessageId)], routes_version: i64) -> Delivered;
     settle(relay: RelayId, batch: &Settlement, now: Now) -> Settled;
     relay_register(relay: &RelayRow) -> ();

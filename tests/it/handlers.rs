@@ -1,6 +1,7 @@
 //! Handlers in a whole relay: several types of messages, and effects that happen exactly once.
 
 mod exactly_once;
+mod frozen;
 mod kill;
 mod lost_answers;
 mod stage;

@@ -33,6 +33,7 @@ mod producers;
 mod readme;
 mod relays;
 mod reload;
+mod servers;
 mod sqlite;
 mod store;
 mod storm;

@@ -6,7 +6,7 @@
 
 mod destinations;
 mod feed;
-mod fixture;
+pub(crate) mod fixture;
 mod mariadb;
 mod membership;
 mod order;

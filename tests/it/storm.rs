@@ -18,6 +18,7 @@ use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::history::{Fact, Id, Recorder, Run, Snapshot};
 use outbox_tests::process::Process;
 use outbox_tests::receiver::{Answer, Receiver, Request};
+use outbox_tests::server::{Clock, Server};
 use outbox_tests::tables::snapshot;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -46,13 +47,36 @@ pub(crate) async fn storms(
     kinds: impl IntoIterator<Item = Kind>,
     hurt: impl Fn(&Storm, &str, Producers<'_>) + Copy + Send + Sync + 'static,
 ) {
+    storms_on(name, kinds.into_iter().map(Place::from), hurt).await;
+}
+
+/// Where a storm rages.
+pub(crate) struct Place {
+    pub(crate) database: TestDatabase,
+    /// A clock the test sets.
+    pub(crate) clock: Option<Clock>,
+    /// The database's server goes by it; otherwise the relays do.
+    pub(crate) server: Option<Server>,
+}
+
+impl From<Kind> for Place {
+    fn from(kind: Kind) -> Place {
+        Place { database: TestDatabase::with_schema(kind), clock: None, server: None }
+    }
+}
+
+/// The same on databases that are there already.
+pub(crate) async fn storms_on(
+    name: &'static str,
+    places: impl IntoIterator<Item = Place>,
+    hurt: impl Fn(&Storm, &str, Producers<'_>) + Copy + Send + Sync + 'static,
+) {
     // One after another: each has a dozen processes, and a machine that is too busy makes living relays look dead.
     static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _turn = ONE_AT_A_TIME.lock().await;
     let seed = std::env::var("OUTBOX_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     println!("OUTBOX_TEST_SEED={seed}");
-    let storm = |kind| tokio::spawn(storm(name, TestDatabase::with_schema(kind), seed, hurt));
-    let storms: Vec<_> = kinds.into_iter().map(storm).collect();
+    let storms: Vec<_> = places.into_iter().map(|place| tokio::spawn(storm(name, place, seed, hurt))).collect();
     let mut failed = None;
     for storm in storms {
         // All have their say before one of them fails the test.
@@ -65,12 +89,12 @@ pub(crate) async fn storms(
 
 async fn storm(
     name: &'static str,
-    database: TestDatabase,
+    place: Place,
     seed: u64,
     hurt: impl Fn(&Storm, &str, Producers<'_>) + Copy + Send + Sync + 'static,
 ) {
     let mut receivers = Vec::new();
-    let storm = Arc::new(Storm::new(name, database, seed));
+    let storm = Arc::new(Storm::new(name, place, seed));
     for destination in DESTINATIONS {
         let (script, listener) = (storm.clone(), storm.clone());
         let receiver = Receiver::start_heard(
@@ -118,6 +142,9 @@ type Unit = (Id, &'static str);
 /// One run.
 pub(crate) struct Storm {
     pub(crate) database: TestDatabase,
+    /// A clock the test sets.
+    pub(crate) clock: Option<Clock>,
+    server: Option<Server>,
     recorder: Recorder,
     pub(crate) seed: u64,
     receiver_dice: Mutex<SmallRng>,
@@ -142,13 +169,16 @@ struct Seen {
 }
 
 impl Storm {
-    fn new(name: &str, database: TestDatabase, seed: u64) -> Storm {
+    fn new(name: &str, place: Place, seed: u64) -> Storm {
+        let Place { database, clock, server } = place;
         database.exec("CREATE TABLE orders (number BIGINT NOT NULL PRIMARY KEY)");
         let about = format!("{}  {name}", database.kind());
         let name = format!("{name}-{}", database.kind().migrations());
         let recorder = Recorder::create(&name, Run { seed, about, ..Run::default() });
         Storm {
             database,
+            clock,
+            server,
             recorder,
             seed,
             receiver_dice: Mutex::new(SmallRng::seed_from_u64(seed)),
@@ -172,7 +202,10 @@ impl Storm {
 
     /// The real program, with its output kept, once it has begun: before, a signal would simply end it.
     pub(crate) fn start(&self, configuration: &str) -> Process {
-        let relay = Process::start_relay(configuration, &["--database-url", self.database.url(), "run"]);
+        let clock = self.clock.as_ref().filter(|_| self.server.is_none());
+        let variables = clock.map(Clock::variables).unwrap_or_default();
+        let arguments = ["--database-url", self.database.url(), "run"];
+        let relay = Process::start_relay_with(configuration, &arguments, &variables);
         relay.wait_for_line("relay started", LIMIT);
         relay
     }

@@ -15,6 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
+use crate::server::Server;
 use diesel::connection::SimpleConnection;
 use diesel::deserialize::QueryableByName;
 use diesel::sql_types::{BigInt, Nullable, Text};
@@ -89,13 +90,30 @@ pub struct TestDatabase {
 
 #[derive(Debug)]
 enum Place {
-    Server { name: String },
+    Server { server: String, name: String },
     File { path: PathBuf, _folder: tempfile::TempDir },
 }
 
 impl TestDatabase {
     /// Makes a fresh database without any table.
     pub fn create(kind: Kind) -> TestDatabase {
+        TestDatabase::create_on(kind, kind.server_url())
+    }
+
+    /// Makes a fresh database that holds the outbox' schema on a server of the test's own. It goes with the server.
+    pub fn on(server: &Server) -> TestDatabase {
+        let database = TestDatabase::create_on(server.kind(), server.url());
+        database.apply_schema();
+        database
+    }
+
+    /// The same database, reached by another address.
+    pub fn at(&self, url: &str) -> TestDatabase {
+        let place = Place::Server { server: String::new(), name: self.name().to_owned() };
+        TestDatabase { kind: self.kind, place, url: url.to_owned() }
+    }
+
+    fn create_on(kind: Kind, server: String) -> TestDatabase {
         match kind {
             Kind::Sqlite => {
                 let folder = tempfile::Builder::new().prefix("outbox-test-").tempdir().unwrap();
@@ -104,7 +122,6 @@ impl TestDatabase {
                 TestDatabase { kind, place: Place::File { path, _folder: folder }, url }
             }
             Kind::Postgres | Kind::Mariadb => {
-                let server = kind.server_url();
                 let name = format!("outbox_test_{:016x}", rand::random::<u64>());
                 let created = match kind {
                     Kind::Postgres => on_postgres(&server, &format!("CREATE DATABASE {name}")),
@@ -114,7 +131,7 @@ impl TestDatabase {
                     }
                 };
                 created.unwrap_or_else(|error| panic!("cannot create a database on {kind} at `{server}`: {error}"));
-                TestDatabase { kind, url: with_database(&server, &name), place: Place::Server { name } }
+                TestDatabase { kind, url: with_database(&server, &name), place: Place::Server { server, name } }
             }
         }
     }
@@ -171,7 +188,7 @@ impl TestDatabase {
     /// On SQLite.
     pub fn name(&self) -> &str {
         match &self.place {
-            Place::Server { name } => name,
+            Place::Server { name, .. } => name,
             Place::File { .. } => panic!("{} has no server", self.kind),
         }
     }
@@ -250,10 +267,14 @@ impl TestDatabase {
 
 impl Drop for TestDatabase {
     fn drop(&mut self) {
-        let Place::Server { name } = &self.place else { return };
+        let Place::Server { server, name } = &self.place else { return };
+        // A server of the test's own is about to go, or has gone; another's database is not ours to drop.
+        if *server != self.kind.server_url() {
+            return;
+        }
         let dropped = match self.kind {
-            Kind::Postgres => on_postgres(&self.kind.server_url(), &format!("DROP DATABASE {name} WITH (FORCE)")),
-            _ => drop_on_mariadb(&self.kind.server_url(), name),
+            Kind::Postgres => on_postgres(server, &format!("DROP DATABASE {name} WITH (FORCE)")),
+            _ => drop_on_mariadb(server, name),
         };
         // A second panic would hide why the test failed.
         if let Err(error) = dropped {

@@ -9,8 +9,10 @@
 pub mod checker;
 pub mod database;
 pub mod history;
+pub mod network;
 pub mod process;
 pub mod receiver;
+pub mod server;
 pub mod tables;
 
 /// The code of the pages, as documentation tests; `tests/it/docs` holds that none is forgotten.

@@ -76,6 +76,8 @@ pub enum Signal {
     Int,
     /// Reads its configuration anew.
     Hup,
+    /// Ends it at once, with a word to its children.
+    Quit,
     /// Freezes it.
     Stop,
     /// Thaws it.
@@ -90,6 +92,7 @@ impl Signal {
             Signal::Term => "TERM",
             Signal::Int => "INT",
             Signal::Hup => "HUP",
+            Signal::Quit => "QUIT",
             Signal::Stop => "STOP",
             Signal::Cont => "CONT",
             Signal::Kill => "KILL",
@@ -148,11 +151,17 @@ impl Process {
 
     /// Starts `relay -c FILE` with these arguments and this configuration, whose file lives as long as the process.
     pub fn start_relay(configuration: &str, arguments: &[&str]) -> Process {
+        Process::start_relay_with(configuration, arguments, &[])
+    }
+
+    /// The same with these in its environment.
+    pub fn start_relay_with(configuration: &str, arguments: &[&str], variables: &[(String, String)]) -> Process {
         let folder = tempfile::Builder::new().prefix("outbox-relay-").tempdir().unwrap();
         let file = folder.path().join("relay.toml");
         std::fs::write(&file, configuration).unwrap();
         let mut command = relay(["-c"]);
         command.arg(&file).args(arguments).current_dir(folder.path());
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start(command);
         process._files = Some(folder);
         process

@@ -76,6 +76,7 @@ fn from_store(config: &Config, error: &StoreError) -> Problem {
     let place = database_url::target(config.database.url.expose());
     let (message, help) = match error {
         StoreError::Unsuitable { problem, help } => (problem.clone(), Some(help.clone())),
+        StoreError::ReadOnly { found, help, .. } => (format!("it takes no writes: {found}"), Some(help.clone())),
         other => (chain(other), None),
     };
     Problem { section: "database".to_owned(), place, message, help }

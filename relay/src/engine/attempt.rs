@@ -11,7 +11,7 @@ use crate::event::{DeliveryRef, Event};
 use crate::lane::{Care, Fate, Origin, Work};
 use crate::message::{Message, PartitionSet, Seq};
 use crate::outcome::{self, Outcome, waits};
-use crate::sink::{Attempt, Judgement, Row, Unit};
+use crate::sink::{Attempt, Held, Judgement, Row, Unit};
 use crate::solitude::Turn;
 use crate::store::{Dies, DueIn, Reason, Remains, State, WaitingChange, Waits};
 use crate::verdict::Verdict;
@@ -99,13 +99,16 @@ impl Engine {
 
     /// The row this delivery lives in.
     fn unit(&self, work: &Work) -> Unit {
-        let Message { seq, id, .. } = *work.message;
+        let Message { seq, id, partition_no, .. } = *work.message;
+        let epoch = self.epochs.get(&partition_no).copied().unwrap_or_default();
+        let held = Held { partition_no, relay: self.relay, epoch };
         match work.origin {
-            Origin::Waiting(id) => Unit::Waiting { id, attempts: work.attempts },
+            Origin::Waiting(row) => Unit::Waiting { id: row, message_id: id, attempts: work.attempts, held },
             Origin::Fresh => self.hands.sole_routes_version(seq).map_or(Unit::Shared, |routes_version| Unit::Message {
                 seq,
                 id,
                 routes_version,
+                held,
             }),
         }
     }

@@ -56,8 +56,16 @@ pub(super) struct DueAnswer {
 }
 
 pub(super) enum Found {
-    Followers { asked: Vec<(usize, Key)>, result: Result<crate::store::Followers, StoreError> },
-    Due { demands: Vec<(Option<usize>, LaneDemand)>, result: Result<Due, StoreError> },
+    Followers {
+        asked: Vec<(usize, Key)>,
+        result: Result<crate::store::Followers, StoreError>,
+    },
+    Due {
+        demands: Vec<(Option<usize>, LaneDemand)>,
+        result: Result<Due, StoreError>,
+        asked: Instant,
+        answered: Instant,
+    },
     Unrouted(Result<Vec<WaitingDelivery>, StoreError>),
 }
 
@@ -229,8 +237,10 @@ impl Engine {
         let owned = self.kept();
         tokio::spawn(async move {
             let lanes: Vec<LaneDemand> = demands.iter().map(|(_, demand)| demand.clone()).collect();
+            let asked = Instant::now();
             let result = store.delivery_due(&lanes, owned, None).await;
-            let _ = answers.send(Answer::Due(DueAnswer { number, found: Found::Due { demands, result } }));
+            let found = Found::Due { demands, result, asked, answered: Instant::now() };
+            let _ = answers.send(Answer::Due(DueAnswer { number, found }));
         });
     }
 
@@ -269,8 +279,11 @@ impl Engine {
         }
         let (now, number) = (Instant::now(), answer.number);
         match answer.found {
-            Found::Due { demands, result } => {
+            Found::Due { demands, result, asked, answered } => {
                 if let Some(due) = self.due_result("delivery_due", result, now) {
+                    if let Some(hour) = due.hour {
+                        self.hour_told(hour, asked, answered);
+                    }
                     self.due_found(number, &demands, due, now);
                     self.looked(number);
                 }
@@ -484,6 +497,7 @@ impl Engine {
         self.due.held.insert(row.id, HeldRow { partition_no: row.message.partition_no, lane: None, settled: false });
         self.settling.push_row(WaitingOutcome {
             id: row.id,
+            message_id: row.message.id,
             partition_no: row.message.partition_no,
             destination: String::new(),
             ordering_key: row.message.ordering_key,
@@ -495,6 +509,7 @@ impl Engine {
     pub(super) fn conclude_row(&mut self, id: i64, work: &Work, destination: &str, change: WaitingChange) {
         self.settling.push_row(WaitingOutcome {
             id,
+            message_id: work.message.id,
             partition_no: work.message.partition_no,
             destination: destination.to_owned(),
             ordering_key: work.message.ordering_key.clone(),

@@ -73,6 +73,7 @@ impl Engine {
             state.occupied_until = self.due.next_number();
             state.next_due = Some(now);
         }
+        self.clock_gained(gained, now);
         self.due.routes_changed(now);
         self.feed.poll_soon(now);
         // What was not ours was not looked at.

@@ -12,9 +12,10 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{Answer, Engine, TICK};
+use crate::event::Event;
 use crate::frontier::Stamp;
 use crate::hands::Concluded;
 use crate::message::{Key, Message, MessageId, PartitionSet, Seq};
@@ -440,6 +441,7 @@ impl Engine {
 
     fn settled(&mut self, stamp: Stamp, settled: &Settled, now: Instant) {
         self.outages.recovered("settle");
+        self.tell_stale(settled.stale);
         if let Some(xid) = settled.mark {
             self.frontier.mark(stamp, xid);
         }
@@ -496,6 +498,18 @@ impl Engine {
         if routed_by.is_some_and(|version| version != self.routes.version()) {
             // There may be one by now, and what comes later of its key waits for that.
             self.due.routes_changed(now);
+        }
+    }
+
+    /// Outcomes that came after their partition had gone to another relay. They are counted, because each may have been
+    /// delivered twice.
+    fn tell_stale(&self, outcomes: usize) {
+        if outcomes == 0 {
+            return;
+        }
+        warn!(outcomes, "outcomes came too late and were refused: their partitions belong to another relay");
+        if let Some(listener) = &self.listener {
+            listener(&Event::Refused { outcomes });
         }
     }
 

@@ -19,7 +19,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// How long an answer about the database is repeated before it is asked again.
 const ANSWER_KEPT: Duration = Duration::from_secs(1);
@@ -122,7 +122,8 @@ impl Health {
         let answer = match tokio::time::timeout(PATIENCE, store.verify()).await {
             Ok(Ok(())) => Ok(()),
             // The address of the database is nobody's business here.
-            Ok(Err(crate::store::StoreError::Unsuitable { problem, .. })) => Err(problem),
+            Ok(Err(StoreError::Unsuitable { problem, .. })) => Err(problem),
+            Ok(Err(StoreError::ReadOnly { found, .. })) => Err(format!("the database takes no writes: {found}")),
             Ok(Err(_)) => Err("the database cannot be reached".to_owned()),
             Err(_) => Err(format!("the database has not answered within {} s", PATIENCE.as_secs())),
         };

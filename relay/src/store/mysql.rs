@@ -192,6 +192,17 @@ impl Store for Mysql {
         settle::delivery_start(self.lend(&self.due, "delivery_start").await?, relay, batch).await
     }
 
+    async fn delivery_bring_forward(
+        &self,
+        relay: RelayId,
+        partitions: PartitionSet,
+        by: Duration,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let session = self.lend(&self.other, "delivery_bring_forward").await?;
+        membership::bring_forward(session, relay, partitions, by, now).await
+    }
+
     async fn message_delivered(
         &self,
         messages: &[(Seq, MessageId)],

@@ -12,7 +12,8 @@
 //! - Keys travel as the bytes that were read.
 //!
 //! Not here yet: TLS, and poolers in transaction mode. Settings are made once per session and statements are prepared
-//! in it, so a pooler that hands sessions around would lose the first and, before pgbouncer 1.21, refuse the second.
+//! in it, so a pooler that hands sessions around would lose the first and, before pgbouncer 1.21, refuse the second. It
+//! is recognised and refused.
 
 mod connection;
 mod destination;
@@ -23,6 +24,7 @@ mod status;
 mod value;
 mod waiting;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -41,6 +43,7 @@ use crate::poll::Evidence;
 #[derive(Debug)]
 pub struct Postgres {
     connector: Connector,
+    proven: AtomicBool,
     feed: Slot,
     due: Slot,
     delivered: Slot,
@@ -57,6 +60,7 @@ impl Postgres {
     pub fn new(url: &str, options: &StoreOptions) -> Result<Postgres, StoreError> {
         Ok(Postgres {
             connector: Connector::new(url, options)?,
+            proven: AtomicBool::new(false),
             feed: Slot::new(Role::Feed),
             due: Slot::new(Role::Due),
             delivered: Slot::new(Role::Delivered),
@@ -105,6 +109,7 @@ pub fn hot_statements() -> Vec<HotStatement> {
         hot(&waiting::LANE_WAITING, false, &["'{d1,d2}'", "4294967295", "NULL"]),
         hot(&settle::DELIVERY_START, false, &[ONE, ONE, ONE, ONE]),
         hot(&settle::SETTLE_DELIVERED, false, &[ONE, ONE, ONE]),
+        hot(&settle::SETTLE_DELIVERED, false, &[ONE, ONE, ONE, ID]),
         hot(&settle::SETTLE_HEADS, false, &["'{d1}'", "'{7}'", "100"]),
         hot(
             &settle::SETTLE_MOVE,
@@ -114,13 +119,13 @@ pub fn hot_statements() -> Vec<HotStatement> {
                 "NULL",
             ],
         ),
-        hot(&settle::SETTLE_WAIT, false, &[ONE, ONE, ONE, A, A, ONE, ONE, "'{t}'", ONE, A, A, A, "NULL"]),
+        hot(&settle::SETTLE_WAIT, false, &[ONE, ONE, ONE, A, A, ONE, ONE, "'{t}'", ONE, A, A, A, "NULL", ID]),
         hot(
             &settle::SETTLE_LEAVE,
             false,
             &[
                 ONE, ONE, ONE, "'{t}'", ONE, A, A, ONE, ONE, "'{t}'", ONE, A, A, A, ONE, A, A, ONE, "'{t}'", A, ONE, A,
-                A, A, "NULL",
+                A, A, "NULL", ID,
             ],
         ),
     ]
@@ -133,6 +138,11 @@ impl Store for Postgres {
     }
 
     async fn verify(&self) -> Result<(), StoreError> {
+        // Whoever looks after our health asks often, and a feed notices a session that changes later on.
+        if !self.proven.load(Ordering::Relaxed) {
+            self.connector.prove_sessions().await?;
+            self.proven.store(true, Ordering::Relaxed);
+        }
         let mut held = self.other.take(&self.connector).await?;
         status::verify(&mut held.connection).await?;
         held.put_back();
@@ -234,6 +244,19 @@ impl Store for Postgres {
         let counted = settle::delivery_start(&mut held.connection, relay, batch).await?;
         held.put_back();
         Ok(counted)
+    }
+
+    async fn delivery_bring_forward(
+        &self,
+        relay: RelayId,
+        partitions: PartitionSet,
+        by: Duration,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        let mut held = self.other.take(&self.connector).await?;
+        waiting::bring_forward(&mut held.connection, relay, partitions, by, now).await?;
+        held.put_back();
+        Ok(())
     }
 
     async fn message_delivered(

@@ -140,6 +140,18 @@ impl Store for Sqlite {
         self.writer.run("delivery_start", move |open| settle::delivery_start(open, relay, &batch)).await
     }
 
+    async fn delivery_bring_forward(
+        &self,
+        relay: RelayId,
+        partitions: PartitionSet,
+        by: Duration,
+        now: Now,
+    ) -> Result<(), StoreError> {
+        self.writer
+            .run("delivery_bring_forward", move |open| settle::bring_forward(open, relay, partitions, by, now))
+            .await
+    }
+
     async fn message_delivered(
         &self,
         messages: &[(Seq, MessageId)],

@@ -271,7 +271,7 @@ async fn without_a_connection<C: AsyncConnection<Backend: OutboxBackend> + 'stat
     assert_eq!((refusals.load(Ordering::SeqCst), script.attempts("one")), (0, vec![1]));
 }
 
-fn driver_url(database: &TestDatabase) -> String {
+pub(crate) fn driver_url(database: &TestDatabase) -> String {
     match database.kind() {
         Kind::Postgres => database.url().to_owned(),
         Kind::Mariadb => format!("{}?prefer_socket=false", database.url()),

@@ -474,6 +474,7 @@ pub(crate) fn entry(n: u32) -> relay::message::HistoryEntry {
 /// The outcome of a row that was read.
 pub(crate) fn outcome(row: &WaitingDelivery, change: WaitingChange) -> WaitingOutcome {
     WaitingOutcome {
+        message_id: row.message.id,
         id: row.id,
         partition_no: row.message.partition_no,
         destination: row.destination.clone(),

@@ -452,3 +452,28 @@ async fn units_decided_by_other_routes_are_not_written(database: TestDatabase) {
     assert_eq!((outbox.pending().len(), outbox.waiting().len()), (0, 1));
 }
 for_each_database!(units_decided_by_other_routes_are_not_written);
+async fn an_outcome_of_a_row_whose_number_was_handed_out_again_is_refused(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    outbox.park("k", "mail").await;
+    let row = outbox.due("mail").await.remove(0);
+    // As after a restore: another message waits under the same number, in the same partition, as often attempted.
+    let id = match outbox.kind() {
+        Kind::Postgres => "gen_random_uuid()",
+        Kind::Mariadb => "unhex(replace(uuid(), '-', ''))",
+        Kind::Sqlite => "randomblob(16)",
+    };
+    outbox.database.exec(&format!("UPDATE outbox_deliveries SET message_id = {id}"));
+    let before = outbox.waiting();
+    let changes = [
+        WaitingChange::Delivered,
+        WaitingChange::Waits(waits(State::Retry)),
+        WaitingChange::Dies(dies(Reason::Rejected)),
+    ];
+    for change in changes {
+        let settled = outbox.settle(vec![], vec![outcome(&row, change)]).await;
+        assert_eq!((settled.refused_waiting, settled.stale), (vec![row.id], 0));
+    }
+    assert_eq!(outbox.waiting(), before);
+    assert_eq!(outbox.dead(), [""; 0]);
+}
+for_each_database!(an_outcome_of_a_row_whose_number_was_handed_out_again_is_refused);

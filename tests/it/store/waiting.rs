@@ -3,9 +3,9 @@
 use outbox_tests::database::TestDatabase;
 use outbox_tests::for_each_database;
 use relay::message::{PartitionSet, WaitingDelivery};
-use relay::store::{Dies, DueIn, KeyAfter, LaneDemand, LaneWaiting, Reason, State, Waits};
+use relay::store::{DestinationSpec, Dies, DueIn, KeyAfter, LaneDemand, LaneWaiting, Reason, State, Waits};
 
-use super::fixture::{Draft, Outbox, after_noon, dies, mine, moved, noon, secs, time, unit, waits};
+use super::fixture::{Draft, Outbox, after_noon, dies, mine, moved, noon, register, secs, time, unit, waits};
 
 fn lane(destination: &str, limit: u32) -> LaneDemand {
     LaneDemand { destination: destination.into(), limit }
@@ -218,3 +218,31 @@ async fn followers_of_a_key_come_in_order_up_to_the_first_that_is_not_due(databa
     assert_eq!(found.earlier, earlier, "what comes before is told, each key by itself");
 }
 for_each_database!(followers_of_a_key_come_in_order_up_to_the_first_that_is_not_due);
+
+async fn what_waits_comes_forward_when_the_clock_was_put_back(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    outbox.park("soon", "mail").await;
+    let later = outbox.insert(&Draft::default().deliver_at(after_noon(500)));
+    let later = outbox.message(later).await;
+    let scheduled = Waits { due: DueIn::DeliverAt, ..waits(State::Scheduled) };
+    outbox.settle_all(vec![moved(&later, vec![unit("mail", scheduled)])], vec![]).await;
+    let spec = DestinationSpec { name: "mail".into(), patterns: vec!["**".into()], ordering: "key".into() };
+    outbox.store.destination_register(&[spec]).await.unwrap();
+    outbox.store.destination_hold("mail", secs(3600), Some(noon())).await.unwrap();
+    let due = |outbox: &Outbox| outbox.waiting().iter().map(|row| row.due_at).collect::<Vec<_>>();
+    assert_eq!(due(&outbox), [after_noon(60), after_noon(500)]);
+
+    // Another's rows are not touched, nor is what is due already.
+    let stranger = register(&*outbox.store, "stranger").await;
+    outbox.store.delivery_bring_forward(stranger, PartitionSet::ALL, secs(30), Some(noon())).await.unwrap();
+    let late = Some(after_noon(1000));
+    outbox.store.delivery_bring_forward(outbox.relay, PartitionSet::ALL, secs(30), late).await.unwrap();
+    assert_eq!(due(&outbox), [after_noon(60), after_noon(500)]);
+
+    let back = Some(after_noon(-100));
+    outbox.store.delivery_bring_forward(outbox.relay, PartitionSet::ALL, secs(40), back).await.unwrap();
+    assert_eq!(due(&outbox), [after_noon(20), after_noon(500)], "an hour that somebody named stays");
+    let held = outbox.store.destination_read(Some(noon())).await.unwrap().destinations[0].held_for.unwrap();
+    assert_eq!(held, secs(3600 - 30 - 30 - 40), "{held:?}");
+}
+for_each_database!(what_waits_comes_forward_when_the_clock_was_put_back);

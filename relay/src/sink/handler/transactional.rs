@@ -87,7 +87,7 @@ where
 {
     let database = connections.database();
     let Some(claim) = Claim::new(database, unit) else { return not_claimed() };
-    let prelude = claim::prelude(database, connections.timeout());
+    let prelude = claim::prelude(database, connections.timeout(), unit);
     loop {
         // Read before anything is opened: what cannot be read needs no transaction.
         let message: M = match decode::typed(context.message()) {

@@ -95,15 +95,32 @@ impl Connector {
             number: self.connections.fetch_add(1, Ordering::Relaxed),
             used_at: Instant::now(),
         };
-        let rows: Vec<Row> = self.answer(operation, patience, link.conn.query("SELECT version()")).await?;
-        let version = rows.into_iter().next().map(|row| Columns::new(row).text()).unwrap_or_default();
-        if version.contains("MariaDB") {
-            link.flavour = Flavour::MariaDb;
+        let question = "SELECT version(), CAST(@@global.read_only AS CHAR), CAST(@@global.innodb_read_only AS CHAR)";
+        let rows: Vec<Row> = self.answer(operation, patience, link.conn.query(question)).await?;
+        if let Some(row) = rows.into_iter().next() {
+            let mut columns = Columns::new(row);
+            if columns.text().contains("MariaDB") {
+                link.flavour = Flavour::MariaDb;
+            }
+            // Also where the user's rights would let it write: a replica that is written to is no replica any more.
+            if says_on(&columns.text()) || says_on(&columns.text()) {
+                return Err(self.read_only());
+            }
         }
         for statement in self.session(link.flavour, patience) {
             self.answer(operation, patience, link.conn.query_drop(statement)).await?;
         }
         Ok(link)
+    }
+
+    /// The server takes no writes for the moment.
+    pub(super) fn read_only(&self) -> StoreError {
+        StoreError::ReadOnly {
+            target: self.target.clone(),
+            found: "it is read-only, as a replica is".into(),
+            help: "use the address of the primary, or switch `read_only` off; a relay that runs goes on by itself then"
+                .into(),
+        }
     }
 
     /// What every session starts with.
@@ -188,6 +205,11 @@ pub(crate) fn turned_away(target: &str, error: &Error) -> Option<(String, String
     Some((format!("the server refuses `{target}`: {}", answer.message), help.to_owned()))
 }
 
+/// True for every value of a switch but off; `read_only` has several on some servers.
+pub(super) fn says_on(value: &str) -> bool {
+    !(value.is_empty() || value == "0" || value.eq_ignore_ascii_case("off"))
+}
+
 const LOCK_WAIT_TIMEOUT: u16 = 1205;
 const DEADLOCK: u16 = 1213;
 const QUERY_INTERRUPTED: u16 = 1317;
@@ -257,6 +279,11 @@ impl Session<'_> {
     /// Which server this is.
     pub(super) fn flavour(&self) -> Flavour {
         self.link.flavour
+    }
+
+    /// The refusal of a server that takes no writes.
+    pub(super) fn read_only(&self) -> StoreError {
+        self.connector.read_only()
     }
 
     /// A number no other connection of this process has.

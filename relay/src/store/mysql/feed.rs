@@ -10,7 +10,7 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-use super::connection::{Flavour, Session};
+use super::connection::{Flavour, Session, says_on};
 use super::literal;
 use super::row::{Columns, message, message_columns};
 use crate::message::{PartitionSet, Seq};
@@ -33,6 +33,7 @@ pub(super) async fn message_read(
 ) -> Result<Page, StoreError> {
     let rows = session.rows(&poll(wanted, owned, limit, now)).await?;
     let mut page = Page::default();
+    let mut is_read_only = false;
     for row in rows {
         let mut columns = Columns::new(row);
         let (branch, seq, partition_no) = (columns.number(), columns.number(), columns.partition());
@@ -40,6 +41,7 @@ pub(super) async fn message_read(
             let mut identity = DefaultHasher::new();
             (session.number(), columns.bytes()).hash(&mut identity);
             page.incarnation = identity.finish();
+            is_read_only = says_on(&columns.text());
             continue;
         }
         let row = if owned.contains(partition_no) {
@@ -48,6 +50,10 @@ pub(super) async fn message_read(
             Row::Foreign { seq, partition_no }
         };
         if branch == HOLES { page.from_holes.push(row) } else { page.from_tail.push(row) }
+    }
+    if is_read_only {
+        // What could be delivered could not be settled.
+        return Err(session.read_only());
     }
     // Each branch returned its lowest rows, so the lowest of all are among them.
     page.from_holes.sort_by_key(Row::seq);
@@ -69,8 +75,11 @@ fn poll(wanted: &Wanted, owned: PartitionSet, limit: u32, now: Now) -> String {
         )
     };
     // Behind a proxy the connection may stay and the server change.
-    let nulls = ", NULL".repeat(11);
-    let mut branches = vec![format!("(SELECT {SERVER}, 0, 0, concat_ws(' ', @@hostname, @@port, @@server_id){nulls})")];
+    let nulls = ", NULL".repeat(10);
+    let mut branches = vec![format!(
+        "(SELECT {SERVER}, 0, 0, concat_ws(' ', @@hostname, @@port, @@server_id), \
+         CAST(@@global.read_only AS CHAR){nulls})"
+    )];
     let (numbers, ranges) = cut(&wanted.holes);
     if !numbers.is_empty() {
         branches.push(branch(HOLES, &format!("seq IN ({})", literal::numbers(numbers))));

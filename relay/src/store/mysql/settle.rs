@@ -85,15 +85,17 @@ pub(super) async fn settle(
     waiting.sort_by_key(|outcome| outcome.id);
 
     session.begin().await?;
-    let touched = moves.iter().map(|m| m.partition_no).chain(waiting.iter().map(|w| w.partition_no));
+    let touched = batch.moves.iter().map(|m| m.partition_no).chain(batch.waiting.iter().map(|w| w.partition_no));
     let owned = partition_lock(&mut session, relay, &batch.epochs, touched.collect()).await?;
-    let mut settled = Settled::default();
+    let partitions = batch.moves.iter().map(|m| m.partition_no).chain(batch.waiting.iter().map(|w| w.partition_no));
+    let stale = partitions.filter(|partition_no| !owned.contains(partition_no)).count();
+    let mut settled = Settled { stale, ..Settled::default() };
     if let Some(version) = batch.routes_version {
         // A read of its own after the locks: it sees what was committed while waiting for them.
         let rows = session.rows("-- settle_routes\nSELECT routes_version FROM outbox_meta").await?;
         if rows.into_iter().next().map(|row| Columns::new(row).number()) != Some(version) {
             session.commit().await?;
-            return Ok(Settled { routes_changed: true, ..settled });
+            return Ok(Settled { routes_changed: true, ..Settled::default() });
         }
     }
 
@@ -192,12 +194,13 @@ async fn partition_lock(
     Ok(owned)
 }
 
-/// Locks those waiting rows whose `attempts` are those that were read. Returns for each its number.
+/// Locks those waiting rows that are about that message and whose `attempts` are those that were read. Returns for each
+/// its number.
 async fn waiting_lock(
     session: &mut Session<'_>,
     outcomes: &[&WaitingOutcome],
 ) -> Result<BTreeMap<i64, Seq>, StoreError> {
-    let named = outcomes.iter().map(|o| json!([o.id, o.attempts_read, o.partition_no])).collect();
+    let named = outcomes.iter().map(|o| json!([o.id, o.attempts_read, o.partition_no, hex(o.message_id)])).collect();
     delivery_lock(session, named, "").await
 }
 
@@ -210,9 +213,10 @@ async fn delivery_lock(
     let sql = format!(
         "-- delivery_lock\n\
          SELECT d.id, d.seq FROM JSON_TABLE({}, '$[*]' COLUMNS (id BIGINT PATH '$[0]', attempts INT PATH '$[1]', \
-              partition_no INT PATH '$[2]')) AS t \
+              partition_no INT PATH '$[2]', message_id VARCHAR(32) PATH '$[3]')) AS t \
          STRAIGHT_JOIN outbox_deliveries AS d FORCE INDEX (PRIMARY) \
-           ON d.id = t.id AND d.attempts = t.attempts AND d.partition_no = t.partition_no FOR UPDATE{others}",
+           ON d.id = t.id AND d.attempts = t.attempts AND d.partition_no = t.partition_no \
+           AND (t.message_id IS NULL OR d.message_id = unhex(t.message_id)) FOR UPDATE{others}",
         literal::document(&json!(named))
     );
     let rows = session.rows(&sql).await?.into_iter().map(Columns::new);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::connection::{Flavour, Session};
+use super::connection::{Flavour, Session, says_on};
 use super::row::Columns;
 use super::{destination, literal, membership};
 use crate::store::{Now, Status, StoreError};
@@ -27,10 +27,11 @@ pub(super) async fn verify(session: &mut Session<'_>) -> Result<(), StoreError> 
             ),
         ));
     }
-    if flag(variable("read_only")) || flag(variable("innodb_read_only")) {
-        return Err(unsuitable("the database server is read-only, as a replica is", "give the address of the primary"));
+    // It may have changed since the connection was made.
+    if says_on(variable("read_only")) || says_on(variable("innodb_read_only")) {
+        return Err(session.read_only());
     }
-    if flag(variable("log_bin")) && variable("binlog_format").eq_ignore_ascii_case("statement") {
+    if says_on(variable("log_bin")) && variable("binlog_format").eq_ignore_ascii_case("statement") {
         return Err(unsuitable(
             "the server replicates by statement, which READ COMMITTED does not allow",
             "set binlog_format to ROW or MIXED",
@@ -96,10 +97,6 @@ fn too_old(flavour: Flavour, version: &str) -> Option<(&'static str, &'static st
 }
 
 /// A server variable may show as `1`, `ON`, or, on newer servers, as a word that says why it is on.
-fn flag(value: &str) -> bool {
-    !matches!(value.to_ascii_uppercase().as_str(), "" | "0" | "OFF")
-}
-
 fn unsuitable(problem: impl Into<String>, help: impl Into<String>) -> StoreError {
     StoreError::Unsuitable { problem: problem.into(), help: help.into() }
 }
@@ -167,7 +164,7 @@ mod tests {
     #[test]
     fn a_server_variable_is_on_unless_it_says_otherwise() {
         for (value, on) in [("0", false), ("OFF", false), ("1", true), ("ON", true), ("READ_ONLY", true)] {
-            assert_eq!(flag(value), on, "{value}");
+            assert_eq!(says_on(value), on, "{value}");
         }
     }
 }

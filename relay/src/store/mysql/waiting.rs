@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::connection::Session;
 use super::literal::{self, hex};
-use super::row::{Columns, delivery, delivery_columns};
+use super::row::{Columns, delivery, delivery_columns, micros_of};
 use crate::message::{Key, PartitionSet, Seq, WaitingDelivery};
 use crate::store::{Due, EARLIER_MAX, Followers, KeyAfter, LaneDemand, LaneWaiting, Now, StoreError, decode};
 
@@ -52,6 +52,7 @@ pub(super) async fn delivery_due(
         let n = usize::try_from(columns.number()).unwrap_or(usize::MAX);
         if let Some(lane) = due.lanes.get_mut(n) {
             *lane = LaneWaiting { occupied: columns.flag(), next_due_in: columns.maybe_span() };
+            due.hour = Some(columns.instant());
         }
     }
     Ok(due)
@@ -148,7 +149,8 @@ fn lanes_waiting(lanes: &[LaneDemand], owned: &str, now: &str) -> String {
              OR EXISTS (SELECT 1 FROM outbox_dead_letters WHERE destination = {destination} AND blocks_key = true), \
              (SELECT timestampdiff(MICROSECOND, {now}, due_at) FROM outbox_deliveries FORCE INDEX (delivery_by_due) \
               WHERE destination = {destination} AND blocked = false AND partition_no IN ({owned}) \
-              ORDER BY due_at LIMIT 1))"
+              ORDER BY due_at LIMIT 1), {})",
+            micros_of(now)
         )
     };
     let branches: Vec<String> = lanes.iter().enumerate().map(branch).collect();

@@ -3,6 +3,9 @@
 //! A connection is taken out of its slot for a call and put back when the call succeeded. Whatever else happens to the
 //! call (an error, a panic, a dropped future), the connection is dropped, which closes its socket: nothing is ever
 //! reused in an unknown state. Calls of one role wait for each other.
+//!
+//! Every new connection is asked who answers: a standby is not worked on, and neither is a session that changes under
+//! the connection.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -14,7 +17,7 @@ use tokio::task::AbortHandle;
 use tokio_postgres::config::Host;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, NoTls, Row, Statement};
+use tokio_postgres::{Client, Config, NoTls, Row, SimpleQueryMessage, Statement};
 
 use crate::cause::chain;
 use crate::store::StoreError;
@@ -109,16 +112,56 @@ impl Connector {
             let _ = driver.await;
         })
         .abort_handle();
-        let connection = Connection {
+        let mut connection = Connection {
             client,
             statements: HashMap::new(),
             target: Arc::clone(&self.target),
             identity: RandomState::new().hash_one(0),
+            backend: 0,
             driver,
         };
         let settings = self.settings(role);
         connection.client.batch_execute(&settings).await.map_err(|error| self.unreachable(error))?;
+        let session = connection.session().await?;
+        if session.in_recovery {
+            return Err(self.standby());
+        }
+        connection.backend = session.backend;
+        // Apart from the settings, so that a pooler has had the occasion to give the session to somebody else.
+        if connection.session().await?.backend != session.backend {
+            return Err(pooled());
+        }
         Ok(connection)
+    }
+
+    /// Refuses an address behind which sessions are handed around between transactions.
+    ///
+    /// Two connections are open at the same time and asked in turn who they are. A session is always the same, and never
+    /// the other's. Behind a pooler in transaction or statement mode an idle connection has no session of its own: the
+    /// two meet in one, or one of them wanders. No order of questions is a multiple of another, so that a pooler which
+    /// deals its sessions out in turn does not deal each the same one again and again.
+    pub(super) async fn prove_sessions(&self) -> Result<(), StoreError> {
+        let (first, second) = (self.connect(Role::Other).await?, self.connect(Role::Other).await?);
+        for connection in [&first, &second] {
+            let name = format!("SET outbox.connection = '{:x}'", connection.identity);
+            connection.client.batch_execute(&name).await.map_err(|error| connection.failed("session_name", error))?;
+        }
+        for turn in [&first, &first, &second, &first, &second, &second, &first, &first, &second, &second] {
+            let session = turn.session().await?;
+            let own = session.name == format!("{:x}", turn.identity);
+            if session.backend != turn.backend || first.backend == second.backend || !own {
+                return Err(pooled());
+            }
+        }
+        Ok(())
+    }
+
+    fn standby(&self) -> StoreError {
+        StoreError::ReadOnly {
+            target: self.target.to_string(),
+            found: "it is a standby, which only replays what its primary writes".into(),
+            help: STANDBY_HELP.into(),
+        }
     }
 
     fn unreachable(&self, error: tokio_postgres::Error) -> StoreError {
@@ -150,6 +193,23 @@ impl Connector {
             Role::Beat | Role::Other => {}
         }
         settings
+    }
+}
+
+/// What to do about a standby.
+const STANDBY_HELP: &str = "use the address of the primary, or add `target_session_attrs=read-write` to an address that \
+                            lists several hosts; a relay that runs goes on by itself once the server is promoted";
+
+/// Somebody in between hands sessions around.
+fn pooled() -> StoreError {
+    StoreError::Unsuitable {
+        problem: "the address leads to a pooler that gives every transaction another session, as pgbouncer does in \
+                  `pool_mode = transaction` and `statement`; the relay's settings and prepared statements belong to one \
+                  session"
+            .into(),
+        help: "connect the relay directly to PostgreSQL, or through a pooler with `pool_mode = session`; applications \
+               that only enqueue may stay behind this one"
+            .into(),
     }
 }
 
@@ -201,7 +261,15 @@ pub(super) struct Connection {
     statements: HashMap<&'static str, Statement>,
     target: Arc<str>,
     identity: u64,
+    backend: i32,
     driver: AbortHandle,
+}
+
+/// What a session says of itself.
+struct Session {
+    backend: i32,
+    in_recovery: bool,
+    name: String,
 }
 
 impl Drop for Connection {
@@ -215,6 +283,38 @@ impl Connection {
     /// Differs from that of every other connection.
     pub(super) fn identity(&self) -> u64 {
         self.identity
+    }
+
+    /// Who answers. Asked without preparing anything, which some poolers could not do.
+    async fn session(&self) -> Result<Session, StoreError> {
+        let text = "-- session_read\n\
+                    SELECT pg_backend_pid(), pg_is_in_recovery(), coalesce(current_setting('outbox.connection', true), '')";
+        let answers = self.client.simple_query(text).await.map_err(|error| self.failed("session_read", error))?;
+        for answer in &answers {
+            if let SimpleQueryMessage::Row(row) = answer {
+                return Ok(Session {
+                    backend: row.get(0).and_then(|pid| pid.parse().ok()).unwrap_or_default(),
+                    in_recovery: row.get(1) == Some("t"),
+                    name: row.get(2).unwrap_or_default().to_owned(),
+                });
+            }
+        }
+        Err(StoreError::Refused { operation: "session_read", source: "the server returned no row".into() })
+    }
+
+    /// The session is still the one this connection began with, and its server still takes writes.
+    pub(super) fn proven(&self, backend: i32, in_recovery: bool) -> Result<(), StoreError> {
+        if backend != self.backend {
+            return Err(pooled());
+        }
+        if in_recovery {
+            return Err(StoreError::ReadOnly {
+                target: self.target.to_string(),
+                found: "it has become a standby".into(),
+                help: STANDBY_HELP.into(),
+            });
+        }
+        Ok(())
     }
 
     /// The statement, prepared at its first use.

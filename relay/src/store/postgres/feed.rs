@@ -66,8 +66,8 @@ pub(super) const FEED_READ: Sql = Sql {
     text: concat!(
         "-- feed_read\n",
         "SELECT 0::smallint AS branch, (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, ",
-        "0::smallint, NULL::uuid, pg_current_snapshot()::text, NULL::text, NULL::text, NULL::bytea, NULL::text, ",
-        "NULL::text, NULL::text, false, false, false, 0::smallint, now() ",
+        "0::smallint, NULL::uuid, pg_current_snapshot()::text, pg_backend_pid()::text, NULL::text, NULL::bytea, ",
+        "NULL::text, NULL::text, NULL::text, false, false, pg_is_in_recovery(), 0::smallint, now() ",
         "UNION ALL (SELECT 1::smallint, found.* ",
         "FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS hole(lo, hi, gained) ",
         "CROSS JOIN LATERAL (SELECT ",
@@ -117,6 +117,7 @@ pub(super) async fn message_read(
     for row in &rows {
         match row.get::<_, i16>(0) {
             0 => {
+                connection.proven(number(row, 5), row.get(13))?;
                 page.incarnation = incarnation(connection.identity(), row.get(1));
                 page.snapshot = Some(snapshot(&row.get::<_, Octets<'_>>(4).text())?);
             }
@@ -133,6 +134,10 @@ pub(super) async fn message_read(
     page.from_holes.dedup_by_key(|row| row.seq());
     page.from_tail.sort_by_key(Row::seq);
     Ok(page)
+}
+
+fn number(row: &SqlRow, column: usize) -> i32 {
+    row.get::<_, Option<Octets<'_>>>(column).and_then(|text| text.text().parse().ok()).unwrap_or_default()
 }
 
 fn feed_row(row: &SqlRow, owned: PartitionSet) -> Row {

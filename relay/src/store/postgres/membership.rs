@@ -122,6 +122,9 @@ pub(super) async fn relay_beat(
     Ok(raised.then(|| membership(&rows)))
 }
 
+/// Locks partition rows, in order.
+pub(super) const LOCK: &Sql = &PARTITION_LOCK;
+
 /// Everybody and everything, for those who only look.
 pub(super) const READ: &Sql = &MEMBERSHIP_READ;
 

@@ -100,7 +100,7 @@ pub(super) async fn settle(
             let rows = &waiting.delivered;
             match rows.id.is_empty() {
                 true => Ok(Vec::new()),
-                false => connection.query(&step_delivered, &[&rows.id, &rows.attempts, &rows.partition_no]).await,
+                false => connection.query(&step_delivered, &[&rows.id, &rows.attempts, &rows.partition_no, &rows.message_id]).await,
             }
         },
         async {
@@ -134,6 +134,7 @@ pub(super) async fn settle(
         refused_messages: batch.moves.iter().map(|step| step.seq).filter(|seq| !moved.contains(seq)).collect(),
         refused_waiting: batch.waiting.iter().map(|step| step.id).filter(|id| !settled.contains(id)).collect(),
         routes_changed: false,
+        stale: count_stale(batch, &owned),
         mark,
     })
 }
@@ -174,6 +175,13 @@ pub(super) async fn delivery_start(
         connection.commit(),
     )?;
     Ok(counted.iter().map(|row| row.get(0)).collect())
+}
+
+/// Outcomes of partitions that are not ours.
+fn count_stale(batch: &Settlement, owned: &HashSet<u8>) -> usize {
+    let moves = batch.moves.iter().map(|step| step.partition_no);
+    let partitions = moves.chain(batch.waiting.iter().map(|step| step.partition_no));
+    partitions.filter(|partition_no| !owned.contains(partition_no)).count()
 }
 
 /// How many rows of a key are looked at beyond those that may have been inserted.
@@ -263,6 +271,7 @@ struct RowColumns {
     id: Vec<i64>,
     attempts: Vec<i32>,
     partition_no: Vec<i16>,
+    message_id: Vec<Uuid>,
 }
 
 impl RowColumns {
@@ -270,6 +279,7 @@ impl RowColumns {
         self.id.push(outcome.id);
         self.attempts.push(count(outcome.attempts_read));
         self.partition_no.push(i16::from(outcome.partition_no));
+        self.message_id.push(outcome.message_id);
     }
 }
 
@@ -388,7 +398,7 @@ impl Outcomes {
         columns
     }
 
-    fn again_params<'a>(&'a self, now: &'a Now) -> Params<'a, 13> {
+    fn again_params<'a>(&'a self, now: &'a Now) -> Params<'a, 14> {
         let (r, w) = (&self.again, &self.again_waits);
         [
             &r.attempts,
@@ -404,10 +414,11 @@ impl Outcomes {
             &w.last_error,
             &w.history,
             now,
+            &r.message_id,
         ]
     }
 
-    fn left_params<'a>(&'a self, now: &'a Now) -> Params<'a, 25> {
+    fn left_params<'a>(&'a self, now: &'a Now) -> Params<'a, 26> {
         let (r, w, d) = (&self.left, &self.left_waits, &self.left_dies);
         [
             &r.id,
@@ -435,6 +446,7 @@ impl Outcomes {
             &d.last_error,
             &d.history,
             now,
+            &r.message_id,
         ]
     }
 }

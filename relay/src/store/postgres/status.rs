@@ -15,7 +15,7 @@ const SERVER_READ: Sql = Sql {
     name: "server_read",
     text: "-- server_read\n\
            SELECT current_setting('server_version_num')::integer, current_setting('server_version'), \
-               pg_is_in_recovery(), to_regclass('outbox_meta') IS NOT NULL, \
+               to_regclass('outbox_meta') IS NOT NULL, \
                coalesce(current_schema(), ''), current_setting('default_transaction_read_only')::boolean",
 };
 
@@ -59,22 +59,14 @@ pub(super) async fn verify(connection: &mut Connection) -> Result<(), StoreError
             help: "upgrade the server".into(),
         });
     }
-    if row.get::<_, bool>(2) {
-        return Err(StoreError::Unsuitable {
-            problem: "the server is a standby, on which nothing can be written".into(),
-            help: "use the address of the primary, or add `target_session_attrs=read-write` to an address that lists \
-                   several hosts"
-                .into(),
-        });
-    }
-    if row.get::<_, bool>(5) {
+    if row.get::<_, bool>(4) {
         return Err(StoreError::Unsuitable {
             problem: "this role or database is set to `default_transaction_read_only`".into(),
             help: "let the relay use a role that may write".into(),
         });
     }
-    if !row.get::<_, bool>(3) {
-        let schema = row.get::<_, Octets<'_>>(4).text();
+    if !row.get::<_, bool>(2) {
+        let schema = row.get::<_, Octets<'_>>(3).text();
         return Err(StoreError::Unsuitable {
             problem: format!("the outbox tables are missing (the connection's first schema is `{schema}`)"),
             help: "run `relay migrate up`, or, when they are in another schema, put it into the role's `search_path`"

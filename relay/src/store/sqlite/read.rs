@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::DateTime;
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
 use diesel::{Connection, QueryResult, SqliteConnection};
 use uuid::Uuid;
@@ -58,7 +59,13 @@ statement!(
     ),
     (MessageSql, Nullable<Text>)
 );
-statement!(HighestNumber, "-- message_highest\nSELECT seq FROM sqlite_sequence WHERE name = 'outbox_messages'", BigInt);
+// The table is named as well: without it there is no number either, and a relay would wait in silence.
+statement!(
+    HighestNumber,
+    "-- message_highest\nSELECT seq FROM sqlite_sequence WHERE name = 'outbox_messages' \
+     OR seq IS NULL AND EXISTS (SELECT 1 FROM outbox_messages)",
+    BigInt
+);
 statement!(
     MessageSweep,
     "-- message_sweep\nSELECT seq FROM outbox_messages WHERE seq > ? AND seq <= ? AND ? >> partition_no & 1 \
@@ -262,7 +269,7 @@ pub(super) fn delivery_due(open: &mut Open, lanes: &[LaneDemand], owned: Partiti
     open.conn.transaction(|conn| {
         let now = clock(conn, now)?;
         let mask = mask(owned);
-        let mut due = Due::default();
+        let mut due = Due { hour: DateTime::from_timestamp_millis(now), ..Due::default() };
         for lane in lanes {
             let name = lane.destination.as_str();
             if lane.limit > 0 {

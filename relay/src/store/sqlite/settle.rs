@@ -71,7 +71,7 @@ statement!(
 statement!(
     DeliveryFind,
     "-- delivery_find\nSELECT destination = '' FROM outbox_deliveries WHERE id = ? AND attempts = ? \
-     AND partition_no = ?",
+     AND partition_no = ? AND message_id = ?",
     Bool
 );
 // A unit that says nothing about a verdict was not attempted: the last one stays.
@@ -114,6 +114,17 @@ statement!(
 statement!(
     DeliveryStart,
     "-- delivery_start\nUPDATE outbox_deliveries SET starts = ? WHERE id = ? AND attempts = ? AND partition_no = ?"
+);
+statement!(
+    DeliveryForward,
+    "-- delivery_forward\nUPDATE outbox_deliveries \
+     SET due_at = min(due_at, max(due_at - ?, coalesce(deliver_at, due_at - ?))) \
+     WHERE due_at > ? AND ? >> partition_no & 1 \
+     AND partition_no IN (SELECT partition_no FROM outbox_partitions WHERE owner = ?)"
+);
+statement!(
+    HoldForward,
+    "-- hold_forward\nUPDATE outbox_destinations SET held_until = held_until - ? WHERE held_until > ?"
 );
 statement!(DeliveryDelete, "-- delivery_delete\nDELETE FROM outbox_deliveries WHERE id = ?");
 statement!(
@@ -202,6 +213,8 @@ pub(super) fn settle(open: &mut Open, relay: RelayId, batch: &Settlement, now: N
         let held = partitions_held(conn, relay, &batch.epochs)?;
         let mut work = Work { conn, now, touched: BTreeMap::new() };
         let mut settled = Settled::default();
+        let partitions = batch.moves.iter().map(|m| m.partition_no).chain(batch.waiting.iter().map(|w| w.partition_no));
+        settled.stale = partitions.filter(|partition_no| !held.contains(*partition_no)).count();
         for message in &batch.moves {
             if !held.contains(message.partition_no) || !work.message(message)? {
                 settled.refused_messages.push(message.seq);
@@ -214,6 +227,23 @@ pub(super) fn settle(open: &mut Open, relay: RelayId, batch: &Settlement, now: N
         }
         work.repair()?;
         Ok(settled)
+    })
+}
+
+/// Brings what waits forward, and holds.
+pub(super) fn bring_forward(
+    open: &mut Open,
+    relay: RelayId,
+    partitions: PartitionSet,
+    by: Duration,
+    now: Now,
+) -> QueryResult<()> {
+    let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+    open.conn.immediate_transaction(|conn| {
+        let now = clock(conn, now)?;
+        let binds = [by.into(), by.into(), now.into(), mask(partitions).into(), (&relay).into()];
+        execute::<DeliveryForward>(conn, &binds)?;
+        execute::<HoldForward>(conn, &[by.into(), now.into()]).map(drop)
     })
 }
 
@@ -301,7 +331,12 @@ impl Work<'_> {
 
     /// Writes the outcome of a waiting row; false when the row is gone or has been judged by somebody else.
     fn waiting(&mut self, outcome: &WaitingOutcome) -> QueryResult<bool> {
-        let binds = [outcome.id.into(), outcome.attempts_read.into(), outcome.partition_no.into()];
+        let binds = [
+            outcome.id.into(),
+            outcome.attempts_read.into(),
+            outcome.partition_no.into(),
+            (&outcome.message_id).into(),
+        ];
         let found: Option<bool> = load_optional::<DeliveryFind, _>(self.conn, &binds)?;
         let key = outcome.ordering_key.as_ref();
         let Some(unrouted) = found else {

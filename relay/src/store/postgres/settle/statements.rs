@@ -173,13 +173,16 @@ pub(in crate::store::postgres) const SETTLE_MOVE: Sql = Sql {
 };
 
 /// Waiting rows that were delivered. Parameters: id[] (ascending), attempts[],
-/// partition_no[].
+/// partition_no[], message_id[].
+///
+/// After a restore the numbers of rows are handed out again, so each is named with its message.
 pub(in crate::store::postgres) const SETTLE_DELIVERED: Sql = Sql {
     name: "settle_delivered",
     text: "-- settle_delivered\n\
            DELETE FROM outbox_deliveries d WHERE d.id = ANY($1::bigint[]) \
            AND d.attempts = ($2::integer[])[width_bucket(d.id, $1::bigint[])] \
-           AND d.partition_no = ($3::smallint[])[width_bucket(d.id, $1::bigint[])] RETURNING d.id",
+           AND d.partition_no = ($3::smallint[])[width_bucket(d.id, $1::bigint[])] \
+           AND d.message_id = ($4::uuid[])[width_bucket(d.id, $1::bigint[])] RETURNING d.id",
 };
 
 /// Waiting rows that are about to be attempted. Parameters: id[] (ascending), attempts[], partition_no[], starts[].
@@ -195,7 +198,8 @@ pub(in crate::store::postgres) const DELIVERY_START: Sql = Sql {
                ORDER BY d.id FOR UPDATE SKIP LOCKED)) RETURNING u.id",
 };
 
-/// Waiting rows that wait again. Parameters: attempts_read[], partition_no[]; ten arrays of units; now.
+/// Waiting rows that wait again. Parameters: attempts_read[], partition_no[]; ten arrays of units (rows ascending); now;
+/// message_id[].
 ///
 /// A unit that says nothing about a verdict was not attempted: the last one stays.
 pub(in crate::store::postgres) const SETTLE_WAIT: Sql = Sql {
@@ -214,13 +218,14 @@ pub(in crate::store::postgres) const SETTLE_WAIT: Sql = Sql {
         "AS u(attempts_read, partition_no, row, destination, state, attempts, pause, in_order, age, last_verdict, ",
         "last_error, history) ",
         "CROSS JOIN (SELECT coalesce($13::timestamptz, now()) AS now) AS clock ",
-        "WHERE d.id = ANY($3::bigint[]) AND d.id = u.row AND d.attempts = u.attempts_read AND d.partition_no = u.partition_no RETURNING d.id"
+        "WHERE d.id = ANY($3::bigint[]) AND d.id = u.row AND d.attempts = u.attempts_read AND d.partition_no = u.partition_no \
+         AND d.message_id = ($14::uuid[])[width_bucket(d.id, $3::bigint[])] RETURNING d.id"
     ),
 };
 
 /// Waiting rows that become dead letters (of their own destination), or, where they were not routed yet, one row for
 /// each destination. Parameters: id[] (ascending), attempts_read[], partition_no[], routed[]; ten arrays of units that wait; ten of
-/// units that die (destination null: the row's own); now.
+/// units that die (destination null: the row's own); now; message_id[].
 pub(in crate::store::postgres) const SETTLE_LEAVE: Sql = Sql {
     name: "settle_leave",
     text: concat!(
@@ -229,6 +234,7 @@ pub(in crate::store::postgres) const SETTLE_LEAVE: Sql = Sql {
         "WHERE d.id = ANY($1::bigint[]) ",
         "AND d.attempts = ($2::integer[])[width_bucket(d.id, $1::bigint[])] ",
         "AND d.partition_no = ($3::smallint[])[width_bucket(d.id, $1::bigint[])] ",
+        "AND d.message_id = ($26::uuid[])[width_bucket(d.id, $1::bigint[])] ",
         "AND (d.destination = '' OR NOT ($4::boolean[])[width_bucket(d.id, $1::bigint[])]) ",
         "RETURNING d.id, d.message_id, ",
         message_columns!("d"),
