@@ -22,6 +22,8 @@ pub(super) struct DueState {
     retry_at: Instant,
     held: HashMap<i64, HeldRow>,
     leaving: VecDeque<(u64, i64)>,
+    /// Lost since the look under way began: what it shows of them may be out of date, even if they are ours again.
+    lost: PartitionSet,
     unrouted_next: Instant,
     /// The routes changed: every unrouted row is worth a look, and those up to this one have had it.
     unrouted_after: Option<(Seq, i64)>,
@@ -58,6 +60,7 @@ impl DueState {
             retry_at: now,
             held: HashMap::new(),
             leaving: VecDeque::new(),
+            lost: PartitionSet::EMPTY,
             unrouted_next: now,
             unrouted_after: Some(START),
             routes_changed_at: now,
@@ -98,6 +101,7 @@ impl DueState {
 
     pub(super) fn evict(&mut self, lost: PartitionSet) {
         self.held.retain(|_, row| !lost.contains(row.partition_no));
+        self.lost = self.lost.or(lost);
     }
 
     pub(super) fn routes_changed(&mut self, now: Instant) {
@@ -158,6 +162,7 @@ impl Engine {
         demands.push((None, LaneDemand { destination: String::new(), limit: UNROUTED_LIMIT }));
         self.due.busy = true;
         self.due.number += 1;
+        self.due.lost = PartitionSet::EMPTY;
         self.due.safety_next = now + SAFETY_PERIOD;
         for state in &mut self.lanes {
             state.next_due = None;
@@ -175,6 +180,7 @@ impl Engine {
     fn start_unrouted(&mut self, after: (Seq, i64), now: Instant) {
         self.due.busy = true;
         self.due.number += 1;
+        self.due.lost = PartitionSet::EMPTY;
         // Ordinary looks take turns with these.
         self.due.unrouted_next = now + NOT_YET_PAUSE;
         let (store, answers) = (self.store.clone(), self.answers.clone());
@@ -235,11 +241,17 @@ impl Engine {
         let is_last = rows.len() < UNROUTED_LIMIT as usize;
         self.due.unrouted_after = rows.last().filter(|_| !is_last).map(|row| (row.message.seq, row.id));
         for row in rows {
-            let is_ours = self.kept().contains(row.message.partition_no) && !self.due.held.contains_key(&row.id);
+            let is_ours =
+                self.kept_since_look().contains(row.message.partition_no) && !self.due.held.contains_key(&row.id);
             if is_ours && !self.destinations_of(&row.message).is_empty() {
                 self.route_row(row);
             }
         }
+    }
+
+    /// What has been ours without a break since the look under way began.
+    fn kept_since_look(&self) -> PartitionSet {
+        self.kept().without(self.due.lost)
     }
 
     /// Everything look number `number` said has been acted upon.
@@ -262,7 +274,7 @@ impl Engine {
         let mut taken = 0;
         let mut not_yet = vec![false; self.lanes.len()];
         for row in due.rows {
-            if self.due.held.contains_key(&row.id) || !self.kept().contains(row.message.partition_no) {
+            if self.due.held.contains_key(&row.id) || !self.kept_since_look().contains(row.message.partition_no) {
                 continue;
             }
             if row.destination.is_empty() {

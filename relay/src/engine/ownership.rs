@@ -120,6 +120,7 @@ impl Engine {
             }
             self.hands.drop_held(seq);
         }
+        self.feed.lose(lost);
         self.due.evict(lost);
         for (destination, key) in self.settling.evict(lost) {
             if let Some(&lane) = self.lane_by_name.get(&destination) {

@@ -33,7 +33,7 @@ pub(crate) struct Facts {
 }
 
 /// What is to be done next.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Task {
     /// Give these partitions back.
     Release(PartitionSet),
@@ -182,10 +182,10 @@ impl Member {
             (Step::Renewing, Answer::Seen(Some(seen))) => {
                 self.valid_until = Some(self.began + self.lease);
                 self.next_beat = self.began + self.lease / 3;
-                self.seen(seen)
+                self.seen(seen, now)
             }
             (Step::Looking, Answer::Seen(Some(seen))) if seen.relays.iter().any(|relay| relay.id == self.me) => {
-                self.seen(seen)
+                self.seen(seen, now)
             }
             (Step::Renewing | Step::Looking, Answer::Seen(_)) => {
                 self.published.expelled = true;
@@ -223,10 +223,10 @@ impl Member {
         }
     }
 
-    fn seen(&mut self, seen: Membership) -> Task {
-        let dead = self.watch.observe(self.me, &seen, self.lease, self.began);
+    fn seen(&mut self, seen: Membership, now: Moment) -> Task {
+        let dead = self.watch.observe(self.me, &seen, self.lease, self.began, now);
         if dead.is_empty() {
-            return self.share(&seen, self.began);
+            return self.share(&seen, now);
         }
         self.step = Step::Burying(seen);
         Task::Bury(dead)
