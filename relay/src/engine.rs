@@ -38,6 +38,7 @@ use crate::store::{DestinationSeen, Routing, Store, StoreError};
 mod attempt;
 mod due;
 mod feed;
+mod followers;
 mod ownership;
 mod settle;
 

@@ -49,6 +49,13 @@ impl<W> Default for KeyState<W> {
     }
 }
 
+impl<W> KeyState<W> {
+    /// True when an older message becomes a row that look number `look` cannot have seen.
+    fn knows_older(&self, seq: i64, look: u64) -> bool {
+        self.new.range(..seq).any(|(_, known)| known.is_none_or(|first| look < first))
+    }
+}
+
 /// The gate's answer to a message that asks to pass.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Admission<W> {
@@ -88,10 +95,30 @@ impl<W> KeyGate<W> {
     /// is out stops it, or an older one whose row that look did not know.
     pub(crate) fn admit_row(&mut self, key: &Key, seq: i64, look: u64) -> bool {
         let state = self.keys.entry(key.clone()).or_default();
-        if state.new.range(..seq).any(|(_, known)| known.is_none_or(|first| look < first)) {
+        if state.knows_older(seq, look) {
             return false;
         }
         !std::mem::replace(&mut state.out, true)
+    }
+
+    /// A waiting row asks for its place behind another row of its key: look number `look` said that it comes next. With
+    /// nobody out it goes itself. Parked: not now, an older one becomes a row that look did not know.
+    pub(crate) fn line_up(&mut self, key: &Key, seq: i64, look: u64, work: W) -> Admission<W> {
+        let state = self.keys.entry(key.clone()).or_default();
+        if state.knows_older(seq, look) {
+            return Admission::Parked(work);
+        }
+        if !std::mem::replace(&mut state.out, true) {
+            return Admission::Go(work);
+        }
+        state.line.push_back((seq, work));
+        self.in_line += 1;
+        Admission::InLine
+    }
+
+    /// How many of this key wait in memory.
+    pub(crate) fn in_line_of(&self, key: &Key) -> usize {
+        self.keys.get(key).map_or(0, |state| state.line.len())
     }
 
     /// The message that was out is through. Returns the next of its key, which is out from now on.

@@ -4,7 +4,8 @@
 //! attempts and tells the lane how they ended.
 //!
 //! Invariants
-//! - Never more than `concurrency` attempts at a time, never more than `queue_max` messages in memory.
+//! - Never more than `concurrency` attempts at a time, fewer while the destination fails; never more than `queue_max`
+//!   messages, or one beyond `bytes_max`, in memory.
 //! - Fresh messages and waiting rows take turns while both have something to start; neither starves the other.
 //! - A lane that is closed (paused, held) starts nothing and keeps nothing.
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::key_gate::{Admission, KeyGate};
 use crate::message::{HistoryEntry, Key, Message, Seq};
+use crate::ramp::Ramp;
 use crate::store::Reason;
 
 /// One delivery on its way: a message for this lane's destination.
@@ -60,6 +62,8 @@ pub(crate) struct LaneLimits {
     pub(crate) concurrency: usize,
     /// Messages kept in memory for this lane, those being attempted included.
     pub(crate) queue_max: usize,
+    /// Their bytes.
+    pub(crate) bytes_max: usize,
     /// True keeps the messages of a key in order.
     pub(crate) keyed: bool,
 }
@@ -71,7 +75,9 @@ pub(crate) struct Lane {
     gate: KeyGate<Work>,
     fresh: VecDeque<Work>,
     waiting: VecDeque<Work>,
+    ramp: Ramp,
     running: usize,
+    bytes: usize,
     rows_taken: usize,
     waiting_turn: bool,
     closed: bool,
@@ -85,7 +91,9 @@ impl Lane {
             gate: KeyGate::default(),
             fresh: VecDeque::new(),
             waiting: VecDeque::new(),
+            ramp: Ramp::new(limits.concurrency),
             running: 0,
+            bytes: 0,
             rows_taken: 0,
             waiting_turn: false,
             closed: false,
@@ -94,6 +102,7 @@ impl Lane {
 
     /// A fresh message arrives. Comes back when it must become a waiting row because its key is parked.
     pub(crate) fn offer(&mut self, work: Work) -> Option<Work> {
+        let bytes = work.message.weight();
         match self.key_of(&work) {
             None => self.fresh.push_back(work),
             Some(key) => match self.gate.admit(&key, work.message.seq, work) {
@@ -102,6 +111,7 @@ impl Lane {
                 Admission::Parked(work) => return Some(work),
             },
         }
+        self.bytes += bytes;
         None
     }
 
@@ -112,14 +122,32 @@ impl Lane {
         {
             return false;
         }
-        self.rows_taken += 1;
-        self.waiting.push_back(work);
+        self.bytes += work.message.weight();
+        self.push(work);
         true
+    }
+
+    /// The waiting row that follows another of its key arrives. False: not now; it will be read again.
+    pub(crate) fn offer_follower(&mut self, work: Work, look: u64) -> bool {
+        let Some(key) = self.key_of(&work) else { return false };
+        let bytes = work.message.weight();
+        match self.gate.line_up(&key, work.message.seq, look, work) {
+            Admission::Go(work) => self.push(work),
+            Admission::InLine => {}
+            Admission::Parked(_) => return false,
+        }
+        self.bytes += bytes;
+        true
+    }
+
+    /// How many of this key wait in memory behind the one that is out.
+    pub(crate) fn in_line_of(&self, key: &Key) -> usize {
+        self.gate.in_line_of(key)
     }
 
     /// The next delivery to start, if one may start now.
     pub(crate) fn start_next(&mut self) -> Option<Work> {
-        if self.closed || self.running >= self.limits.concurrency {
+        if self.closed || self.running >= self.ramp.limit() {
             return None;
         }
         let (first, second) =
@@ -133,17 +161,35 @@ impl Lane {
     /// A started delivery has its fate. Returns those behind it that must become rows.
     pub(crate) fn finished(&mut self, work: &Work, fate: Fate) -> Vec<Work> {
         self.running -= 1;
+        self.bytes -= work.message.weight();
         if work.origin != Origin::Fresh {
             self.rows_taken -= 1;
         }
         let Some(key) = self.key_of(work) else { return Vec::new() };
         if fate == Fate::Stays && work.in_order {
-            return self.gate.park(&key);
+            let behind = self.gate.park(&key);
+            self.bytes -= behind.iter().map(|work| work.message.weight()).sum::<usize>();
+            return behind;
         }
         if let Some(next) = self.gate.passed(&key) {
-            self.fresh.push_back(next);
+            self.push(next);
         }
         Vec::new()
+    }
+
+    /// It may start as soon as there is room.
+    fn push(&mut self, work: Work) {
+        if work.origin == Origin::Fresh {
+            self.fresh.push_back(work);
+        } else {
+            self.rows_taken += 1;
+            self.waiting.push_back(work);
+        }
+    }
+
+    /// How an attempt went: whether the receiver works.
+    pub(crate) fn attempted(&mut self, works: bool) {
+        if works { self.ramp.succeeded() } else { self.ramp.failed() }
     }
 
     /// A row that parks the key of `work` is about to be written.
@@ -216,12 +262,13 @@ impl Lane {
         }
         left.extend(self.fresh.drain(..));
         left.extend(self.gate.drain_lines());
+        self.bytes -= left.iter().map(|work| work.message.weight()).sum::<usize>();
         left
     }
 
     /// True when it would take another message at once and has none: starving.
     pub(crate) fn is_idle(&self) -> bool {
-        !self.closed && self.fresh.is_empty() && self.waiting.is_empty() && self.running < self.limits.concurrency
+        !self.closed && self.fresh.is_empty() && self.waiting.is_empty() && self.running < self.ramp.limit()
     }
 
     /// Messages in memory, those being attempted included.
@@ -231,12 +278,12 @@ impl Lane {
 
     /// True when no further message should be taken into memory.
     pub(crate) fn is_full(&self) -> bool {
-        self.len() >= self.limits.queue_max
+        self.len() >= self.limits.queue_max || self.bytes >= self.limits.bytes_max
     }
 
     /// How many more waiting rows it would take.
     pub(crate) fn room_for_rows(&self) -> usize {
-        if self.closed { 0 } else { (2 * self.limits.concurrency).saturating_sub(self.rows_taken) }
+        if self.closed { 0 } else { (2 * self.ramp.limit()).saturating_sub(self.rows_taken) }
     }
 
     fn key_of(&self, work: &Work) -> Option<Key> {

@@ -327,6 +327,7 @@ mod moment;
 mod outage;
 mod outcome;
 pub mod poll;
+mod ramp;
 mod relay;
 pub mod retry;
 pub mod route;

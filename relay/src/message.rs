@@ -127,6 +127,13 @@ pub struct Message {
     pub created_at: DateTime<Utc>,
 }
 
+impl Message {
+    /// What it costs in memory: its body, and a flat guess for the rest.
+    pub(crate) fn weight(&self) -> usize {
+        self.payload.len() + 512
+    }
+}
+
 /// The bytes of an ordering key.
 pub type Key = std::sync::Arc<[u8]>;
 

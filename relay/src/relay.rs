@@ -496,7 +496,12 @@ impl RelayBuilder {
             let served = Served {
                 name: settings.name.as_str().into(),
                 sink,
-                limits: LaneLimits { concurrency, queue_max: self.pace.in_hands, keyed },
+                limits: LaneLimits {
+                    concurrency,
+                    queue_max: self.pace.in_hands,
+                    bytes_max: self.pace.in_hands_bytes,
+                    keyed,
+                },
                 policy: Policy {
                     retry: settings.retry.unwrap_or_else(|| self.retry.clone()),
                     after_dead_letter: settings.after_dead_letter,
@@ -508,10 +513,11 @@ impl RelayBuilder {
             destinations.push((spec, served));
         }
         // One slow lane may fill the hands only when it is alone: if all others are full, there is room for the last.
-        if let Some(share) = (self.pace.in_hands / 2).checked_div(destinations.len().saturating_sub(1)) {
-            for (_, served) in &mut destinations {
-                served.limits.queue_max = share.max(1);
-            }
+        let others = destinations.len().saturating_sub(1);
+        let share = |of: usize| (of / 2).checked_div(others).map_or(of, |share| share.max(1));
+        for (_, served) in &mut destinations {
+            served.limits.queue_max = share(self.pace.in_hands);
+            served.limits.bytes_max = share(self.pace.in_hands_bytes);
         }
         let store = match self.source {
             Source::Store(store) => store,

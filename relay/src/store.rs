@@ -93,6 +93,16 @@ pub trait Store: Send + Sync + 'static {
         now: Now,
     ) -> Result<Vec<WaitingDelivery>, StoreError>;
 
+    /// For each key: its in-order rows above the number given, in order, at most `limit`, up to the first that is not due.
+    ///
+    /// They are blocked by the row that precedes them; whoever asks has that row.
+    async fn delivery_followers(
+        &self,
+        keys: &[KeyAfter],
+        limit: u32,
+        now: Now,
+    ) -> Result<Vec<WaitingDelivery>, StoreError>;
+
     // ---- settle ----
 
     /// Deletes messages that every destination has received, if the routes are still those they were routed by.
@@ -170,6 +180,17 @@ pub struct LaneDemand {
     pub destination: String,
     /// The most rows to return.
     pub limit: u32,
+}
+
+/// A place among the rows of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyAfter {
+    /// The destination.
+    pub destination: String,
+    /// The key.
+    pub key: Key,
+    /// What comes after this number is wanted.
+    pub after: Seq,
 }
 
 /// The answer to `delivery_due`.

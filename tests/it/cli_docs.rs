@@ -53,9 +53,12 @@ impl Scene {
         // The relay of the scene lives: its beat rises.
         let over = Arc::new(AtomicBool::new(false));
         let (until, mut conn) = (over.clone(), database.sqlite());
+        // Nothing depends on its writes being on the disk, and a busy disk must not stop the heart.
+        conn.batch_execute("PRAGMA synchronous = OFF").unwrap();
         let heart = std::thread::spawn(move || {
             while !until.load(Ordering::Relaxed) {
-                conn.batch_execute("UPDATE outbox_relays SET beat = beat + 1 WHERE name = 'shop-1'").unwrap();
+                // The session may hold the lock for a moment: then the next beat comes through.
+                let _ = conn.batch_execute("UPDATE outbox_relays SET beat = beat + 1 WHERE name = 'shop-1'");
                 std::thread::sleep(Duration::from_millis(50));
             }
         });
@@ -83,7 +86,7 @@ impl Scene {
         let shown = String::from_utf8_lossy(&output.stdout);
         let path = self.database.url();
         let shown = shown.replace(path, "sqlite:shop.db").replace(path.trim_start_matches("sqlite:"), "shop.db");
-        (shown.replace(&self.port, PORT), output.status.code().unwrap_or(-1))
+        (shown.replace(&format!(":{}", self.port), &format!(":{PORT}")), output.status.code().unwrap_or(-1))
     }
 
     /// Starts what stays in the background; waits until it listens.
@@ -104,8 +107,7 @@ impl Drop for Scene {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         if let Some(heart) = self.heart.take() {
-            // It fails only when the database is gone, and then that is what the test says.
-            let _ = heart.join();
+            heart.join().unwrap();
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Producers, receivers and tables are looked at from outside; of the relay only what its users have is used. Nothing
 //! sleeps and hopes: every wait is for something that can be seen, within a limit that is a failure.
 
+mod backpressure;
 mod cancel;
 mod dead;
 mod drains;
@@ -16,3 +17,4 @@ mod routes;
 mod shares;
 pub(crate) mod stage;
 mod stops;
+mod throughput;

@@ -16,8 +16,8 @@ use relay::poll::Evidence;
 use relay::retry::RetryPolicy;
 use relay::sink::{Attempt, Judgement, Settings, Sink};
 use relay::store::{
-    Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
-    Status, Store, StoreError, Wanted,
+    Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled,
+    Settlement, Status, Store, StoreError, Wanted,
 };
 use relay::store::{StoreOptions, open::open};
 use relay::{Destination, Relay, RelayBuilder, RelayError};
@@ -64,6 +64,7 @@ calls! {
     mark_draw() -> Option<u64>;
     key_parked(keys: &[(String, Key)]) -> Vec<bool>;
     delivery_due(lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Due;
+    delivery_followers(keys: &[KeyAfter], limit: u32, now: Now) -> Vec<WaitingDelivery>;
     delivery_unrouted(after: (Seq, i64), owned: PartitionSet, limit: u32, now: Now) -> Vec<WaitingDelivery>;
     message_delivered(messages: &[(Seq, MessageId)], routes_version: i64) -> Delivered;
     settle(relay: RelayId, batch: &Settlement, now: Now) -> Settled;

@@ -4,6 +4,7 @@
 // Figures are printed, for whoever runs a test to see them.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+mod backlog;
 mod checker;
 mod cli;
 mod cli_config;
@@ -22,6 +23,7 @@ mod examples;
 mod faults;
 mod handlers;
 mod http;
+mod isolation;
 mod kill;
 mod library;
 mod process;

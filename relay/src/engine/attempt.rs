@@ -128,6 +128,12 @@ impl Engine {
         let policy = &self.lanes[lane].served.policy;
         let outcome = outcome::outcome(&work, &judgement, policy, took, Utc::now(), now, &mut rand::rng());
         match judgement.verdict {
+            // It answers, and asks not to be asked.
+            Verdict::Hold { .. } => {}
+            Verdict::Delivered | Verdict::Reject { .. } => self.lanes[lane].lane.attempted(true),
+            Verdict::Retry { .. } | Verdict::Misconfigured => self.lanes[lane].lane.attempted(false),
+        }
+        match judgement.verdict {
             Verdict::Hold { .. } => self.hold(lane, &outcome, now),
             Verdict::Reject { gone: true } => self.pause_gone(lane),
             _ => {}
@@ -206,8 +212,19 @@ impl Engine {
                 self.conclude_row(id, work, &name, change);
             }
         }
+        if let (Origin::Waiting(_), true, Some(key)) = (work.origin, work.in_order, &work.message.ordering_key) {
+            match fate {
+                Fate::Through => self.row_through(lane, key, work.message.seq),
+                Fate::Stays => self.row_stays(lane, key),
+            }
+        }
         for follower in behind {
-            self.must_wait(lane, &follower, waits(State::Blocked, true, DueIn::Pause(Duration::ZERO)));
+            match follower.origin {
+                Origin::Fresh => {
+                    self.must_wait(lane, &follower, waits(State::Blocked, true, DueIn::Pause(Duration::ZERO)));
+                }
+                Origin::Waiting(id) => self.due.forget(id),
+            }
         }
     }
 

@@ -7,9 +7,10 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::feed::doom;
+use super::followers::Followers;
 use super::{Answer, Engine, TICK};
 use crate::lane::{Origin, Work};
-use crate::message::{PartitionSet, Seq, WaitingDelivery};
+use crate::message::{Key, PartitionSet, Seq, WaitingDelivery};
 use crate::outcome::waits;
 use crate::store::{Due, DueIn, LaneDemand, LaneWaiting, RoutedUnit, State, StoreError, WaitingChange, WaitingOutcome};
 
@@ -33,6 +34,7 @@ pub(super) struct DueState {
     pass_empty: bool,
     /// An answer that came while a page waited for its look-up.
     deferred: Option<DueAnswer>,
+    pub(super) followers: Followers,
 }
 
 struct HeldRow {
@@ -43,11 +45,12 @@ struct HeldRow {
 
 /// What a look brought.
 pub(super) struct DueAnswer {
-    number: u64,
-    found: Found,
+    pub(super) number: u64,
+    pub(super) found: Found,
 }
 
-enum Found {
+pub(super) enum Found {
+    Followers { asked: Vec<(usize, Key)>, result: Result<Vec<WaitingDelivery>, StoreError> },
     Due { demands: Vec<(Option<usize>, LaneDemand)>, result: Result<Due, StoreError> },
     Unrouted(Result<Vec<WaitingDelivery>, StoreError>),
 }
@@ -68,6 +71,7 @@ impl DueState {
             pass_from: 0,
             pass_empty: false,
             deferred: None,
+            followers: Followers::default(),
         }
     }
 
@@ -79,6 +83,24 @@ impl DueState {
     /// True while rows are in hands and not settled.
     pub(super) fn has_rows(&self) -> bool {
         self.held.values().any(|row| !row.settled)
+    }
+
+    /// A look begins; returns its number.
+    pub(super) fn begin_look(&mut self) -> u64 {
+        self.busy = true;
+        self.number += 1;
+        self.lost = PartitionSet::EMPTY;
+        self.number
+    }
+
+    /// The row is in hands: on its way, or settled and perhaps not gone from a snapshot.
+    pub(super) fn holds(&self, id: i64) -> bool {
+        self.held.contains_key(&id)
+    }
+
+    /// The row is taken by a lane.
+    pub(super) fn hold(&mut self, id: i64, partition_no: u8, lane: usize) {
+        self.held.insert(id, HeldRow { partition_no, lane: Some(lane), settled: false });
     }
 
     /// The row was not taken after all; it will be read again.
@@ -140,9 +162,17 @@ impl DueState {
 impl Engine {
     /// Looks for due rows when a lane that may take some has any, and now and then in any case.
     pub(super) fn start_due(&mut self, now: Instant) {
-        if self.due.busy || self.due.deferred.is_some() || now < self.due.retry_at || now < self.due_wake(now) {
+        if self.due.busy || self.due.deferred.is_some() || now < self.due.retry_at {
             return;
         }
+        let is_time = now >= self.rows_wake(now);
+        if self.due.followers.is_wanted(is_time) {
+            return self.start_followers();
+        }
+        if !is_time {
+            return;
+        }
+        self.due.followers.other_look();
         if let Some(after) = self.due.unrouted_after
             && now >= self.due.unrouted_next
         {
@@ -160,15 +190,13 @@ impl Engine {
             })
             .collect();
         demands.push((None, LaneDemand { destination: String::new(), limit: UNROUTED_LIMIT }));
-        self.due.busy = true;
-        self.due.number += 1;
-        self.due.lost = PartitionSet::EMPTY;
+        let number = self.due.begin_look();
         self.due.safety_next = now + SAFETY_PERIOD;
         for state in &mut self.lanes {
             state.next_due = None;
         }
         let (store, answers) = (self.store.clone(), self.answers.clone());
-        let (number, owned) = (self.due.number, self.kept());
+        let owned = self.kept();
         tokio::spawn(async move {
             let lanes: Vec<LaneDemand> = demands.iter().map(|(_, demand)| demand.clone()).collect();
             let result = store.delivery_due(&lanes, owned, None).await;
@@ -178,13 +206,11 @@ impl Engine {
 
     /// Looks at the next of the rows without destination: the routes changed.
     fn start_unrouted(&mut self, after: (Seq, i64), now: Instant) {
-        self.due.busy = true;
-        self.due.number += 1;
-        self.due.lost = PartitionSet::EMPTY;
+        let number = self.due.begin_look();
         // Ordinary looks take turns with these.
         self.due.unrouted_next = now + NOT_YET_PAUSE;
         let (store, answers) = (self.store.clone(), self.answers.clone());
-        let (number, owned) = (self.due.number, self.kept());
+        let owned = self.kept();
         tokio::spawn(async move {
             let result = store.delivery_unrouted(after, owned, UNROUTED_LIMIT, None).await;
             let _ = answers.send(Answer::Due(DueAnswer { number, found: Found::Unrouted(result) }));
@@ -195,6 +221,10 @@ impl Engine {
         if self.due.busy || self.due.deferred.is_some() {
             return now + TICK;
         }
+        if self.due.followers.is_wanted(false) { now.max(self.due.retry_at) } else { self.rows_wake(now) }
+    }
+
+    fn rows_wake(&self, now: Instant) -> Instant {
         let lanes = self.lanes.iter().filter(|l| l.lane.room_for_rows() > 0).filter_map(|l| l.next_due);
         let unrouted = self.due.unrouted_after.map(|_| self.due.unrouted_next);
         lanes.chain(unrouted).chain([self.due.safety_next]).min().unwrap_or(now + TICK).max(self.due.retry_at)
@@ -215,6 +245,14 @@ impl Engine {
                     self.looked(number);
                 }
             }
+            Found::Followers { asked, result } => {
+                if let Some(rows) = self.due_result("delivery_followers", result, now) {
+                    self.followers_found(number, asked, rows, now);
+                    self.looked(number);
+                } else {
+                    self.due.followers.give_up(&asked);
+                }
+            }
             Found::Unrouted(result) => {
                 if let Some(rows) = self.due_result("delivery_unrouted", result, now) {
                     self.unrouted_found(rows);
@@ -224,7 +262,12 @@ impl Engine {
         }
     }
 
-    fn due_result<T>(&mut self, operation: &'static str, result: Result<T, StoreError>, now: Instant) -> Option<T> {
+    pub(super) fn due_result<T>(
+        &mut self,
+        operation: &'static str,
+        result: Result<T, StoreError>,
+        now: Instant,
+    ) -> Option<T> {
         match result {
             Ok(value) => {
                 self.outages.recovered(operation);
@@ -250,7 +293,7 @@ impl Engine {
     }
 
     /// What has been ours without a break since the look under way began.
-    fn kept_since_look(&self) -> PartitionSet {
+    pub(super) fn kept_since_look(&self) -> PartitionSet {
         self.kept().without(self.due.lost)
     }
 
@@ -336,33 +379,28 @@ impl Engine {
 
     /// Gives a due row to its lane. False: not now.
     fn take_row(&mut self, lane: usize, row: WaitingDelivery, look: u64, now: Instant) -> bool {
-        let message = std::sync::Arc::new(row.message);
-        let state = &mut self.lanes[lane];
+        let state = &self.lanes[lane];
         if state.lane.is_closed() || state.lane.room_for_rows() == 0 {
             return false;
         }
-        if row.in_order && message.ordering_key.is_some() && state.served.limits.keyed {
-            // Something older of the key may not have been read yet.
-            let read = self.feed.has_caught_up() || self.frontier.cursor() >= message.seq;
-            if !read || self.frontier.gain_pending(message.partition_no, message.seq) {
-                return false;
-            }
-        }
-        let work = Work {
-            doomed: doom(&message),
-            origin: Origin::Waiting(row.id),
-            attempts: row.attempts,
-            in_order: row.in_order,
-            first_attempt_at: row.first_attempt_age.and_then(|age| now.checked_sub(age)),
-            history: row.history,
-            message,
-        };
-        let partition_no = work.message.partition_no;
-        if !state.lane.offer_row(work, look) {
+        let keeps_order = row.in_order && row.message.ordering_key.is_some() && state.served.limits.keyed;
+        if keeps_order && !self.is_certain(&row) {
             return false;
         }
-        self.due.held.insert(row.id, HeldRow { partition_no, lane: Some(lane), settled: false });
+        let (id, work) = (row.id, work(row, now));
+        let partition_no = work.message.partition_no;
+        if !self.lanes[lane].lane.offer_row(work, look) {
+            return false;
+        }
+        self.due.hold(id, partition_no, lane);
         true
+    }
+
+    /// False while something older of its key may not have been read yet.
+    pub(super) fn is_certain(&self, row: &WaitingDelivery) -> bool {
+        let message = &row.message;
+        let is_read = self.feed.has_caught_up() || self.frontier.cursor() >= message.seq;
+        is_read && !self.frontier.gain_pending(message.partition_no, message.seq)
     }
 
     /// A row without destination is due, or the routes changed: it becomes one row for each destination.
@@ -408,6 +446,19 @@ impl Engine {
             attempts_read: work.attempts,
             change,
         });
+    }
+}
+
+/// A waiting row on its way.
+pub(super) fn work(row: WaitingDelivery, now: Instant) -> Work {
+    Work {
+        doomed: doom(&row.message),
+        origin: Origin::Waiting(row.id),
+        attempts: row.attempts,
+        in_order: row.in_order,
+        first_attempt_at: row.first_attempt_age.and_then(|age| now.checked_sub(age)),
+        history: row.history,
+        message: std::sync::Arc::new(row.message),
     }
 }
 

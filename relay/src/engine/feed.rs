@@ -40,6 +40,8 @@ pub(super) struct Feeding {
     /// The read under way began when everything that is to be fed from above the cursor had been read.
     tail_is_done: bool,
     unrouted_told: HashSet<String>,
+    /// What a message cost in the last pages: how many more there is room for.
+    typical_bytes: usize,
 }
 
 /// What a feed operation brought.
@@ -69,6 +71,7 @@ impl Feeding {
             caught_up: false,
             tail_is_done: false,
             unrouted_told: HashSet::new(),
+            typical_bytes: TYPICAL_BYTES_FIRST,
         }
     }
 
@@ -99,6 +102,19 @@ impl Feeding {
     /// True once a poll found the end of the table: everything visible then has been read.
     pub(super) fn has_caught_up(&self) -> bool {
         self.caught_up
+    }
+
+    /// So many messages may be read into this room.
+    fn page_limit(&self, messages: usize, bytes: usize) -> u32 {
+        let limit = messages.min(bytes / self.typical_bytes);
+        u32::try_from(limit).unwrap_or(u32::MAX).clamp(1, PAGE_MAX)
+    }
+
+    /// A page of so many messages and bytes was read. Large ones count at once, small ones little by little.
+    fn page_weighed(&mut self, messages: usize, bytes: usize) {
+        if let Some(mean) = bytes.checked_div(messages) {
+            self.typical_bytes = mean.max(self.typical_bytes / 2).max(1);
+        }
     }
 
     /// True while rows that were read have not been handed out.
@@ -143,8 +159,10 @@ impl Engine {
             self.feed.lost = PartitionSet::EMPTY;
             let wanted = self.frontier.wanted(now);
             self.feed.tail_is_done = wanted.tail && wanted.cursor >= self.feeds_until();
-            let room = self.pace.in_hands.saturating_sub(self.hands.open());
-            let limit = u32::try_from(room).unwrap_or(u32::MAX).clamp(1, PAGE_MAX);
+            let limit = self.feed.page_limit(
+                self.pace.in_hands.saturating_sub(self.hands.open()),
+                self.pace.in_hands_bytes.saturating_sub(self.hands.bytes()),
+            );
             let owned = self.kept();
             self.spawn_feed(move |store| async move {
                 let result = store.message_read(&wanted, owned, limit, None).await;
@@ -267,6 +285,7 @@ impl Engine {
         let rows_read = rows.len();
         let mut messages: Vec<Arc<Message>> = rows.into_iter().filter_map(|row| self.accept(row)).collect();
         messages.sort_by_key(|message| message.seq);
+        self.feed.page_weighed(messages.len(), messages.iter().map(|message| message.weight()).sum());
 
         if full && !self.feed.tail_is_done {
             self.feed.pause = Duration::ZERO;
@@ -539,6 +558,8 @@ pub(super) fn doom(message: &Message) -> Option<(Reason, String)> {
     message.expired.then(|| (Reason::Expired, "`expires_at` passed before it could be delivered".to_owned()))
 }
 
+/// What a message may cost before any was read.
+const TYPICAL_BYTES_FIRST: usize = 256 << 10;
 /// Rows of a poll, at most.
 const PAGE_MAX: u32 = 1_000;
 /// Numbers of one step of the sweep.
@@ -549,3 +570,23 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(20);
 pub(super) const UNROUTED_PAUSE: Duration = Duration::from_secs(600);
 /// Unknown topics told by name; a producer with a loop must not fill the log.
 const UNROUTED_TOLD_MAX: usize = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_as_long_as_there_is_room_for_their_bytes() {
+        let mut feed = Feeding::new(Instant::now());
+        let room = 64 << 20;
+        assert_eq!(feed.page_limit(4096, room), 256, "nobody knows yet how large they are");
+        (0..20).for_each(|_| feed.page_weighed(500, 500 * 1_000));
+        assert_eq!(feed.page_limit(4096, room), PAGE_MAX);
+        assert_eq!(feed.page_limit(7, room), 7);
+        feed.page_weighed(10, 10 << 20);
+        assert_eq!(feed.page_limit(4096, room), 64, "large ones came");
+        feed.page_weighed(0, 0);
+        assert_eq!(feed.page_limit(4096, room), 64, "an empty page says nothing");
+        assert_eq!(feed.page_limit(4096, 0), 1, "never none: the loop decides whether to read at all");
+    }
+}

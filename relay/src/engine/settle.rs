@@ -219,7 +219,7 @@ impl Engine {
     pub(super) fn conclude_fresh(&mut self, message: &Arc<Message>, destination: &str, remains: Option<Remains>) {
         let version = self.hands.routes_version(message.seq);
         let needs = self.hands.routes_read(message.seq).unwrap_or_default() + 1;
-        match self.hands.conclude(message.seq, destination, remains) {
+        match self.hands.conclude(message.seq, destination, remains, Instant::now()) {
             None => {}
             Some(Concluded::Delivered { seq, id, routes_version }) => {
                 self.settling.delivered.items.push_back(Gone { seq, id, routes_version });

@@ -353,8 +353,8 @@ mod tests {
         let mut member = Member::new(me(), LEASE, start());
         member.wake(RUNNING, start());
         assert!(!member.ownership().usable_at(start()), "it was not answered yet");
-        member.answered(Answer::Seen(Some(seen(&[(1, 1)]))), start() + LEASE / 2);
-        member.answered(Answer::Acquired(vec![(1, 8)]), start() + LEASE / 2);
+        member.answered(Answer::Seen(Some(seen(&[(1, 1)]))), start() + LEASE / 4);
+        member.answered(Answer::Acquired(vec![(1, 8)]), start() + LEASE / 4);
         let ownership = member.ownership();
         assert_eq!(ownership.epochs, BTreeMap::from([(0, 4), (1, 8)]));
         assert!(ownership.usable_at(start() + LEASE * 2 / 3));

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use outbox::limits::HeaderOwner;
 use serde::de::IgnoredAny;
 
-use crate::message::{HISTORY_MAX, Headers, HistoryEntry};
+use crate::message::{HISTORY_MAX, Headers, HistoryEntry, Key, WaitingDelivery};
 
 /// Reads the `headers` column: a JSON object of strings that may travel as HTTP headers.
 ///
@@ -67,6 +67,25 @@ pub(crate) fn names_text(names: &[String]) -> String {
 /// True for the bytes RFC 9110 allows in a header name.
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// What may be attempted one after another: of each key, everything before its first row that is not due. The rows come
+/// key by key and in order, each with whether it is due.
+pub(super) fn until_not_due(rows: impl IntoIterator<Item = (WaitingDelivery, bool)>) -> Vec<WaitingDelivery> {
+    let mut cut: Option<(String, Option<Key>)> = None;
+    let mut kept = Vec::new();
+    for (row, is_due) in rows {
+        let key = (row.destination.clone(), row.message.ordering_key.clone());
+        if cut.as_ref() == Some(&key) {
+            continue;
+        }
+        if is_due {
+            kept.push(row);
+        } else {
+            cut = Some(key);
+        }
+    }
+    kept
 }
 
 #[cfg(test)]

@@ -33,8 +33,8 @@ pub(crate) use self::connection::turned_away;
 use self::connection::{Connector, Session, Slot, Work};
 use super::StoreOptions;
 use super::{
-    Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
-    Status, Store, StoreError, Wanted,
+    Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled,
+    Settlement, Status, Store, StoreError, Wanted,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::Evidence;
@@ -160,6 +160,21 @@ impl Store for Mysql {
         let due = waiting::delivery_due(&mut session, lanes, owned, now).await?;
         session.give_back();
         Ok(due)
+    }
+
+    async fn delivery_followers(
+        &self,
+        keys: &[KeyAfter],
+        limit: u32,
+        now: Now,
+    ) -> Result<Vec<WaitingDelivery>, StoreError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut session = self.lend(&self.due, "delivery_followers").await?;
+        let rows = waiting::delivery_followers(&mut session, keys, limit, now).await?;
+        session.give_back();
+        Ok(rows)
     }
 
     async fn delivery_unrouted(

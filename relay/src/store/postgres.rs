@@ -31,8 +31,8 @@ pub(crate) use self::connection::turned_away;
 use self::connection::{Connector, Role, Slot};
 use super::StoreOptions;
 use super::{
-    Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
-    Status, Store, StoreError, Wanted,
+    Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled,
+    Settlement, Status, Store, StoreError, Wanted,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::Evidence;
@@ -200,6 +200,21 @@ impl Store for Postgres {
         let due = waiting::delivery_due(&mut held.connection, lanes, owned, now).await?;
         held.put_back();
         Ok(due)
+    }
+
+    async fn delivery_followers(
+        &self,
+        keys: &[KeyAfter],
+        limit: u32,
+        now: Now,
+    ) -> Result<Vec<WaitingDelivery>, StoreError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut held = self.due.take(&self.connector).await?;
+        let rows = waiting::delivery_followers(&mut held.connection, keys, limit, now).await?;
+        held.put_back();
+        Ok(rows)
     }
 
     async fn delivery_unrouted(

@@ -32,8 +32,8 @@ use diesel::result::Error;
 use self::file::DatabaseFile;
 use self::worker::Worker;
 use super::{
-    Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled, Settlement,
-    Status, Store, StoreError, Wanted,
+    Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled,
+    Settlement, Status, Store, StoreError, Wanted,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::Evidence;
@@ -115,6 +115,16 @@ impl Store for Sqlite {
     async fn delivery_due(&self, lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Result<Due, StoreError> {
         let lanes = lanes.to_vec();
         self.reader.run("delivery_due", move |open| read::delivery_due(open, &lanes, owned, now)).await
+    }
+
+    async fn delivery_followers(
+        &self,
+        keys: &[KeyAfter],
+        limit: u32,
+        now: Now,
+    ) -> Result<Vec<WaitingDelivery>, StoreError> {
+        let keys = keys.to_vec();
+        self.reader.run("delivery_followers", move |open| read::delivery_followers(open, &keys, limit, now)).await
     }
 
     async fn delivery_unrouted(

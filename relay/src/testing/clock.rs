@@ -18,8 +18,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::{Evidence, Page, Probe, Wanted};
 use crate::store::{
-    Delivered, DestinationSpec, Due, LaneDemand, Membership, Now, RelayRow, Routing, Settled, Settlement, Status,
-    Store, StoreError,
+    Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, RelayRow, Routing, Settled, Settlement,
+    Status, Store, StoreError,
 };
 
 /// A clock for tests that jumps. Clones are the same clock.
@@ -151,6 +151,15 @@ impl Store for Clocked {
 
     async fn delivery_due(&self, lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Result<Due, StoreError> {
         self.store.delivery_due(lanes, owned, self.hour(now)).await
+    }
+
+    async fn delivery_followers(
+        &self,
+        keys: &[KeyAfter],
+        limit: u32,
+        now: Now,
+    ) -> Result<Vec<WaitingDelivery>, StoreError> {
+        self.store.delivery_followers(keys, limit, self.hour(now)).await
     }
 
     async fn delivery_unrouted(

@@ -13,7 +13,7 @@ use super::stops::{assert_exactly_once_in_order, work};
 /// A lease long enough that no relay here is ever thought dead, however busy the machine is.
 const LEASE: Duration = Duration::from_secs(6);
 
-fn member(database: &TestDatabase) -> RelayBuilder {
+pub(super) fn member(database: &TestDatabase) -> RelayBuilder {
     relay_on(database).lease(LEASE)
 }
 
@@ -26,7 +26,7 @@ fn shares(database: &TestDatabase) -> Vec<i64> {
     shares
 }
 
-async fn until_shared(database: &TestDatabase, wanted: &[i64]) {
+pub(super) async fn until_shared(database: &TestDatabase, wanted: &[i64]) {
     until(database, &format!("shares {wanted:?}"), || shares(database) == wanted).await;
 }
 

@@ -3,7 +3,7 @@
 use outbox_tests::database::TestDatabase;
 use outbox_tests::for_each_database;
 use relay::message::{PartitionSet, WaitingDelivery};
-use relay::store::{Dies, DueIn, LaneDemand, LaneWaiting, Reason, State, Waits};
+use relay::store::{Dies, DueIn, KeyAfter, LaneDemand, LaneWaiting, Reason, State, Waits};
 
 use super::fixture::{Draft, Outbox, after_noon, dies, mine, moved, noon, secs, time, unit, waits};
 
@@ -168,3 +168,40 @@ async fn unrouted_rows_are_looked_at_when_the_routes_changed(database: TestDatab
     assert_eq!(numbers(&ask((c.seq, all[2].id), 9).await), [0; 0]);
 }
 for_each_database!(unrouted_rows_are_looked_at_when_the_routes_changed);
+
+async fn followers_of_a_key_come_in_order_up_to_the_first_that_is_not_due(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    let mut of_k = Vec::new();
+    for pause in [0, 0, 0, 60, 0] {
+        let message = outbox.keyed("k").await;
+        let state = Waits { due: DueIn::Pause(secs(pause)), ..waits(State::Blocked) };
+        outbox
+            .settle_all(vec![moved(&message, vec![unit("mail", state), unit("sms", waits(State::Retry))])], vec![])
+            .await;
+        of_k.push(message.seq);
+    }
+    let no_order = Waits { in_order: false, ..waits(State::Retry) };
+    let passes = outbox.keyed("k").await;
+    outbox.settle_all(vec![moved(&passes, vec![unit("mail", no_order)])], vec![]).await;
+    let others = [outbox.park("K", "mail").await, outbox.park("k ", "mail").await];
+    let ask = async |keys: &[(&str, &str, i64)], limit, hour| {
+        let after = |(destination, key, after): &(&str, &str, i64)| KeyAfter {
+            destination: (*destination).into(),
+            key: key.as_bytes().into(),
+            after: *after,
+        };
+        let keys: Vec<KeyAfter> = keys.iter().map(after).collect();
+        outbox.store.delivery_followers(&keys, limit, Some(hour)).await.unwrap()
+    };
+    let first = ("mail", "k", of_k[0]);
+    assert_eq!(numbers(&ask(&[first], 9, after_noon(1)).await), of_k[1..3], "the fourth is not due, nothing passes it");
+    assert_eq!(numbers(&ask(&[first], 9, after_noon(60)).await), of_k[1..], "what is not in order is no follower");
+    assert_eq!(numbers(&ask(&[first], 2, after_noon(60)).await), of_k[1..3]);
+    assert_eq!(numbers(&ask(&[("mail", "k", of_k[4])], 9, after_noon(60)).await), [0; 0]);
+    let several = [("sms", "k", of_k[2]), ("none", "k", 0), ("mail", "K", 0), ("mail", "k ", 0), first];
+    let rows = ask(&several, 9, after_noon(60)).await;
+    assert_eq!(numbers(&rows), [&of_k[3..], &others[..], &of_k[1..]].concat(), "each key by itself, to the byte");
+    assert_eq!(rows[0].destination, "sms");
+    assert!(ask(&[], 9, noon()).await.is_empty());
+}
+for_each_database!(followers_of_a_key_come_in_order_up_to_the_first_that_is_not_due);

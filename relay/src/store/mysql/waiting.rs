@@ -6,7 +6,7 @@ use super::connection::Session;
 use super::literal::{self, hex};
 use super::row::{Columns, delivery, delivery_columns};
 use crate::message::{Key, PartitionSet, Seq, WaitingDelivery};
-use crate::store::{Due, LaneDemand, LaneWaiting, Now, StoreError};
+use crate::store::{Due, KeyAfter, LaneDemand, LaneWaiting, Now, StoreError, decode};
 
 pub(super) async fn key_parked(session: &mut Session<'_>, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError> {
     let wanted: Vec<_> =
@@ -55,6 +55,33 @@ pub(super) async fn delivery_due(
         }
     }
     Ok(due)
+}
+
+pub(super) async fn delivery_followers(
+    session: &mut Session<'_>,
+    keys: &[KeyAfter],
+    limit: u32,
+    now: Now,
+) -> Result<Vec<WaitingDelivery>, StoreError> {
+    let now = literal::now(now);
+    let columns = delivery_columns(&now);
+    let branch = |key: &KeyAfter| {
+        format!(
+            "(SELECT {columns}, due_at <= {now} FROM outbox_deliveries FORCE INDEX (delivery_by_key) \
+             WHERE destination = {} AND ordering_key = {} AND seq > {} AND in_order = true \
+             ORDER BY seq, id LIMIT {limit})",
+            literal::text(&key.destination),
+            literal::bytes(&key.key),
+            key.after
+        )
+    };
+    let branches: Vec<String> = keys.iter().map(branch).collect();
+    let rows = session.rows(&format!("-- delivery_followers\n{}", branches.join("\nUNION ALL\n"))).await?;
+    let rows = rows.into_iter().map(|row| {
+        let mut columns = Columns::new(row);
+        (delivery(&mut columns), columns.flag())
+    });
+    Ok(decode::until_not_due(rows))
 }
 
 pub(super) async fn delivery_unrouted(

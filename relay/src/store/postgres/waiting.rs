@@ -6,7 +6,7 @@ use super::connection::{Connection, Sql};
 use super::feed::payload;
 use super::value::{Micros, Octets, RawText, mask};
 use crate::message::{Key, Message, PartitionSet, Seq, WaitingDelivery};
-use crate::store::{Due, LaneDemand, LaneWaiting, Now, StoreError, decode};
+use crate::store::{Due, KeyAfter, LaneDemand, LaneWaiting, Now, StoreError, decode};
 
 macro_rules! due_columns {
     () => {
@@ -64,6 +64,22 @@ const DELIVERY_UNROUTED: Sql = Sql {
     ),
 };
 
+/// The next rows of keys. Parameters: destinations[], keys[], numbers[], limit, now.
+pub(super) const DELIVERY_FOLLOWERS: Sql = Sql {
+    name: "delivery_followers",
+    text: concat!(
+        "-- delivery_followers\n",
+        "SELECT follower.*, coalesce($5::timestamptz, now()) ",
+        "FROM unnest($1::text[], $2::text[], $3::bigint[]) WITH ORDINALITY AS k(destination, ordering_key, after, n) ",
+        "CROSS JOIN LATERAL (SELECT ",
+        due_columns!(),
+        " FROM outbox_deliveries d ",
+        "WHERE d.destination = k.destination AND d.ordering_key = k.ordering_key AND d.seq > k.after AND d.in_order ",
+        "ORDER BY d.seq, d.id LIMIT $4::bigint) AS follower ",
+        "ORDER BY k.n, follower.seq, follower.id"
+    ),
+};
+
 /// `OFFSET 0` keeps each question a look-up: without it the planner may read every row once and hash it.
 pub(super) const KEY_PARKED: Sql = Sql {
     name: "key_parked",
@@ -114,6 +130,21 @@ pub(super) async fn delivery_unrouted(
 ) -> Result<Vec<WaitingDelivery>, StoreError> {
     let rows = connection.run(&DELIVERY_UNROUTED, &[&seq, &id, &mask(owned), &i64::from(limit), &now]).await?;
     Ok(rows.iter().map(waiting_delivery).collect())
+}
+
+pub(super) async fn delivery_followers(
+    connection: &mut Connection,
+    keys: &[KeyAfter],
+    limit: u32,
+    now: Now,
+) -> Result<Vec<WaitingDelivery>, StoreError> {
+    let destinations: Vec<&str> = keys.iter().map(|key| key.destination.as_str()).collect();
+    let names: Vec<RawText<'_>> = keys.iter().map(|key| RawText(&key.key)).collect();
+    let after: Vec<Seq> = keys.iter().map(|key| key.after).collect();
+    let limit = i64::from(limit);
+    let rows = connection.run(&DELIVERY_FOLLOWERS, &[&destinations, &names, &after, &limit, &now]).await?;
+    let rows = rows.iter().map(|row| (waiting_delivery(row), row.get::<_, Micros>(21) <= row.get::<_, Micros>(22)));
+    Ok(decode::until_not_due(rows))
 }
 
 pub(super) async fn key_parked(connection: &mut Connection, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError> {

@@ -14,7 +14,7 @@ use super::statement::{load, load_one, load_optional, statement};
 use super::worker::Open;
 use super::{date, mask};
 use crate::message::{Key, Message, PartitionSet, Seq, WaitingDelivery};
-use crate::store::{Due, LaneDemand, LaneWaiting, Now, Page, Row, Wanted, decode};
+use crate::store::{Due, KeyAfter, LaneDemand, LaneWaiting, Now, Page, Row, Wanted, decode};
 
 /// What a message's own columns are read as, in the order of `message_columns!`.
 type MessageSql = (
@@ -94,6 +94,16 @@ statement!(
          ORDER BY seq, id LIMIT ?"
     ),
     (MessageSql, WaitingSql)
+);
+statement!(
+    DeliveryFollowers,
+    concat!(
+        "-- delivery_followers\nSELECT ",
+        message_columns!("message_id", "1"),
+        ", id, destination, in_order, life, attempts, first_attempt_at, history, due_at <= ? FROM outbox_deliveries \
+         WHERE destination = ? AND ordering_key = CAST(? AS TEXT) AND seq > ? AND in_order = 1 ORDER BY seq, id LIMIT ?"
+    ),
+    (MessageSql, WaitingSql, Bool)
 );
 statement!(
     LaneOccupied,
@@ -264,6 +274,25 @@ pub(super) fn delivery_due(open: &mut Open, lanes: &[LaneDemand], owned: Partiti
     })
 }
 
+/// The next rows of keys.
+pub(super) fn delivery_followers(
+    open: &mut Open,
+    keys: &[KeyAfter],
+    limit: u32,
+    now: Now,
+) -> QueryResult<Vec<WaitingDelivery>> {
+    open.conn.transaction(|conn| {
+        let now = clock(conn, now)?;
+        let mut rows = Vec::new();
+        for KeyAfter { destination, key, after } in keys {
+            let binds = [now.into(), destination.as_str().into(), key[..].into(), (*after).into(), limit.into()];
+            let read: Vec<(MessageColumns, WaitingColumns, bool)> = load::<DeliveryFollowers, _>(conn, &binds)?;
+            rows.extend(read.into_iter().map(|(message, waiting, due)| (waiting_delivery(message, waiting, now), due)));
+        }
+        Ok(decode::until_not_due(rows))
+    })
+}
+
 /// Rows that found no route when they were looked at last.
 pub(super) fn delivery_unrouted(
     open: &mut Open,
@@ -313,6 +342,7 @@ mod tests {
             (DeliveryDue::TEXT, "delivery_by_due (destination=? AND blocked=? AND due_at<?)"),
             (DeliveryUnrouted::TEXT, "(destination=?"),
             (NextDue::TEXT, "delivery_by_due (destination=? AND blocked=?)"),
+            (DeliveryFollowers::TEXT, "delivery_by_key (destination=? AND ordering_key=? AND seq>?)"),
             (KeyParked::TEXT, "delivery_by_key (destination=? AND ordering_key=?)"),
             (KeyParked::TEXT, "dead_letter_by_key (destination=? AND blocks_key=? AND ordering_key=?)"),
         ] {

@@ -1,0 +1,338 @@
+//! One relay, four destinations: one is fast, one slow, one fails half of the time, one is dead for a while.
+//!
+//! Producers write at a steady rate, half of it under one key, and never stop while the dead one comes back: at 80 % of
+//! what that one can take its backlog has to drain all the same. The fast one must hardly notice any of it. What producers
+//! and receivers saw is judged by the checker; latency is told from the commit to the first request that was accepted.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use diesel::connection::LoadConnection;
+use outbox::{Envelope, Error, OutboxBackend};
+use outbox_tests::checker::check;
+use outbox_tests::database::{Kind, TestDatabase};
+use outbox_tests::for_each_database;
+use outbox_tests::history::{Fact, Id, Recorder, Run};
+use outbox_tests::process::Process;
+use outbox_tests::receiver::{Answer, Receiver, Request};
+use outbox_tests::tables::snapshot;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+const DESTINATIONS: [&str; 4] = ["fast", "slow", "flaky", "dead"];
+/// Messages a second; 80 % of what `dead` takes when it is back.
+const RATE: u64 = 80;
+/// One at a time, each so long: what `dead` can take.
+const DEAD_ANSWERS_AFTER: Duration = Duration::from_millis(10);
+/// An attempt at a dead destination takes so long.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the load goes on with the fast destination alone.
+const ALONE: Duration = Duration::from_secs(4);
+/// How long with all of them while one is dead.
+const OUTAGE: Duration = Duration::from_secs(5);
+/// What processes beside a test do to its slowest hundredth.
+const NOISE: Duration = Duration::from_millis(60);
+/// How long anything may take. Far more than it takes: a machine may be busy.
+const LIMIT: Duration = Duration::from_secs(90);
+
+fn configuration(destinations: &[(&str, String)]) -> String {
+    let mut text = format!(
+        "[relay]\nlease = \"2s\"\n[health]\nlisten = \"off\"\n\
+         [defaults]\ntimeout = \"{}ms\"\nretry = [\"20ms\", {}]\n",
+        TIMEOUT.as_millis(),
+        ["\"100ms\""; 99].join(", ")
+    );
+    for (name, url) in destinations {
+        let concurrency = if *name == "dead" { 1 } else { 8 };
+        text.push_str(&format!(
+            "[destinations.{name}]\nurl = \"{url}\"\ntopics = [\"load.*\"]\nconcurrency = {concurrency}\n"
+        ));
+    }
+    text
+}
+
+/// What the whole run shares.
+struct Load {
+    database: TestDatabase,
+    recorder: Recorder,
+    dice: Mutex<SmallRng>,
+    over: AtomicBool,
+    is_dead: AtomicBool,
+    /// Where the next messages go.
+    to: Mutex<Vec<&'static str>>,
+    committed_at: Mutex<HashMap<Id, Instant>>,
+    /// When each message was accepted by `fast`.
+    arrived_at: Mutex<HashMap<Id, Instant>>,
+    accepted: Mutex<HashMap<&'static str, u64>>,
+    requests_of_dead: AtomicU64,
+}
+
+impl Load {
+    fn answer(&self, destination: &str) -> Answer {
+        match destination {
+            "slow" => Answer::status(200).after(Duration::from_millis(60)),
+            "flaky" if self.dice.lock().unwrap().random_bool(0.5) => Answer::status(500),
+            "dead" if self.is_dead.load(Ordering::SeqCst) => Answer::Never,
+            "dead" => Answer::status(200).after(DEAD_ANSWERS_AFTER),
+            _ => Answer::status(200),
+        }
+    }
+
+    fn answered(&self, destination: &'static str, request: &Request, status: u16) {
+        self.recorder.received(destination, request, status);
+        if destination == "dead" {
+            self.requests_of_dead.fetch_add(1, Ordering::SeqCst);
+        }
+        if status == 200 {
+            *self.accepted.lock().unwrap().entry(destination).or_default() += 1;
+            if destination == "fast" {
+                self.arrived_at.lock().unwrap().entry(request.id().to_owned()).or_insert(request.at);
+            }
+        }
+    }
+
+    fn produce<C: LoadConnection<Backend: OutboxBackend>>(&self, conn: &mut C) {
+        let began = Instant::now();
+        for n in 0_u32.. {
+            let next = began + Duration::from_secs(1) * n / u32::try_from(RATE).unwrap();
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            if self.over.load(Ordering::SeqCst) {
+                return;
+            }
+            self.enqueue(conn, n);
+        }
+    }
+
+    fn enqueue<C: LoadConnection<Backend: OutboxBackend>>(&self, conn: &mut C, n: u32) {
+        let key = {
+            let mut dice = self.dice.lock().unwrap();
+            // One key has half of the traffic, the others share the rest very unevenly, and a few have none.
+            let rank = (200.0_f64.powf(dice.random::<f64>())) as u32;
+            match dice.random_range(0..20) {
+                0..10 => Some("hot".to_owned()),
+                10..18 => Some(format!("key-{rank}")),
+                _ => None,
+            }
+        };
+        let (body, to) = (format!("{{\"n\": {n}}}"), self.to.lock().unwrap().clone());
+        let tx = self.recorder.transaction();
+        let id = conn
+            .transaction::<Id, Error, _>(|conn| {
+                let began = self.recorder.now();
+                let mut envelope = Envelope::raw("load.order", body.as_bytes()).content_type("application/json");
+                if let Some(key) = &key {
+                    envelope = envelope.key(key);
+                }
+                let id = outbox::enqueue(conn, envelope)?.message_id.to_string();
+                tx.enqueued(began, &id, "load.order", key.as_deref(), &to, body.as_bytes());
+                tx.commit_asked();
+                Ok(id)
+            })
+            .unwrap();
+        self.committed_at.lock().unwrap().insert(id, Instant::now());
+        tx.committed();
+    }
+
+    fn produce_here(&self) {
+        match self.database.kind() {
+            Kind::Postgres => self.produce(&mut self.database.postgres()),
+            Kind::Mariadb => self.produce(&mut self.database.mariadb()),
+            Kind::Sqlite => self.produce(&mut self.database.sqlite()),
+        }
+    }
+
+    /// From the commit to the arrival at `fast`, of what was committed in this span, shortest first.
+    fn latencies(&self, from: Instant, until: Instant) -> Vec<Duration> {
+        let arrived = self.arrived_at.lock().unwrap();
+        let committed = self.committed_at.lock().unwrap();
+        let committed = committed.iter().filter(|(_, at)| (from..until).contains(at));
+        let mut latencies: Vec<Duration> = committed
+            .map(|(id, at)| arrived.get(id).map_or(LIMIT, |arrived| arrived.saturating_duration_since(*at)))
+            .collect();
+        latencies.sort_unstable();
+        latencies
+    }
+
+    fn count(&self, table: &str) -> i64 {
+        self.database.query_i64(&format!("SELECT count(*) FROM {table}"))
+    }
+
+    fn wait_until(&self, relay: &Process, what: &str, mut met: impl FnMut() -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        while !met() {
+            assert!(Instant::now() < deadline, "not within {LIMIT:?}: {what}; the relay said\n{}", relay.output());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+pub(crate) fn percentile(sorted: &[Duration], share: f64) -> Duration {
+    sorted[((sorted.len() - 1) as f64 * share) as usize]
+}
+
+/// The slowest hundredth takes at most twice as long beside the others as alone, and what a busy machine adds.
+pub(crate) fn assert_at_most_twice(state: &str, alone: &[Duration], beside: &[Duration]) {
+    let [alone, beside] = [alone, beside].map(|latencies| percentile(latencies, 0.99));
+    assert!(beside <= alone * 2 + NOISE, "{state}: p99 {beside:.1?}, alone {alone:.1?}");
+}
+
+/// The most memory the process has had, in MiB.
+pub(crate) fn memory_peak(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+async fn a_dead_a_failing_and_a_slow_destination_leave_the_fast_one_alone(database: TestDatabase) {
+    // Latency is what is looked at: one at a time.
+    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let seed = std::env::var("OUTBOX_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    let about = format!("{}  four destinations", database.kind());
+    let name = format!("isolation-{}", database.kind().migrations());
+    let load = Arc::new(Load {
+        recorder: Recorder::create(&name, Run { seed, about, ..Run::default() }),
+        database,
+        dice: Mutex::new(SmallRng::seed_from_u64(seed)),
+        over: AtomicBool::new(false),
+        is_dead: AtomicBool::new(true),
+        to: Mutex::new(vec!["fast"]),
+        committed_at: Mutex::default(),
+        arrived_at: Mutex::default(),
+        accepted: Mutex::default(),
+        requests_of_dead: AtomicU64::new(0),
+    });
+    let mut receivers = Vec::new();
+    for destination in DESTINATIONS {
+        let (script, listener) = (load.clone(), load.clone());
+        let script = move |_: &Request| script.answer(destination);
+        receivers.push(Receiver::start_heard(script, move |r, status| listener.answered(destination, r, status)).await);
+    }
+    let urls: Vec<_> = DESTINATIONS.iter().zip(&receivers).map(|(name, r)| (*name, r.url("/hook"))).collect();
+    tokio::task::spawn_blocking(move || run(&load, &urls)).await.unwrap();
+}
+for_each_database!(a_dead_a_failing_and_a_slow_destination_leave_the_fast_one_alone);
+
+fn run(load: &Arc<Load>, urls: &[(&'static str, String)]) {
+    let start = |destinations: &[(&'static str, String)]| {
+        let arguments = ["--database-url", load.database.url(), "run"];
+        let relay = Process::start_relay(&configuration(destinations), &arguments);
+        relay.wait_for_line("relay started", LIMIT);
+        load.wait_until(&relay, "the relay owns all", || {
+            load.database.query_i64("SELECT count(*) FROM outbox_partitions WHERE owner IS NOT NULL") == 32
+        });
+        relay
+    };
+    let producer = |seconds: Duration, meanwhile: &dyn Fn()| {
+        load.over.store(false, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            let producer = scope.spawn(|| load.produce_here());
+            std::thread::sleep(seconds);
+            meanwhile();
+            load.over.store(true, Ordering::SeqCst);
+            producer.join().unwrap();
+        });
+    };
+
+    let alone = start(&urls[..1]);
+    let began = Instant::now();
+    producer(ALONE, &|| {});
+    load.wait_until(&alone, "all has arrived", || load.count("outbox_messages") == 0);
+    let without = load.latencies(began, Instant::now());
+    alone.terminate(LIMIT);
+
+    *load.to.lock().unwrap() = DESTINATIONS.to_vec();
+    let mut relay = start(urls);
+    let (began, rows) = (Instant::now(), Mutex::new(Vec::new()));
+    let waiting = || load.database.query_i64("SELECT count(*) FROM outbox_deliveries WHERE destination = 'dead'");
+    let note = || {
+        let tables = ["outbox_messages", "outbox_deliveries", "outbox_dead_letters"].map(|table| load.count(table));
+        rows.lock().unwrap().push((began.elapsed().as_secs_f32(), tables));
+    };
+    let (drained, ended, first_second) = (Mutex::new(None), Mutex::new(began), AtomicU64::new(0));
+    producer(OUTAGE, &|| {
+        note();
+        *ended.lock().unwrap() = Instant::now();
+        let backlog = waiting();
+        load.is_dead.store(false, Ordering::SeqCst);
+        let (back, before) = (Instant::now(), load.requests_of_dead.load(Ordering::SeqCst));
+        let mut noted = Instant::now();
+        load.wait_until(&relay, "the backlog of the one that was dead drains under load", || {
+            if noted.elapsed() > Duration::from_secs(1) {
+                note();
+                noted = Instant::now();
+            }
+            if back.elapsed() < Duration::from_secs(1) {
+                first_second.store(load.requests_of_dead.load(Ordering::SeqCst) - before, Ordering::SeqCst);
+            }
+            waiting() == 0
+        });
+        *drained.lock().unwrap() = Some((backlog, back.elapsed()));
+    });
+    let with = load.latencies(began, *ended.lock().unwrap());
+    load.wait_until(&relay, "everything arrives", || {
+        load.count("outbox_messages") + load.count("outbox_deliveries") == 0
+    });
+    let peak = memory_peak(&relay);
+    assert!(relay.is_running());
+    relay.terminate(LIMIT);
+
+    load.recorder.write(Fact::Snapshot(snapshot(&load.database)));
+    let verdict = check(&load.recorder.history());
+    println!("{verdict}");
+    let (backlog, drain) = drained.into_inner().unwrap().unwrap();
+    let p99 = [percentile(&without, 0.99), percentile(&with, 0.99)];
+    println!(
+        "p50/p99 of the fast one: alone {:.1?}/{:.1?} ({} messages), beside the others {:.1?}/{:.1?} ({})\n\
+         backlog of {backlog} rows drained under load in {drain:.1?}, {} attempts in its first second; peak memory {peak} MiB",
+        percentile(&without, 0.5),
+        p99[0],
+        without.len(),
+        percentile(&with, 0.5),
+        p99[1],
+        with.len(),
+        first_second.into_inner(),
+    );
+    for (seconds, [messages, deliveries, dead]) in rows.into_inner().unwrap() {
+        println!("after {seconds:4.1} s: {messages} messages, {deliveries} waiting, {dead} dead");
+    }
+    verdict.assert_kept();
+    assert_at_most_twice("beside a slow, a failing and a dead one", &without, &with);
+}
+
+/// Sixty megabytes for a destination that never answers, and eight to keep them in.
+async fn large_messages_for_a_dead_destination_neither_fill_the_memory_nor_stop_the_others(database: TestDatabase) {
+    const MESSAGES: usize = 300;
+    const BYTES: usize = 200 << 10;
+    let dead = Receiver::start(|_| Answer::Never).await;
+    let fast = Receiver::start(|_| Answer::status(200)).await;
+    let configuration = format!(
+        "[relay]\nin_hands_bytes = \"8MiB\"\n[health]\nlisten = \"off\"\n\
+         [destinations.dead]\nurl = \"{}\"\ntopics = [\"load.*\"]\ntimeout = \"60s\"\n\
+         [destinations.fast]\nurl = \"{}\"\ntopics = [\"load.*\"]\n",
+        dead.url("/hook"),
+        fast.url("/hook")
+    );
+    let relay = Process::start_relay(&configuration, &["--database-url", database.url(), "run"]);
+    relay.wait_for_line("relay started", LIMIT);
+    let before = memory_peak(&relay);
+    for _ in 0..MESSAGES / 10 {
+        let large = (0..10).map(|_| Envelope::raw("load.order", vec![b'x'; BYTES]).content_type("text/plain"));
+        crate::delivery::stage::enqueue(&database, large);
+    }
+    let deadline = Instant::now() + LIMIT;
+    while fast.requests().len() < MESSAGES {
+        let (arrived, said) = (fast.requests().len(), relay.output());
+        assert!(Instant::now() < deadline, "{arrived} of {MESSAGES} arrived; the relay said\n{said}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let after = memory_peak(&relay);
+    let kind = database.kind();
+    println!("{kind}: {} MiB passed, peak memory {before} MiB before and {after} MiB after", (MESSAGES * BYTES) >> 20);
+    // A page, the hands, and the attempts at both destinations with their buffers.
+    assert!(after < before + 48, "{before} MiB before, {after} MiB after");
+    relay.kill();
+}
+for_each_database!(large_messages_for_a_dead_destination_neither_fill_the_memory_nor_stop_the_others);
