@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::{Answer, Engine};
 use crate::frontier::{Reading, Stamp};
-use crate::lane::{Origin, Work};
+use crate::lane::{Care, Origin, Work};
 use crate::message::{Headers, Key, Message, PartitionSet, Seq};
 use crate::outcome::waits;
 use crate::poll::Evidence;
@@ -39,6 +39,8 @@ pub(super) struct Feeding {
     caught_up: bool,
     /// The read under way began when everything that is to be fed from above the cursor had been read.
     tail_is_done: bool,
+    /// The last read came to the end of the table.
+    tail_ended: bool,
     unrouted_told: HashSet<String>,
     /// What a message cost in the last pages: how many more there is room for.
     typical_bytes: usize,
@@ -70,6 +72,7 @@ impl Feeding {
             pass_empty: false,
             caught_up: false,
             tail_is_done: false,
+            tail_ended: false,
             unrouted_told: HashSet::new(),
             typical_bytes: TYPICAL_BYTES_FIRST,
         }
@@ -78,6 +81,11 @@ impl Feeding {
     /// The number the next read will have.
     pub(super) fn next_read(&self) -> u64 {
         self.read + 1
+    }
+
+    /// The number of the last read begun.
+    pub(super) fn last_read(&self) -> u64 {
+        self.read
     }
 
     pub(super) fn poll_soon(&mut self, now: Instant) {
@@ -191,6 +199,11 @@ impl Engine {
         !self.lanes.iter().any(|l| l.lane.is_full()) || self.lanes.iter().any(|l| l.lane.is_idle())
     }
 
+    /// True while a read is under way or may begin.
+    pub(super) fn feeds(&self) -> bool {
+        self.feed.busy || self.has_room()
+    }
+
     fn spawn_feed<F, Fut>(&self, operation: F)
     where
         F: FnOnce(Arc<dyn crate::store::Store>) -> Fut,
@@ -295,9 +308,8 @@ impl Engine {
             self.feed.pause = (self.feed.pause * 2).clamp(self.pace.poll_busy, self.pace.poll_idle);
         }
         self.feed.next_poll = now + self.feed.pause;
-        if with_tail && wanted.tail && page_ends {
-            self.feed.caught_up = true;
-        }
+        self.feed.tail_ended = with_tail && wanted.tail && page_ends;
+        self.feed.caught_up |= self.feed.tail_ended;
         // What has come above the last number that is to be fed does not count, however much of it there is.
         let read_all = wanted.tail && (!full || self.feed.tail_is_done && !page.holes_full);
         if messages.is_empty() && read_all && self.feed.read >= self.feed.pass_from {
@@ -406,6 +418,9 @@ impl Engine {
             return;
         }
         self.hands.take(&message, destinations.len(), version, routes_read);
+        if self.hand_inherited(&message, &destinations) {
+            return;
+        }
         // A sink that deletes its delivery's row needs one of its own. All of them get one at once: were the others
         // attempted first, the slowest would decide when it may begin.
         let apart = destinations.len() > 1 && destinations.iter().any(|&destination| self.deletes_rows(destination));
@@ -434,7 +449,7 @@ impl Engine {
         }
     }
 
-    fn unserved(&mut self, message: &Arc<Message>, destination: usize) {
+    pub(super) fn unserved(&mut self, message: &Arc<Message>, destination: usize) {
         let name = self.routing.destinations[destination].spec.name.clone();
         let remains = waits(State::Unserved, self.keeps_order(destination), DueIn::Pause(Duration::ZERO));
         self.conclude_fresh(message, &name, Some(remains));
@@ -486,6 +501,7 @@ impl Engine {
         for state in &mut self.lanes {
             state.lane.read_done(read);
         }
+        self.inherited_read(self.feed.tail_ended);
     }
 
     pub(super) fn destinations_of(&self, message: &Message) -> Arc<[usize]> {
@@ -538,7 +554,7 @@ impl Engine {
 }
 
 /// A message on its way to a destination for the first time.
-fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
+pub(super) fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
     Work {
         message: message.clone(),
         origin: Origin::Fresh,
@@ -547,6 +563,9 @@ fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
         first_attempt_at: None,
         history: Vec::new(),
         doomed: doom(message),
+        care: Care::Plain,
+        suspect: false,
+        starts: 0,
     }
 }
 

@@ -419,6 +419,7 @@ impl Engine {
                 }
                 Rest::Row(outcome) => {
                     self.due.settled(outcome.id);
+                    self.starts.settled(outcome.id);
                     let key = outcome.ordering_key.as_ref().map(|key| (key, None));
                     match &outcome.change {
                         WaitingChange::Delivered => self.look_soon(&outcome.destination, now),

@@ -107,7 +107,7 @@ enum Violation {
     BuriedInCalm,
     /// Everybody renewed in time, and somebody's row was gone.
     ExpelledInCalm,
-    /// A partition belongs to a relay that has no row.
+    /// A partition belongs to a relay that has left.
     OwnedByNobody,
     /// A lease was renewed for an engine that had not turned for longer than it.
     RenewedForTheWedged,

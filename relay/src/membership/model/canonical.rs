@@ -116,6 +116,7 @@ impl World {
         for process in self.places.iter_mut().flatten() {
             let member = &mut process.member;
             member.epochs.get_mut(&number).into_iter().for_each(&mut *f);
+            member.taken_free.get_mut(&number).into_iter().for_each(&mut *f);
             member.published.epochs.get_mut(&number).into_iter().for_each(&mut *f);
             process.engine.epochs[n].iter_mut().for_each(&mut *f);
             if let Some((_, Some(epoch))) = &mut process.engine.parts[n].settling {
@@ -127,7 +128,7 @@ impl World {
             match &mut process.call {
                 Call::Answered(Answer::Seen(Some(seen))) => in_list(seen, f),
                 Call::Answered(Answer::Acquired(taken)) => {
-                    taken.iter_mut().filter(|(no, _)| *no == number).for_each(|(_, epoch)| f(epoch));
+                    taken.iter_mut().filter(|taken| taken.partition_no == number).for_each(|taken| f(&mut taken.epoch));
                 }
                 _ => {}
             }

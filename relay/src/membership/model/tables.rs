@@ -3,7 +3,7 @@
 use super::{Bug, PARTS, Violation};
 use crate::membership::member::{Answer, Task};
 use crate::message::{PartitionSet, RelayId};
-use crate::store::{Membership, RelaySeen};
+use crate::store::{Membership, RelaySeen, Taken};
 
 /// `outbox_relays`, `outbox_partitions`, `outbox_messages`, and what the receiver has got.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
@@ -13,6 +13,8 @@ pub(super) struct Tables {
     pub parts: [Part; PARTS],
     /// The identities that have ever been there, one bit each.
     pub known: u8,
+    /// Those that were declared dead: what they owned is named after them until somebody takes it.
+    pub buried: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -37,7 +39,7 @@ pub(super) struct Part {
 
 impl Tables {
     pub(super) fn register(&mut self, id: RelayId) {
-        self.known |= 1 << (id.as_u128() - 1);
+        self.known |= bit(id);
         self.relays.push(Row { id, beat: 1, draining: false, still: 0 });
         self.relays.sort_unstable_by_key(|row| row.id);
     }
@@ -101,15 +103,15 @@ impl Tables {
                 return Err(Violation::BuriedInCalm);
             }
             for part in self.parts.iter_mut().filter(|part| part.owner == Some(id)) {
-                part.owner = None;
                 part.epoch += 1;
             }
+            self.buried |= bit(id);
             buried.push(id);
         }
         Ok(buried)
     }
 
-    fn acquire(&mut self, me: RelayId, wanted: PartitionSet, scope: &super::Scope) -> Vec<(u8, i64)> {
+    fn acquire(&mut self, me: RelayId, wanted: PartitionSet, scope: &super::Scope) -> Vec<Taken> {
         let mut taken = Vec::new();
         if self.row(me).is_none() {
             return taken;
@@ -118,11 +120,11 @@ impl Tables {
             let part = &self.parts[usize::from(n)];
             if part.owner.is_none_or(|owner| self.row(owner).is_none()) {
                 let part = &mut self.parts[usize::from(n)];
-                part.owner = Some(me);
+                let inherited = part.owner.replace(me).is_some();
                 if scope.bug != Some(Bug::AcquireWithoutEpoch) {
                     part.epoch += 1;
                 }
-                taken.push((n, part.epoch));
+                taken.push(Taken { partition_no: n, epoch: part.epoch, inherited });
             }
         }
         taken
@@ -179,6 +181,10 @@ impl Tables {
         }
         Ok(true)
     }
+}
+
+pub(super) fn bit(id: RelayId) -> u8 {
+    1 << (id.as_u128() - 1)
 }
 
 /// The messages of the first partition are ended by the plain DELETE, those of the others under the lock.

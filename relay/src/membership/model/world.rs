@@ -249,7 +249,8 @@ impl World {
     /// What holds in every state, whatever the step was.
     fn check(&self) -> Result<(), Violation> {
         for (n, part) in self.tables.parts.iter().enumerate() {
-            if part.owner.is_some_and(|owner| self.tables.row(owner).is_none()) {
+            let has_left = |id| self.tables.row(id).is_none() && self.tables.buried & super::tables::bit(id) == 0;
+            if part.owner.is_some_and(has_left) {
                 return Err(Violation::OwnedByNobody);
             }
             let claims = |process: &Process| {
