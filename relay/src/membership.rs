@@ -27,6 +27,8 @@ use crate::store::{Membership, Store, StoreError};
 use member::{Answer, Facts, Member, Task};
 
 mod member;
+#[cfg(test)]
+mod model;
 mod watch;
 
 /// What this relay owns, as far as it knows.

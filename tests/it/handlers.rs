@@ -1,5 +1,6 @@
 //! Handlers in a whole relay: several types of messages, and effects that happen exactly once.
 
+mod busy;
 mod exactly_once;
 mod frozen;
 mod kill;

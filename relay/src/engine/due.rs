@@ -25,6 +25,8 @@ pub(super) struct DueState {
     retry_at: Instant,
     held: HashMap<i64, HeldRow>,
     leaving: VecDeque<(u64, i64)>,
+    /// Lost since the look under way began: what it shows of them may be out of date, even if they are ours again.
+    lost: PartitionSet,
     unrouted_next: Instant,
     /// The routes changed: every unrouted row is worth a look, and those up to this one have had it.
     unrouted_after: Option<(Seq, i64)>,
@@ -77,6 +79,7 @@ impl DueState {
             retry_at: now,
             held: HashMap::new(),
             leaving: VecDeque::new(),
+            lost: PartitionSet::EMPTY,
             unrouted_next: now,
             unrouted_after: Some(START),
             unrouted_from: 0,
@@ -105,6 +108,7 @@ impl DueState {
     pub(super) fn begin_look(&mut self) -> u64 {
         self.busy = true;
         self.number += 1;
+        self.lost = PartitionSet::EMPTY;
         self.number
     }
 
@@ -142,6 +146,7 @@ impl DueState {
         self.held.retain(|_, row| !lost.contains(row.partition_no));
         let held = &self.held;
         self.finding.retain(|id| held.contains_key(id));
+        self.lost = self.lost.or(lost);
     }
 
     /// True while there may be rows without destination that have a route by now. What comes later of their keys must not
@@ -328,12 +333,18 @@ impl Engine {
         let reached = rows.last().filter(|_| !is_last).map(|row| (row.message.seq, row.id));
         self.due.unrouted_read(number, reached);
         for row in rows {
-            let is_ours = self.kept().contains(row.message.partition_no) && !self.due.held.contains_key(&row.id);
+            let is_ours =
+                self.kept_since_look().contains(row.message.partition_no) && !self.due.held.contains_key(&row.id);
             if is_ours && !self.destinations_of(&row.message).is_empty() {
                 self.due.finding.insert(row.id);
                 self.route_row(row);
             }
         }
+    }
+
+    /// What has been ours without a break since the look under way began.
+    pub(super) fn kept_since_look(&self) -> PartitionSet {
+        self.kept().without(self.due.lost)
     }
 
     /// Everything look number `number` said has been acted upon.
@@ -356,7 +367,7 @@ impl Engine {
         let mut taken = 0;
         let mut not_yet = vec![false; self.lanes.len()];
         for row in due.rows {
-            if self.due.held.contains_key(&row.id) || !self.kept().contains(row.message.partition_no) {
+            if self.due.held.contains_key(&row.id) || !self.kept_since_look().contains(row.message.partition_no) {
                 continue;
             }
             if row.destination.is_empty() {

@@ -13,7 +13,7 @@ use super::unrouted::Unrouted;
 use super::{Answer, Engine};
 use crate::frontier::{Reading, Stamp};
 use crate::lane::{Care, Origin, Work};
-use crate::message::{Headers, Key, Message, Seq};
+use crate::message::{Headers, Key, Message, PartitionSet, Seq};
 use crate::outcome::waits;
 use crate::poll::Evidence;
 use crate::sink::Ordering;
@@ -28,6 +28,9 @@ pub(super) struct Feeding {
     pause: Duration,
     pending: Option<Vec<Arc<Message>>>,
     pub(super) unrouted: Unrouted,
+    /// Lost since the read under way began. What it shows of them may have been delivered by another since, even if they
+    /// are ours again: then they are read once more.
+    lost: PartitionSet,
     sweep_after: Seq,
     sweep_next: Instant,
     mark_busy: bool,
@@ -63,6 +66,7 @@ impl Feeding {
             pause: Duration::ZERO,
             pending: None,
             unrouted: Unrouted::default(),
+            lost: PartitionSet::EMPTY,
             sweep_after: 0,
             sweep_next: now + SWEEP_PERIOD,
             mark_busy: false,
@@ -96,6 +100,10 @@ impl Feeding {
     pub(super) fn restart_pass(&mut self) {
         self.pass_from = self.read + 1;
         self.pass_empty = false;
+    }
+
+    pub(super) fn lose(&mut self, lost: PartitionSet) {
+        self.lost = self.lost.or(lost);
     }
 
     pub(super) fn pass_is_empty(&self) -> bool {
@@ -159,6 +167,7 @@ impl Engine {
         } else {
             self.feed.busy = true;
             self.feed.read += 1;
+            self.feed.lost = PartitionSet::EMPTY;
             let wanted = self.frontier.wanted(now);
             self.feed.tail_is_done = wanted.tail && wanted.cursor >= self.feeds_until();
             let limit = self.feed.page_limit(
@@ -333,10 +342,15 @@ impl Engine {
         }
     }
 
+    /// What has been ours without a break since the read under way began.
+    fn kept_since_read(&self) -> PartitionSet {
+        self.kept().without(self.feed.lost)
+    }
+
     /// Ours, and not in hands already.
     fn accept(&mut self, row: Row) -> Option<Arc<Message>> {
         let Row::Mine(message) = row else { return None };
-        if !self.kept().contains(message.partition_no) || message.seq > self.feeds_until() {
+        if !self.kept_since_read().contains(message.partition_no) || message.seq > self.feeds_until() {
             return None;
         }
         if self.hands.contains(message.seq) {
@@ -389,7 +403,7 @@ impl Engine {
     fn hand_out(&mut self, messages: Vec<Arc<Message>>, parked: &HashSet<(Option<usize>, Key)>) {
         for message in messages {
             // Ownership may have changed while the keys were looked up.
-            if !self.kept().contains(message.partition_no) || self.hands.contains(message.seq) {
+            if !self.kept_since_read().contains(message.partition_no) || self.hands.contains(message.seq) {
                 continue;
             }
             if self.would_pass_unrouted(&message, parked) {

@@ -130,6 +130,7 @@ impl Engine {
             }
             self.hands.drop_held(seq);
         }
+        self.feed.lose(lost);
         self.due.evict(lost);
         self.feed.unrouted.evict(lost);
         for (destination, key) in self.settling.evict(lost) {

@@ -33,7 +33,7 @@ pub(crate) struct Facts {
 }
 
 /// What is to be done next.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Task {
     /// Give these partitions back.
     Release(PartitionSet),
@@ -186,10 +186,10 @@ impl Member {
             (Step::Renewing, Answer::Seen(Some(seen))) => {
                 self.valid_until = Some(self.began + self.lease);
                 self.next_beat = self.began + self.lease / 3;
-                self.seen(seen)
+                self.seen(seen, now)
             }
             (Step::Looking, Answer::Seen(Some(seen))) if seen.relays.iter().any(|relay| relay.id == self.me) => {
-                self.seen(seen)
+                self.seen(seen, now)
             }
             (Step::Renewing | Step::Looking, Answer::Seen(_)) => {
                 self.published.expelled = true;
@@ -232,10 +232,10 @@ impl Member {
         }
     }
 
-    fn seen(&mut self, seen: Membership) -> Task {
-        let dead = self.watch.observe(self.me, &seen, self.lease, self.began);
+    fn seen(&mut self, seen: Membership, now: Moment) -> Task {
+        let dead = self.watch.observe(self.me, &seen, self.lease, self.began, now);
         if dead.is_empty() {
-            return self.share(&seen, self.began);
+            return self.share(&seen, now);
         }
         self.step = Step::Burying(seen);
         Task::Bury(dead)
@@ -323,3 +323,118 @@ impl Member {
 const ACQUIRED_AT_ONCE: usize = 4;
 /// The shortest pause between two looks.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::RelaySeen;
+
+    const LEASE: Duration = Duration::from_secs(3);
+    const RUNNING: Facts = Facts { ticks: 1, draining: false, quiet: PartitionSet::EMPTY };
+
+    fn start() -> Moment {
+        Moment::at(Duration::from_secs(100))
+    }
+
+    fn me() -> RelayId {
+        RelayId::from_u128(1)
+    }
+
+    /// Relays with their beats; partition 0 is ours, partition 1 the other's.
+    fn seen(beats: &[(u128, i64)]) -> Membership {
+        let relays = beats.iter().map(|&(id, beat)| RelaySeen {
+            id: RelayId::from_u128(id),
+            name: String::new(),
+            version: String::new(),
+            beat,
+            draining: false,
+            serves: Vec::new(),
+            started_at: chrono::DateTime::UNIX_EPOCH,
+        });
+        let partitions = vec![(0, Some(me()), 4), (1, Some(RelayId::from_u128(2)), 7)];
+        Membership { relays: relays.collect(), partitions }
+    }
+
+    /// A member that renewed at the start and owns partition 0.
+    fn member() -> Member {
+        let mut member = Member::new(me(), LEASE, start());
+        assert_eq!(member.wake(RUNNING, start()), Task::Beat { draining: false });
+        let task = member.answered(Answer::Seen(Some(seen(&[(1, 1), (2, 7)]))), start());
+        assert!(matches!(task, Task::Rest(_)), "{task:?}");
+        member
+    }
+
+    #[test]
+    fn the_lease_counts_from_before_the_renewal_was_sent() {
+        let mut member = Member::new(me(), LEASE, start());
+        member.wake(RUNNING, start());
+        assert!(!member.ownership().usable_at(start()), "it was not answered yet");
+        member.answered(Answer::Seen(Some(seen(&[(1, 1)]))), start() + LEASE / 4);
+        member.answered(
+            Answer::Acquired(vec![Taken { partition_no: 1, epoch: 8, inherited: false }]),
+            start() + LEASE / 4,
+        );
+        let ownership = member.ownership();
+        assert_eq!(ownership.epochs, BTreeMap::from([(0, 4), (1, 8)]));
+        assert!(ownership.usable_at(start() + LEASE * 2 / 3));
+        assert!(!ownership.usable_at(start() + LEASE));
+    }
+
+    #[test]
+    fn a_renewal_that_finds_no_row_ends_everything() {
+        let mut member = member();
+        assert_eq!(member.wake(RUNNING, start() + LEASE / 3), Task::Beat { draining: false });
+        assert_eq!(member.answered(Answer::Seen(None), start() + LEASE / 3), Task::End);
+        assert!(member.ownership().expelled && !member.ownership().usable_at(start() + LEASE / 3));
+    }
+
+    #[test]
+    fn a_look_that_does_not_find_our_row_ends_everything() {
+        let mut member = member();
+        assert_eq!(member.wake(RUNNING, start()), Task::Look);
+        assert_eq!(member.answered(Answer::Seen(Some(seen(&[(2, 8)]))), start()), Task::End);
+        assert!(member.ownership().expelled);
+    }
+
+    #[test]
+    fn nothing_is_renewed_for_an_engine_that_does_not_turn() {
+        let mut member = member();
+        let (almost, over) = (start() + LEASE, start() + LEASE + Duration::from_millis(1));
+        assert_eq!(member.wake(RUNNING, almost), Task::Beat { draining: false });
+        member.answered(Answer::Failed, almost);
+        assert_eq!(member.wake(RUNNING, over), Task::Stall(LEASE / 3));
+        let turned = Facts { ticks: 2, ..RUNNING };
+        assert_eq!(member.wake(turned, over), Task::Beat { draining: false }, "it turns again");
+    }
+
+    #[test]
+    fn whoever_is_asked_to_stop_says_so_at_once() {
+        let mut member = member();
+        assert_eq!(member.wake(RUNNING, start()), Task::Look, "no renewal is due");
+        member.answered(Answer::Failed, start());
+        assert_eq!(member.wake(Facts { draining: true, ..RUNNING }, start()), Task::Beat { draining: true });
+    }
+
+    #[test]
+    fn the_dead_are_buried_with_the_beat_that_stood_still() {
+        let mut member = member();
+        let (turned, later) = (Facts { ticks: 2, ..RUNNING }, start() + LEASE);
+        member.wake(turned, later);
+        let task = member.answered(Answer::Seen(Some(seen(&[(1, 2), (2, 7)]))), later);
+        assert_eq!(task, Task::Bury(vec![(RelayId::from_u128(2), 7)]));
+        let task = member.answered(Answer::Buried(vec![RelayId::from_u128(2)]), later);
+        assert_eq!(task, Task::Acquire([1].into_iter().collect()), "what was the dead relay's is free");
+    }
+
+    #[test]
+    fn only_what_has_come_to_rest_is_released_and_only_what_is_given_up() {
+        let mut member = member();
+        member.giving_up = [0].into_iter().collect();
+        let quiet = |numbers: &[u8]| Facts { quiet: numbers.iter().copied().collect(), ..RUNNING };
+        assert_eq!(member.wake(quiet(&[5]), start()), Task::Look, "that is not being given up");
+        member.answered(Answer::Failed, start());
+        assert_eq!(member.wake(quiet(&[0, 5]), start()), Task::Release([0].into_iter().collect()));
+        assert_eq!(member.answered(Answer::Released, start()), Task::Look);
+        assert!(member.ownership().partitions.is_empty());
+    }
+}

@@ -25,20 +25,25 @@ pub(super) struct Seen {
 
 impl Watch {
     /// Takes note of the beats; returns whoever has stood still for a lease.
+    ///
+    /// A beat was read at some moment between asking and hearing. It stands still at least from when its first sight was
+    /// heard of until the question that found it unchanged; anything else would accuse the living whenever a question
+    /// took long.
     pub(super) fn observe(
         &mut self,
         me: RelayId,
         seen: &Membership,
         lease: Duration,
-        now: Moment,
+        asked: Moment,
+        heard: Moment,
     ) -> Vec<(RelayId, i64)> {
         self.beats.retain(|id, _| seen.relays.iter().any(|relay| relay.id == *id));
         let mut dead = Vec::new();
         for relay in seen.relays.iter().filter(|relay| relay.id != me) {
-            let entry = self.beats.entry(relay.id).or_insert(Seen { beat: relay.beat, since: now, changed: false });
+            let entry = self.beats.entry(relay.id).or_insert(Seen { beat: relay.beat, since: heard, changed: false });
             if entry.beat != relay.beat {
-                *entry = Seen { beat: relay.beat, since: now, changed: true };
-            } else if now.since(entry.since) >= lease {
+                *entry = Seen { beat: relay.beat, since: heard, changed: true };
+            } else if asked.since(entry.since) >= lease {
                 dead.push((relay.id, relay.beat));
             }
         }
@@ -81,17 +86,26 @@ mod tests {
     #[test]
     fn a_beat_that_stands_still_for_a_lease_is_a_death() {
         let (mut watch, me, start) = (Watch::default(), RelayId::from_u128(1), Moment::now());
-        assert!(watch.observe(me, &seen(&[(1, 5), (2, 7)]), LEASE, start).is_empty());
-        assert!(watch.observe(me, &seen(&[(1, 5), (2, 8)]), LEASE, start + LEASE).is_empty(), "it moved");
-        let later = start + LEASE * 2;
-        assert_eq!(watch.observe(me, &seen(&[(1, 5), (2, 8)]), LEASE, later), [(RelayId::from_u128(2), 8)]);
+        let mut observe = |beats, at: Moment| watch.observe(me, &seen(beats), LEASE, at, at);
+        assert!(observe(&[(1, 5), (2, 7)], start).is_empty());
+        assert!(observe(&[(1, 5), (2, 8)], start + LEASE).is_empty(), "it moved");
+        assert_eq!(observe(&[(1, 5), (2, 8)], start + LEASE * 2), [(RelayId::from_u128(2), 8)]);
+    }
+
+    #[test]
+    fn a_question_that_took_long_accuses_nobody() {
+        let (mut watch, me, start) = (Watch::default(), RelayId::from_u128(1), Moment::now());
+        watch.observe(me, &seen(&[(2, 7)]), LEASE, start, start + LEASE);
+        assert!(watch.observe(me, &seen(&[(2, 7)]), LEASE, start + LEASE, start + LEASE * 2).is_empty());
+        assert_eq!(watch.observe(me, &seen(&[(2, 7)]), LEASE, start + LEASE * 2, start + LEASE * 2).len(), 1);
     }
 
     #[test]
     fn an_outage_of_our_own_accuses_nobody() {
         let (mut watch, me, start) = (Watch::default(), RelayId::from_u128(1), Moment::now());
-        watch.observe(me, &seen(&[(2, 7)]), LEASE, start);
+        watch.observe(me, &seen(&[(2, 7)]), LEASE, start, start);
         watch.start_over();
-        assert!(watch.observe(me, &seen(&[(2, 7)]), LEASE, start + LEASE * 5).is_empty());
+        let later = start + LEASE * 5;
+        assert!(watch.observe(me, &seen(&[(2, 7)]), LEASE, later, later).is_empty());
     }
 }

@@ -15,7 +15,7 @@ use relay::store::open::open;
 use relay::store::{Settlement, State, StoreError, StoreOptions};
 
 use super::{LIMIT, configuration, named, start, until_arrived};
-use crate::store::fixture::{Outbox, moved, register, unit, waits};
+use crate::store::fixture::{Outbox, acquire, moved, register, unit, waits};
 
 const LEASE: Duration = Duration::from_secs(4);
 
@@ -49,11 +49,11 @@ async fn freeze(database: TestDatabase, write: &'static str) {
     let other = open(database.url(), &options).await.unwrap();
     let (me, successor) = (register(&*frozen, "frozen").await, register(&*other, "other").await);
     let mine = if write == "acquire" { PartitionSet::EMPTY } else { PartitionSet::ALL };
-    let epochs = frozen.partition_acquire(me, mine).await.unwrap();
+    let epochs = acquire(&*frozen, me, mine).await;
     let outbox = Outbox { database, store: other.clone(), relay: me, epochs: epochs.clone() };
     let message = outbox.keyed("k").await;
     let moves = vec![moved(&message, vec![unit("mail", waits(State::Retry))])];
-    let batch = Settlement { epochs, moves, waiting: Vec::new() };
+    let batch = Settlement { epochs, moves, ..Settlement::default() };
 
     stretch.set_trap("");
     let (asked, settlement) = (frozen.clone(), batch.clone());

@@ -213,7 +213,7 @@ async fn counts_and_settles_do_not_wait_for_each_other_for_good(database: TestDa
     let settling = async {
         for row in &due[..20] {
             let waiting = vec![outcome(row, WaitingChange::Delivered)];
-            let batch = Settlement { epochs: outbox.epochs.clone(), moves: vec![], waiting };
+            let batch = Settlement { epochs: outbox.epochs.clone(), waiting, ..Settlement::default() };
             outbox.store.settle(outbox.relay, &batch, None).await.unwrap();
         }
     };
