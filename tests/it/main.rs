@@ -23,6 +23,7 @@ mod faults;
 mod handlers;
 mod http;
 mod isolation;
+mod keys;
 mod kill;
 mod library;
 mod process;
