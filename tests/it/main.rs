@@ -11,6 +11,7 @@ mod cli_database;
 mod cli_destinations;
 mod cli_docs;
 mod cli_explain;
+mod cli_keys;
 mod cli_messages;
 mod cli_rules;
 mod cli_trying;
