@@ -82,6 +82,8 @@ fn stands(parked: &ParkedKey, now: DateTime<Utc>) -> String {
     match &parked.head {
         Some(head) if head.blocked => "goes on in a moment: its relay frees the head".to_owned(),
         Some(head) if head.due_at > now => format!("{}, next attempt {}", head.state, time(head.due_at)),
+        // It waited behind another, and its state still says so.
+        Some(head) if head.state == "blocked" => format!("due since {}", time(head.due_at)),
         Some(head) => format!("{}, due since {}", head.state, time(head.due_at)),
         None => String::new(),
     }
