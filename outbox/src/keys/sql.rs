@@ -13,7 +13,10 @@ pub(super) fn key(database: Database, key: &[u8]) -> Option<String> {
     match database {
         // Text there is valid and has no zero byte; asking for another would be an error, not an empty answer.
         Database::Postgres if key.contains(&0) || std::str::from_utf8(key).is_err() => None,
-        Database::Postgres => Some(format!("convert_from(decode('{hex}', 'hex'), 'UTF8')")),
+        // A constant, which `convert_from` is not: planners would not look it up in their statistics.
+        Database::Postgres => {
+            Some(format!("E'{}'", key.iter().map(|byte| format!("\\x{byte:02x}")).collect::<String>()))
+        }
         Database::Mysql => Some(format!("x'{hex}'")),
         Database::Sqlite => Some(format!("CAST(x'{hex}' AS TEXT)")),
     }
