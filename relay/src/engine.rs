@@ -39,8 +39,10 @@ mod attempt;
 mod due;
 mod feed;
 mod followers;
+mod inherit;
 mod ownership;
 mod settle;
+mod start;
 
 /// How the loop paces itself and what it may hold.
 #[derive(Clone, Debug)]
@@ -114,6 +116,10 @@ pub(crate) struct Engine {
     epochs: BTreeMap<u8, i64>,
     /// Owned, and being given up: what is under way of them ends, nothing new begins.
     leaving: PartitionSet,
+    /// To be given up, as soon as that is possible.
+    giving_up: PartitionSet,
+    /// What a dead relay left.
+    inheritance: inherit::Inheritance,
     /// Those of them with nothing in hands.
     quiet: watch::Sender<PartitionSet>,
     quiet_next: Instant,
@@ -131,6 +137,7 @@ pub(crate) struct Engine {
     due: due::DueState,
     settling: settle::Settling,
 
+    starts: start::Starts,
     attempts: JoinSet<(Judgement, Duration)>,
     running: HashMap<tokio::task::Id, attempt::Running>,
 
@@ -144,6 +151,8 @@ pub(crate) struct Engine {
 /// A lane and what the loop keeps beside it.
 struct LaneState {
     served: Served,
+    /// An attempt may end this process.
+    in_process: bool,
     lane: Lane,
     /// True unless a look made since our last insert found no waiting row and no blocking dead letter.
     occupied: bool,
@@ -177,6 +186,7 @@ enum Answer {
     Feed(feed::FeedAnswer),
     Due(due::DueAnswer),
     Settle(settle::SettleAnswer),
+    Start(start::StartAnswer),
     Routing { number: u64, result: Result<Routing, StoreError> },
     Paused { lane: usize },
 }
@@ -201,6 +211,7 @@ impl Engine {
             .into_iter()
             .map(|served| LaneState {
                 lane: Lane::new(served.limits),
+                in_process: served.sink.runs_in_process(),
                 served,
                 occupied: true,
                 occupied_until: 0,
@@ -223,6 +234,8 @@ impl Engine {
             owned: PartitionSet::EMPTY,
             epochs: BTreeMap::new(),
             leaving: PartitionSet::EMPTY,
+            giving_up: PartitionSet::EMPTY,
+            inheritance: inherit::Inheritance::default(),
             quiet,
             quiet_next: now,
             lanes,
@@ -234,6 +247,7 @@ impl Engine {
             feed: feed::Feeding::new(now),
             due: due::DueState::new(now),
             settling: settle::Settling::default(),
+            starts: start::Starts::default(),
             attempts: JoinSet::new(),
             running: HashMap::new(),
             answers,
@@ -325,6 +339,7 @@ impl Engine {
             Answer::Feed(answer) => self.feed_answered(answer),
             Answer::Due(answer) => self.due_answered(answer),
             Answer::Settle(answer) => self.settle_answered(answer),
+            Answer::Start(answer) => self.start_answered(answer),
             Answer::Routing { number, result } => self.routing_answered(number, result),
             Answer::Paused { lane } => self.lanes[lane].paused_until_read = self.settling.routing_read() + 1,
         }
@@ -333,7 +348,7 @@ impl Engine {
     fn next_wake(&self, now: Instant) -> Instant {
         let mut at = now + TICK;
         if self.ownership.borrow().usable_at(Moment::now()) {
-            at = at.min(self.feed_wake(now)).min(self.due_wake(now));
+            at = at.min(self.feed_wake(now)).min(self.due_wake(now)).min(self.start_wake().unwrap_or(at));
         }
         at.min(self.settle_wake(now)).max(now)
     }
@@ -355,15 +370,25 @@ impl Engine {
         let mut deadline = Instant::now() + self.pace.shutdown_grace;
         let mut cut_off = false;
         info!(attempts = self.running.len(), in_hands = self.hands.open(), "finishing what is under way");
-        self.let_go(PartitionSet::ALL);
+        self.giving_up = PartitionSet::ALL;
+        self.give_up_late();
         loop {
             self.ticks.fetch_add(1, Ordering::Relaxed);
             let now = Instant::now();
+            let may_work = !cut_off && self.ownership.borrow().usable_at(Moment::now());
+            if may_work {
+                self.start_counted(now);
+                // What a dead relay left is read to its end: nobody would know of it any more.
+                if !self.inheritance.partitions().is_empty() {
+                    self.start_feed(now);
+                }
+            }
+            let inherits = may_work && !self.inheritance.partitions().is_empty() && self.feeds();
             self.tell_quiet(now);
             if self.ask_now() == Ask::Abandon || self.ownership.borrow().expelled {
                 break;
             }
-            if self.running.is_empty() && self.settling.is_idle() {
+            if self.running.is_empty() && self.starts.is_idle() && self.settling.is_idle() && !inherits {
                 break;
             }
             if now >= deadline && !cut_off {
@@ -371,6 +396,7 @@ impl Engine {
                 cut_off = true;
                 deadline = now + LAST_WRITES;
                 self.attempts.abort_all();
+                self.leave_unstarted();
                 self.keep_half_done();
             } else if now >= deadline {
                 warn!(unsettled = self.settling.len(), "not everything could be written; it is delivered again");
@@ -380,7 +406,11 @@ impl Engine {
             if self.settling.needs_routes() {
                 self.start_routing(now);
             }
-            let until = self.settle_wake(now).min(deadline).min(now + TICK).max(now);
+            let mut until = self.settle_wake(now).min(deadline).min(now + TICK);
+            if inherits {
+                until = until.min(self.feed_wake(now));
+            }
+            let until = until.max(now);
             tokio::select! {
                 biased;
                 Some(answer) = self.inbox.recv() => self.take(answer),
@@ -398,7 +428,9 @@ impl Engine {
     fn keep_half_done(&mut self) {
         let unfinished: Vec<(usize, Work)> = self.running.drain().map(|(_, running)| running.into_work()).collect();
         for (lane, work) in unfinished {
-            if work.origin == Origin::Fresh && self.hands.is_half_done(work.message.seq) {
+            if work.origin != Origin::Fresh {
+                self.clear_start(lane, &work);
+            } else if self.hands.is_half_done(work.message.seq) {
                 self.put_aside(lane, vec![work]);
             }
         }
@@ -406,7 +438,7 @@ impl Engine {
 
     /// Nothing in hands, nothing to write, and a pass over both tables that began after the drain found nothing to do.
     fn is_drained(&mut self, now: Instant) -> bool {
-        if !self.ownership.borrow().settled {
+        if !self.ownership.borrow().settled || !self.inheritance.partitions().is_empty() {
             return false;
         }
         if self.hands.open() > 0 || !self.running.is_empty() || !self.settling.is_idle() || self.due.has_rows() {

@@ -9,9 +9,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::message::{Message, MessageId, PartitionSet, Seq};
-use crate::store::{MessageMove, Remains, UnitMove};
+use crate::store::{DueIn, MessageMove, Remains, UnitMove};
 
 /// The messages in hands.
 #[derive(Debug, Default)]
@@ -31,7 +32,8 @@ struct Held {
     /// Destinations without an outcome.
     undecided: usize,
     destinations: usize,
-    units: Vec<UnitMove>,
+    /// What remains where, and since when that is known.
+    units: Vec<(UnitMove, Instant)>,
     routes_version: i64,
     /// How many reads of the routes had begun when it was taken.
     routes_read: u64,
@@ -92,11 +94,19 @@ impl Hands {
     }
 
     /// One destination has its outcome; `None` is delivered. Returns the message when it was the last.
-    pub(crate) fn conclude(&mut self, seq: Seq, destination: &str, remains: Option<Remains>) -> Option<Concluded> {
+    ///
+    /// The others may have taken long: a pause counts from when it was decided upon, not from now.
+    pub(crate) fn conclude(
+        &mut self,
+        seq: Seq,
+        destination: &str,
+        remains: Option<Remains>,
+        now: Instant,
+    ) -> Option<Concluded> {
         let held = self.held.get_mut(&seq)?;
         let message = held.message.as_ref()?;
         if let Some(remains) = remains {
-            held.units.push(UnitMove { destination: destination.to_owned(), remains });
+            held.units.push((UnitMove { destination: destination.to_owned(), remains }, now));
         }
         held.undecided = held.undecided.saturating_sub(1);
         if held.undecided > 0 {
@@ -110,7 +120,7 @@ impl Hands {
             id: held.id,
             partition_no: message.partition_no,
             ordering_key: message.ordering_key.clone(),
-            units: std::mem::take(&mut held.units),
+            units: std::mem::take(&mut held.units).into_iter().map(|(unit, since)| aged(unit, now - since)).collect(),
         }))
     }
 
@@ -211,6 +221,23 @@ impl Hands {
     }
 }
 
+/// The unit as it is after this time has passed.
+fn aged(mut unit: UnitMove, passed: Duration) -> UnitMove {
+    let first_attempt_age = match &mut unit.remains {
+        Remains::Waits(waits) => {
+            if let DueIn::Pause(pause) = &mut waits.due {
+                *pause = pause.saturating_sub(passed);
+            }
+            &mut waits.first_attempt_age
+        }
+        Remains::Dies(dies) => &mut dies.first_attempt_age,
+    };
+    if let Some(age) = first_attempt_age {
+        *age += passed;
+    }
+    unit
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -218,7 +245,7 @@ mod tests {
     use super::*;
     use crate::message::Headers;
     use crate::outcome::waits;
-    use crate::store::{DueIn, State};
+    use crate::store::{State, Waits};
 
     fn message(seq: Seq) -> Arc<Message> {
         Arc::new(Message {
@@ -243,7 +270,7 @@ mod tests {
     fn a_settled_number_stays_until_a_read_that_began_afterwards() {
         let mut hands = Hands::default();
         hands.take(&message(7), 1, 0, 0);
-        assert!(matches!(hands.conclude(7, "a", None), Some(Concluded::Delivered { seq: 7, .. })));
+        assert!(matches!(hands.conclude(7, "a", None, Instant::now()), Some(Concluded::Delivered { seq: 7, .. })));
         hands.settled(7, 4);
         assert_eq!((hands.open(), hands.bytes()), (0, 0));
         hands.read_done(3);
@@ -256,9 +283,9 @@ mod tests {
     fn a_message_is_concluded_when_its_last_destination_is() {
         let mut hands = Hands::default();
         hands.take(&message(1), 2, 0, 0);
-        assert!(hands.conclude(1, "a", None).is_none());
+        assert!(hands.conclude(1, "a", None, Instant::now()).is_none());
         let remains = waits(State::Overflow, true, DueIn::DeliverAt);
-        let Some(Concluded::Moves(moved)) = hands.conclude(1, "b", Some(remains)) else {
+        let Some(Concluded::Moves(moved)) = hands.conclude(1, "b", Some(remains), Instant::now()) else {
             panic!("something remains for `b`");
         };
         assert_eq!(moved.units.len(), 1);
@@ -294,5 +321,23 @@ mod tests {
         hands.take(&message(1), 1, 0, 0);
         hands.read_done(9);
         assert!(hands.contains(1), "the new one is not settled");
+    }
+
+    #[test]
+    fn a_pause_counts_from_the_failure_however_long_the_others_take() {
+        let (mut hands, failed_at) = (Hands::default(), Instant::now());
+        hands.take(&message(1), 2, 0, 0);
+        let pause = DueIn::Pause(Duration::from_secs(10));
+        let Remains::Waits(remains) = waits(State::Retry, true, pause) else { panic!("it waits") };
+        let remains = Waits { first_attempt_age: Some(Duration::from_secs(1)), ..remains };
+        assert!(hands.conclude(1, "a", Some(Remains::Waits(remains)), failed_at).is_none());
+        let Some(Concluded::Moves(moved)) = hands.conclude(1, "b", None, failed_at + Duration::from_secs(4)) else {
+            panic!("something remains for `a`");
+        };
+        let Remains::Waits(waits) = &moved.units[0].remains else { panic!("it waits") };
+        assert_eq!(
+            (waits.due, waits.first_attempt_age),
+            (DueIn::Pause(Duration::from_secs(6)), Some(Duration::from_secs(5)))
+        );
     }
 }

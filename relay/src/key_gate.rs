@@ -116,6 +116,11 @@ impl<W> KeyGate<W> {
         Admission::InLine
     }
 
+    /// Those of this key that wait in memory, in order.
+    pub(crate) fn line_of(&mut self, key: &Key) -> impl Iterator<Item = &mut W> {
+        self.keys.get_mut(key).into_iter().flat_map(|state| state.line.iter_mut().map(|(_, work)| work))
+    }
+
     /// How many of this key wait in memory.
     pub(crate) fn in_line_of(&self, key: &Key) -> usize {
         self.keys.get(key).map_or(0, |state| state.line.len())

@@ -35,6 +35,23 @@ pub(crate) struct Work {
     pub(crate) history: Vec<HistoryEntry>,
     /// It takes its turn like any other, but is given up instead of attempted.
     pub(crate) doomed: Option<(Reason, String)>,
+    /// What has to be done before it is attempted.
+    pub(crate) care: Care,
+    /// A relay may have died of it.
+    pub(crate) suspect: bool,
+    /// The number of attempts without a verdict, this one included.
+    pub(crate) starts: u32,
+}
+
+/// What has to be done before a delivery is attempted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Care {
+    /// Nothing, or nothing any more.
+    Plain,
+    /// Its start is counted.
+    Counted,
+    /// The same, and no other handler of this process is at work meanwhile.
+    Alone,
 }
 
 /// Where a delivery was read.
@@ -75,6 +92,8 @@ pub(crate) struct Lane {
     gate: KeyGate<Work>,
     fresh: VecDeque<Work>,
     waiting: VecDeque<Work>,
+    /// Rows that must be alone.
+    alone: Vec<Work>,
     ramp: Ramp,
     running: usize,
     bytes: usize,
@@ -91,6 +110,7 @@ impl Lane {
             gate: KeyGate::default(),
             fresh: VecDeque::new(),
             waiting: VecDeque::new(),
+            alone: Vec::new(),
             ramp: Ramp::new(limits.concurrency),
             running: 0,
             bytes: 0,
@@ -158,6 +178,39 @@ impl Lane {
         Some(work)
     }
 
+    /// How many wait to be alone.
+    pub(crate) fn alone(&self) -> usize {
+        self.alone.len()
+    }
+
+    /// The one of them that goes first: it was started least often, and is the oldest of those.
+    pub(crate) fn first_alone(&self) -> Option<(u32, Seq)> {
+        self.alone.iter().map(|work| (work.starts, work.message.seq)).min()
+    }
+
+    /// Starts that one.
+    pub(crate) fn start_alone(&mut self) -> Option<Work> {
+        let first = self.first_alone()?;
+        let at = self.alone.iter().position(|work| (work.starts, work.message.seq) == first)?;
+        self.running += 1;
+        Some(self.alone.remove(at))
+    }
+
+    /// How many could start but for the limits.
+    pub(crate) fn queued(&self) -> usize {
+        self.fresh.len() + self.waiting.len()
+    }
+
+    /// Those that wait in memory behind the one of this key that is out, in order.
+    pub(crate) fn line_of(&mut self, key: &Key) -> impl Iterator<Item = &mut Work> {
+        self.gate.line_of(key)
+    }
+
+    /// How many have started and have no fate yet.
+    pub(crate) fn running(&self) -> usize {
+        self.running
+    }
+
     /// A started delivery has its fate. Returns those behind it that must become rows.
     pub(crate) fn finished(&mut self, work: &Work, fate: Fate) -> Vec<Work> {
         self.running -= 1;
@@ -183,7 +236,7 @@ impl Lane {
             self.fresh.push_back(work);
         } else {
             self.rows_taken += 1;
-            self.waiting.push_back(work);
+            if work.care == Care::Alone { self.alone.push(work) } else { self.waiting.push_back(work) }
         }
     }
 
@@ -248,7 +301,7 @@ impl Lane {
     /// Takes out everything that has not started.
     pub(crate) fn clear(&mut self) -> Vec<Work> {
         let mut left: Vec<Work> = self.fresh.drain(..).collect();
-        let rows: Vec<Work> = self.waiting.drain(..).collect();
+        let rows: Vec<Work> = self.waiting.drain(..).chain(self.alone.drain(..)).collect();
         self.rows_taken -= rows.len();
         left.extend(rows);
         // What was about to start held its key; those in line behind it leave with it.
@@ -273,7 +326,7 @@ impl Lane {
 
     /// Messages in memory, those being attempted included.
     pub(crate) fn len(&self) -> usize {
-        self.fresh.len() + self.waiting.len() + self.gate.in_line() + self.running
+        self.fresh.len() + self.waiting.len() + self.alone.len() + self.gate.in_line() + self.running
     }
 
     /// True when no further message should be taken into memory.

@@ -333,6 +333,7 @@ pub mod retry;
 pub mod route;
 pub mod server;
 pub mod sink;
+mod solitude;
 pub mod store;
 pub mod telemetry;
 pub mod testing;

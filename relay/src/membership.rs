@@ -34,6 +34,8 @@ pub(crate) struct Ownership {
     pub partitions: PartitionSet,
     /// Those of them that are another's share: to be finished, not to be fed.
     pub giving_up: PartitionSet,
+    /// Those of them that were not given up in order: their former owner is dead.
+    pub inherited: PartitionSet,
     /// The epoch of each.
     pub epochs: BTreeMap<u8, i64>,
     /// A lease after the last successful renewal was sent.

@@ -161,6 +161,10 @@ pub struct WaitingDelivery {
     pub life: u32,
     /// Attempts judged so far. A settle names this number, so that repeating it changes nothing.
     pub attempts: u32,
+    /// True when a relay may have died of it.
+    pub suspect: bool,
+    /// Attempts begun since the last verdict: of a suspect, how often a relay died while it was being attempted.
+    pub starts: u32,
     /// How long ago the first attempt was, by the database's clock.
     pub first_attempt_age: Option<Duration>,
     /// The attempts, newest last.

@@ -30,6 +30,12 @@ pub trait Sink: Send + Sync + 'static {
     fn deletes_rows(&self) -> bool {
         false
     }
+
+    /// True when an attempt runs somebody's code in this process, which may abort it or allocate until it is killed. Then
+    /// deliveries that may have done so are told from the others and tried alone.
+    fn runs_in_process(&self) -> bool {
+        true
+    }
 }
 
 /// What the sink is told beside the message.

@@ -19,11 +19,13 @@ use crate::message::{HistoryEntry, Key, MessageId, PartitionSet, RelayId, Seq, W
 
 pub(crate) mod claim;
 pub(crate) mod decode;
+mod labels;
 pub mod mysql;
 pub mod open;
 pub mod postgres;
 pub mod sqlite;
 
+pub use self::labels::{Reason, State};
 pub use crate::poll::{Evidence, Page, Probe, Row, Wanted};
 
 /// The hour a question is asked at; `None` is the database's own clock.
@@ -103,6 +105,13 @@ pub trait Store: Send + Sync + 'static {
         now: Now,
     ) -> Result<Vec<WaitingDelivery>, StoreError>;
 
+    /// Writes down that these rows are about to be attempted, in one transaction under the locks of their partitions:
+    /// `starts` becomes what is given, where `relay` owns the partition under the epoch given and `attempts` are those
+    /// that were read. Returns the rows that were counted; a row that is locked by somebody else is not waited for.
+    ///
+    /// A settle zeroes `starts`. So a row that has some, and whose relay is dead, was being attempted when it died.
+    async fn delivery_start(&self, relay: RelayId, batch: &StartBatch) -> Result<Vec<i64>, StoreError>;
+
     // ---- settle ----
 
     /// Deletes messages that every destination has received, if the routes are still those they were routed by.
@@ -138,14 +147,15 @@ pub trait Store: Send + Sync + 'static {
     /// Reads who is there and which partitions belong to whom, and changes nothing.
     async fn membership_read(&self) -> Result<Membership, StoreError>;
 
-    /// Declares relays dead, each only where its beat is still the one seen: deletes the row, frees its partitions and
-    /// raises their epochs, in one transaction. Returns those that were removed.
+    /// Declares relays dead, each only where its beat is still the one seen: deletes the row and raises the epochs of
+    /// its partitions, in one transaction. They keep their owner, which has no row any more: whoever takes them shall
+    /// know that it did not leave in order. Returns those that were removed.
     async fn relay_bury(&self, dead: &[(RelayId, i64)]) -> Result<Vec<RelayId>, StoreError>;
 
     /// Takes those of the wanted partitions that nobody owns, or whose owner has no row any more, raising their
-    /// epochs. Ends by repairing the keys of what was taken (exactly the lowest in-order row unblocked).
-    /// Returns (partition, epoch) of what was taken.
-    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<(u8, i64)>, StoreError>;
+    /// epochs. Ends by repairing the keys of what was taken (exactly the lowest in-order row unblocked). In partitions
+    /// whose owner had no row, waiting rows whose attempt had been counted become suspect.
+    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<Taken>, StoreError>;
 
     /// Gives partitions up, those that are still the relay's.
     async fn partition_release(&self, relay: RelayId, given_up: PartitionSet) -> Result<(), StoreError>;
@@ -210,6 +220,39 @@ pub struct LaneWaiting {
     pub occupied: bool,
     /// How long until the next unblocked row in the owned partitions is due; zero when one is due already.
     pub next_due_in: Option<Duration>,
+}
+
+/// Rows that are about to be attempted.
+#[derive(Clone, Debug, Default)]
+pub struct StartBatch {
+    /// The epoch the relay believes it holds each partition under.
+    pub epochs: Vec<(u8, i64)>,
+    /// The rows.
+    pub rows: Vec<Start>,
+}
+
+/// A waiting row that is about to be attempted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The row.
+    pub id: i64,
+    /// Its partition.
+    pub partition_no: u8,
+    /// `attempts` as it was read.
+    pub attempts_read: u32,
+    /// What `starts` is to be. A value rather than a step, so that repeating the call changes nothing.
+    pub starts: u32,
+}
+
+/// A partition that was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Taken {
+    /// Its number.
+    pub partition_no: u8,
+    /// Its epoch from now on.
+    pub epoch: i64,
+    /// True when its owner had no row any more: it is dead, and did not give the partition up.
+    pub inherited: bool,
 }
 
 /// The outcomes of many deliveries.
@@ -306,74 +349,6 @@ pub enum DueIn {
     Pause(Duration),
     /// At the message's own `deliver_at` (now, if it has none).
     DeliverAt,
-}
-
-/// Why a delivery waits: a label for people, never read back to decide anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// An attempt failed.
-    Retry,
-    /// Its key's head waits.
-    Blocked,
-    /// Its time has not come.
-    Scheduled,
-    /// No destination's pattern matches.
-    Unrouted,
-    /// The owner of its partition does not serve its destination.
-    Unserved,
-    /// Its destination is slow, paused or held.
-    Overflow,
-    /// It may have killed a relay.
-    Suspect,
-}
-
-impl State {
-    /// The word in the table.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            State::Retry => "retry",
-            State::Blocked => "blocked",
-            State::Scheduled => "scheduled",
-            State::Unrouted => "unrouted",
-            State::Unserved => "unserved",
-            State::Overflow => "overflow",
-            State::Suspect => "suspect",
-        }
-    }
-}
-
-/// Why a delivery was given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The receiver said no.
-    Rejected,
-    /// All attempts failed.
-    Exhausted,
-    /// `expires_at` passed.
-    Expired,
-    /// The receiver is gone for good (HTTP 410).
-    Gone,
-    /// It killed the relay.
-    Crashed,
-    /// What another producer stored cannot be sent.
-    Undecodable,
-    /// Its destination was removed.
-    Removed,
-}
-
-impl Reason {
-    /// The word in the table.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Reason::Rejected => "rejected",
-            Reason::Exhausted => "exhausted",
-            Reason::Expired => "expired",
-            Reason::Gone => "gone",
-            Reason::Crashed => "crashed",
-            Reason::Undecodable => "undecodable",
-            Reason::Removed => "removed",
-        }
-    }
 }
 
 /// The outcome of a waiting row.

@@ -17,7 +17,7 @@ use relay::retry::RetryPolicy;
 use relay::sink::{Attempt, Judgement, Settings, Sink};
 use relay::store::{
     Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled,
-    Settlement, Status, Store, StoreError, Wanted,
+    Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted,
 };
 use relay::store::{StoreOptions, open::open};
 use relay::{Destination, Relay, RelayBuilder, RelayError};
@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 /// After this long something that should have happened has not.
 const LIMIT: Duration = Duration::from_secs(20);
 
-type Before = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+pub(crate) type Before = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 
 /// A store that asks the test before each call.
 struct Faulty {
@@ -42,7 +42,7 @@ macro_rules! calls {
             fn evidence(&self) -> Evidence {
                 self.inner.evidence()
             }
-            async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<(u8, i64)>, StoreError> {
+            async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<Taken>, StoreError> {
                 let call = if wanted.len() > 16 { "partition_acquire_many" } else { "partition_acquire" };
                 (self.before)(call).await?;
                 self.inner.partition_acquire(relay, wanted).await
@@ -66,6 +66,7 @@ calls! {
     delivery_due(lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Due;
     delivery_followers(keys: &[KeyAfter], limit: u32, now: Now) -> Vec<WaitingDelivery>;
     delivery_unrouted(after: (Seq, i64), owned: PartitionSet, limit: u32, now: Now) -> Vec<WaitingDelivery>;
+    delivery_start(relay: RelayId, batch: &StartBatch) -> Vec<i64>;
     message_delivered(messages: &[(Seq, MessageId)], routes_version: i64) -> Delivered;
     settle(relay: RelayId, batch: &Settlement, now: Now) -> Settled;
     relay_register(relay: &RelayRow) -> ();
@@ -85,15 +86,15 @@ fn unreachable() -> StoreError {
     StoreError::Unreachable { target: "here".into(), source: "the test says so".into() }
 }
 
-fn pass() -> Before {
+pub(crate) fn pass() -> Before {
     Box::pin(async { Ok(()) })
 }
 
-fn fail() -> Before {
+pub(crate) fn fail() -> Before {
     Box::pin(async { Err(unreachable()) })
 }
 
-fn stall(pause: Duration) -> Before {
+pub(crate) fn stall(pause: Duration) -> Before {
     Box::pin(async move {
         tokio::time::sleep(pause).await;
         Ok(())
@@ -142,7 +143,7 @@ fn enqueue(database: &TestDatabase, topic: &str, bodies: impl IntoIterator<Item 
     }
 }
 
-async fn store(
+pub(crate) async fn store(
     database: &TestDatabase,
     before: impl Fn(&'static str) -> Before + Send + Sync + 'static,
 ) -> Arc<dyn Store> {

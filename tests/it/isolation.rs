@@ -32,6 +32,8 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const ALONE: Duration = Duration::from_secs(4);
 /// How long with all of them while one is dead.
 const OUTAGE: Duration = Duration::from_secs(5);
+/// What processes beside a test do to its slowest hundredth.
+const NOISE: Duration = Duration::from_millis(60);
 /// How long anything may take. Far more than it takes: a machine may be busy.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -166,12 +168,18 @@ impl Load {
     }
 }
 
-fn percentile(sorted: &[Duration], share: f64) -> Duration {
+pub(crate) fn percentile(sorted: &[Duration], share: f64) -> Duration {
     sorted[((sorted.len() - 1) as f64 * share) as usize]
 }
 
+/// The slowest hundredth takes at most twice as long beside the others as alone, and what a busy machine adds.
+pub(crate) fn assert_at_most_twice(state: &str, alone: &[Duration], beside: &[Duration]) {
+    let [alone, beside] = [alone, beside].map(|latencies| percentile(latencies, 0.99));
+    assert!(beside <= alone * 2 + NOISE, "{state}: p99 {beside:.1?}, alone {alone:.1?}");
+}
+
 /// The most memory the process has had, in MiB.
-fn memory_peak(process: &Process) -> u64 {
+pub(crate) fn memory_peak(process: &Process) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
@@ -291,4 +299,40 @@ fn run(load: &Arc<Load>, urls: &[(&'static str, String)]) {
         println!("after {seconds:4.1} s: {messages} messages, {deliveries} waiting, {dead} dead");
     }
     verdict.assert_kept();
+    assert_at_most_twice("beside a slow, a failing and a dead one", &without, &with);
 }
+
+/// Sixty megabytes for a destination that never answers, and eight to keep them in.
+async fn large_messages_for_a_dead_destination_neither_fill_the_memory_nor_stop_the_others(database: TestDatabase) {
+    const MESSAGES: usize = 300;
+    const BYTES: usize = 200 << 10;
+    let dead = Receiver::start(|_| Answer::Never).await;
+    let fast = Receiver::start(|_| Answer::status(200)).await;
+    let configuration = format!(
+        "[relay]\nin_hands_bytes = \"8MiB\"\n[health]\nlisten = \"off\"\n\
+         [destinations.dead]\nurl = \"{}\"\ntopics = [\"load.*\"]\ntimeout = \"60s\"\n\
+         [destinations.fast]\nurl = \"{}\"\ntopics = [\"load.*\"]\n",
+        dead.url("/hook"),
+        fast.url("/hook")
+    );
+    let relay = Process::start_relay(&configuration, &["--database-url", database.url(), "run"]);
+    relay.wait_for_line("relay started", LIMIT);
+    let before = memory_peak(&relay);
+    for _ in 0..MESSAGES / 10 {
+        let large = (0..10).map(|_| Envelope::raw("load.order", vec![b'x'; BYTES]).content_type("text/plain"));
+        crate::delivery::stage::enqueue(&database, large);
+    }
+    let deadline = Instant::now() + LIMIT;
+    while fast.requests().len() < MESSAGES {
+        let (arrived, said) = (fast.requests().len(), relay.output());
+        assert!(Instant::now() < deadline, "{arrived} of {MESSAGES} arrived; the relay said\n{said}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let after = memory_peak(&relay);
+    let kind = database.kind();
+    println!("{kind}: {} MiB passed, peak memory {before} MiB before and {after} MiB after", (MESSAGES * BYTES) >> 20);
+    // A page, the hands, and the attempts at both destinations with their buffers.
+    assert!(after < before + 48, "{before} MiB before, {after} MiB after");
+    relay.kill();
+}
+for_each_database!(large_messages_for_a_dead_destination_neither_fill_the_memory_nor_stop_the_others);

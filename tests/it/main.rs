@@ -4,6 +4,7 @@
 // Figures are printed, for whoever runs a test to see them.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+mod backlog;
 mod checker;
 mod cli;
 mod cli_config;
@@ -27,6 +28,7 @@ mod isolation;
 mod keys;
 mod kill;
 mod library;
+mod poison;
 mod process;
 mod producers;
 mod readme;
@@ -35,6 +37,7 @@ mod reload;
 mod sqlite;
 mod store;
 mod storm;
+mod suspects;
 mod tables;
 mod testing_kit;
 mod toy;

@@ -13,5 +13,6 @@ mod order;
 mod plans;
 mod settle;
 mod status;
+mod suspects;
 mod values;
 mod waiting;

@@ -8,11 +8,12 @@ use tracing::{debug, error};
 
 use super::{Answer, Engine};
 use crate::event::{DeliveryRef, Event};
-use crate::lane::{Fate, Origin, Work};
+use crate::lane::{Care, Fate, Origin, Work};
 use crate::message::{Message, PartitionSet, Seq};
 use crate::outcome::{self, Outcome, waits};
 use crate::sink::{Attempt, Judgement, Row, Unit};
-use crate::store::{Dies, DueIn, Remains, State, WaitingChange, Waits};
+use crate::solitude::Turn;
+use crate::store::{Dies, DueIn, Reason, Remains, State, WaitingChange, Waits};
 use crate::verdict::Verdict;
 
 /// An attempt under way.
@@ -43,21 +44,40 @@ impl Running {
 impl Engine {
     /// Starts what the lanes allow.
     pub(super) fn start_attempts(&mut self, now: Instant) {
+        self.start_counted(now);
+        let turn = self.turn(now);
         for lane in 0..self.lanes.len() {
-            while let Some(work) = self.lanes[lane].lane.start_next() {
-                match &work.doomed {
-                    Some((reason, text)) => {
-                        let policy = &self.lanes[lane].served.policy;
-                        let outcome = outcome::doomed(&work, *reason, text, policy, now);
-                        self.conclude(lane, &work, outcome);
-                    }
-                    None => self.start_attempt(lane, work, now),
-                }
+            if self.lanes[lane].in_process && turn != Turn::Everybody {
+                continue;
             }
+            while let Some(work) = self.lanes[lane].lane.start_next() {
+                self.begin(lane, work, now);
+            }
+        }
+        if turn == Turn::One {
+            self.start_alone(now);
+        }
+        self.send_starts(now);
+    }
+
+    /// Begins with what a lane has let go.
+    pub(super) fn begin(&mut self, lane: usize, work: Work, now: Instant) {
+        match &work.doomed {
+            Some((reason, text)) => {
+                let policy = &self.lanes[lane].served.policy;
+                let outcome = outcome::doomed(&work, *reason, text, policy, now);
+                if *reason == Reason::Crashed {
+                    let destination = &policy.destination;
+                    error!(message.id = %work.message.id, destination, "a message is given up: {text}");
+                }
+                self.conclude(lane, &work, outcome);
+            }
+            None if work.care == Care::Plain => self.start_attempt(lane, work, now),
+            None => self.count(lane, work),
         }
     }
 
-    fn start_attempt(&mut self, lane: usize, work: Work, now: Instant) {
+    pub(super) fn start_attempt(&mut self, lane: usize, work: Work, now: Instant) {
         let unit = self.unit(&work);
         let served = &self.lanes[lane].served;
         let (destination, number, timeout) = (served.name.clone(), work.attempts + 1, served.timeout);
@@ -188,7 +208,7 @@ impl Engine {
     }
 
     /// The same, untold.
-    fn dispose(&mut self, lane: usize, work: &Work, outcome: Outcome) {
+    pub(super) fn dispose(&mut self, lane: usize, work: &Work, outcome: Outcome) {
         let fate = outcome.fate();
         let behind = self.lanes[lane].lane.finished(work, fate);
         let name = self.lanes[lane].served.name.clone();
@@ -218,6 +238,11 @@ impl Engine {
                 Fate::Stays => self.row_stays(lane, key),
             }
         }
+        self.step_back(lane, behind);
+    }
+
+    /// Those behind one that stays are not attempted: fresh messages become rows, rows are simply read again later.
+    pub(super) fn step_back(&mut self, lane: usize, behind: Vec<Work>) {
         for follower in behind {
             match follower.origin {
                 Origin::Fresh => {

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use super::feed::doom;
 use super::followers::Followers;
 use super::{Answer, Engine, TICK};
-use crate::lane::{Origin, Work};
+use crate::lane::{Care, Origin, Work};
 use crate::message::{Key, PartitionSet, Seq, WaitingDelivery};
 use crate::outcome::waits;
-use crate::store::{Due, DueIn, LaneDemand, LaneWaiting, RoutedUnit, State, StoreError, WaitingChange, WaitingOutcome};
+use crate::store::{
+    Due, DueIn, LaneDemand, LaneWaiting, Reason, RoutedUnit, State, StoreError, WaitingChange, WaitingOutcome,
+};
 
 /// The state of the looks.
 pub(super) struct DueState {
@@ -376,13 +378,39 @@ impl Engine {
         if keeps_order && !self.is_certain(&row) {
             return false;
         }
-        let (id, work) = (row.id, work(row, now));
+        let (id, work) = (row.id, self.work(lane, row, now));
         let partition_no = work.message.partition_no;
         if !self.lanes[lane].lane.offer_row(work, look) {
             return false;
         }
         self.due.hold(id, partition_no, lane);
         true
+    }
+
+    /// A waiting row on its way.
+    pub(super) fn work(&self, lane: usize, row: WaitingDelivery, now: Instant) -> Work {
+        let in_process = self.lanes[lane].in_process;
+        let crashed = in_process && row.suspect && row.starts >= DEATHS_MAX;
+        let doomed = doom(&row.message).or_else(|| crashed.then(|| (Reason::Crashed, crash_text(row.starts))));
+        let care = match in_process {
+            _ if doomed.is_some() => Care::Plain,
+            false => Care::Plain,
+            true if row.suspect && row.starts > 0 => Care::Alone,
+            true => Care::Counted,
+        };
+        Work {
+            doomed,
+            care,
+            suspect: row.suspect,
+            // What a relay left that ended in order is no death: only those of a suspect add up.
+            starts: if row.suspect { row.starts.saturating_add(1) } else { 1 },
+            origin: Origin::Waiting(row.id),
+            attempts: row.attempts,
+            in_order: row.in_order,
+            first_attempt_at: row.first_attempt_age.and_then(|age| now.checked_sub(age)),
+            history: row.history,
+            message: std::sync::Arc::new(row.message),
+        }
     }
 
     /// False while something older of its key may not have been read yet.
@@ -438,19 +466,17 @@ impl Engine {
     }
 }
 
-/// A waiting row on its way.
-pub(super) fn work(row: WaitingDelivery, now: Instant) -> Work {
-    Work {
-        doomed: doom(&row.message),
-        origin: Origin::Waiting(row.id),
-        attempts: row.attempts,
-        in_order: row.in_order,
-        first_attempt_at: row.first_attempt_age.and_then(|age| now.checked_sub(age)),
-        history: row.history,
-        message: std::sync::Arc::new(row.message),
-    }
+/// What the people who find the dead letter have to know.
+fn crash_text(deaths: u32) -> String {
+    format!(
+        "the process died each of the last {deaths} times the handler had this message, lately with no other handler \
+         at work; it is not tried again: repair the handler, then redrive it"
+    )
 }
 
+/// A suspect that was being attempted at so many deaths is given up: at the first it may have had neighbours, at the
+/// others it was alone.
+const DEATHS_MAX: u32 = 3;
 /// Rows of one lane in one look, at most.
 const ROWS_MAX: u32 = 1_000;
 /// Rows without destination in one look.

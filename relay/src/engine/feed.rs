@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::{Answer, Engine};
 use crate::frontier::{Reading, Stamp};
-use crate::lane::{Origin, Work};
+use crate::lane::{Care, Origin, Work};
 use crate::message::{Headers, Key, Message, Seq};
 use crate::outcome::waits;
 use crate::poll::Evidence;
@@ -36,7 +36,11 @@ pub(super) struct Feeding {
     caught_up: bool,
     /// The read under way began when everything that is to be fed from above the cursor had been read.
     tail_is_done: bool,
+    /// The last read came to the end of the table.
+    tail_ended: bool,
     unrouted_told: HashSet<String>,
+    /// What a message cost in the last pages: how many more there is room for.
+    typical_bytes: usize,
 }
 
 /// What a feed operation brought.
@@ -64,13 +68,20 @@ impl Feeding {
             pass_empty: false,
             caught_up: false,
             tail_is_done: false,
+            tail_ended: false,
             unrouted_told: HashSet::new(),
+            typical_bytes: TYPICAL_BYTES_FIRST,
         }
     }
 
     /// The number the next read will have.
     pub(super) fn next_read(&self) -> u64 {
         self.read + 1
+    }
+
+    /// The number of the last read begun.
+    pub(super) fn last_read(&self) -> u64 {
+        self.read
     }
 
     pub(super) fn poll_soon(&mut self, now: Instant) {
@@ -91,6 +102,19 @@ impl Feeding {
     /// True once a poll found the end of the table: everything visible then has been read.
     pub(super) fn has_caught_up(&self) -> bool {
         self.caught_up
+    }
+
+    /// So many messages may be read into this room.
+    fn page_limit(&self, messages: usize, bytes: usize) -> u32 {
+        let limit = messages.min(bytes / self.typical_bytes);
+        u32::try_from(limit).unwrap_or(u32::MAX).clamp(1, PAGE_MAX)
+    }
+
+    /// A page of so many messages and bytes was read. Large ones count at once, small ones little by little.
+    fn page_weighed(&mut self, messages: usize, bytes: usize) {
+        if let Some(mean) = bytes.checked_div(messages) {
+            self.typical_bytes = mean.max(self.typical_bytes / 2).max(1);
+        }
     }
 
     /// True while rows that were read have not been handed out.
@@ -134,8 +158,10 @@ impl Engine {
             self.feed.read += 1;
             let wanted = self.frontier.wanted(now);
             self.feed.tail_is_done = wanted.tail && wanted.cursor >= self.feeds_until();
-            let room = self.pace.in_hands.saturating_sub(self.hands.open());
-            let limit = u32::try_from(room).unwrap_or(u32::MAX).clamp(1, PAGE_MAX);
+            let limit = self.feed.page_limit(
+                self.pace.in_hands.saturating_sub(self.hands.open()),
+                self.pace.in_hands_bytes.saturating_sub(self.hands.bytes()),
+            );
             let owned = self.kept();
             self.spawn_feed(move |store| async move {
                 let result = store.message_read(&wanted, owned, limit, None).await;
@@ -162,6 +188,11 @@ impl Engine {
             return false;
         }
         !self.lanes.iter().any(|l| l.lane.is_full()) || self.lanes.iter().any(|l| l.lane.is_idle())
+    }
+
+    /// True while a read is under way or may begin.
+    pub(super) fn feeds(&self) -> bool {
+        self.feed.busy || self.has_room()
     }
 
     fn spawn_feed<F, Fut>(&self, operation: F)
@@ -258,6 +289,7 @@ impl Engine {
         let rows_read = rows.len();
         let mut messages: Vec<Arc<Message>> = rows.into_iter().filter_map(|row| self.accept(row)).collect();
         messages.sort_by_key(|message| message.seq);
+        self.feed.page_weighed(messages.len(), messages.iter().map(|message| message.weight()).sum());
 
         if full && !self.feed.tail_is_done {
             self.feed.pause = Duration::ZERO;
@@ -267,9 +299,8 @@ impl Engine {
             self.feed.pause = (self.feed.pause * 2).clamp(self.pace.poll_busy, self.pace.poll_idle);
         }
         self.feed.next_poll = now + self.feed.pause;
-        if with_tail && wanted.tail && page_ends {
-            self.feed.caught_up = true;
-        }
+        self.feed.tail_ended = with_tail && wanted.tail && page_ends;
+        self.feed.caught_up |= self.feed.tail_ended;
         // What has come above the last number that is to be fed does not count, however much of it there is.
         let read_all = wanted.tail && (!full || self.feed.tail_is_done && !page.holes_full);
         if messages.is_empty() && read_all && self.feed.read >= self.feed.pass_from {
@@ -373,6 +404,9 @@ impl Engine {
             return;
         }
         self.hands.take(&message, destinations.len(), version, routes_read);
+        if self.hand_inherited(&message, &destinations) {
+            return;
+        }
         // A sink that deletes its delivery's row needs one of its own. All of them get one at once: were the others
         // attempted first, the slowest would decide when it may begin.
         let apart = destinations.len() > 1 && destinations.iter().any(|&destination| self.deletes_rows(destination));
@@ -401,7 +435,7 @@ impl Engine {
         }
     }
 
-    fn unserved(&mut self, message: &Arc<Message>, destination: usize) {
+    pub(super) fn unserved(&mut self, message: &Arc<Message>, destination: usize) {
         let name = self.routing.destinations[destination].spec.name.clone();
         let remains = waits(State::Unserved, self.keeps_order(destination), DueIn::Pause(Duration::ZERO));
         self.conclude_fresh(message, &name, Some(remains));
@@ -453,6 +487,7 @@ impl Engine {
         for state in &mut self.lanes {
             state.lane.read_done(read);
         }
+        self.inherited_read(self.feed.tail_ended);
     }
 
     pub(super) fn destinations_of(&self, message: &Message) -> Arc<[usize]> {
@@ -505,7 +540,7 @@ impl Engine {
 }
 
 /// A message on its way to a destination for the first time.
-fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
+pub(super) fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
     Work {
         message: message.clone(),
         origin: Origin::Fresh,
@@ -514,6 +549,9 @@ fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
         first_attempt_at: None,
         history: Vec::new(),
         doomed: doom(message),
+        care: Care::Plain,
+        suspect: false,
+        starts: 0,
     }
 }
 
@@ -525,6 +563,8 @@ pub(super) fn doom(message: &Message) -> Option<(Reason, String)> {
     message.expired.then(|| (Reason::Expired, "`expires_at` passed before it could be delivered".to_owned()))
 }
 
+/// What a message may cost before any was read.
+const TYPICAL_BYTES_FIRST: usize = 256 << 10;
 /// Rows of a poll, at most.
 const PAGE_MAX: u32 = 1_000;
 /// Numbers of one step of the sweep.
@@ -535,3 +575,23 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(20);
 pub(super) const UNROUTED_PAUSE: Duration = Duration::from_secs(600);
 /// Unknown topics told by name; a producer with a loop must not fill the log.
 const UNROUTED_TOLD_MAX: usize = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_as_long_as_there_is_room_for_their_bytes() {
+        let mut feed = Feeding::new(Instant::now());
+        let room = 64 << 20;
+        assert_eq!(feed.page_limit(4096, room), 256, "nobody knows yet how large they are");
+        (0..20).for_each(|_| feed.page_weighed(500, 500 * 1_000));
+        assert_eq!(feed.page_limit(4096, room), PAGE_MAX);
+        assert_eq!(feed.page_limit(7, room), 7);
+        feed.page_weighed(10, 10 << 20);
+        assert_eq!(feed.page_limit(4096, room), 64, "large ones came");
+        feed.page_weighed(0, 0);
+        assert_eq!(feed.page_limit(4096, room), 64, "an empty page says nothing");
+        assert_eq!(feed.page_limit(4096, 0), 1, "never none: the loop decides whether to read at all");
+    }
+}

@@ -177,7 +177,7 @@ impl Engine {
         if !has_room || !self.kept().contains(row.message.partition_no) || !self.is_certain(&row) {
             return false;
         }
-        let (id, work) = (row.id, super::due::work(row, now));
+        let (id, work) = (row.id, self.work(lane, row, now));
         let partition_no = work.message.partition_no;
         if !self.lanes[lane].lane.offer_follower(work, number) {
             return false;

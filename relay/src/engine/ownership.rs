@@ -37,6 +37,7 @@ impl Engine {
                 info!(partitions = ?surprised, "partitions lost");
             }
             self.evict(lost);
+            self.inheritance.lose(lost);
             self.leaving = self.leaving.without(lost);
             // What was quiet then says nothing about the next time it is ours.
             self.quiet.send_if_modified(|told| std::mem::replace(told, told.without(lost)) != *told);
@@ -44,8 +45,15 @@ impl Engine {
         self.owned = ownership.partitions;
         if !gained.is_empty() {
             self.gain(gained);
+            self.inherit(gained.and(ownership.inherited));
         }
-        let leaving = ownership.giving_up.without(self.leaving);
+        self.giving_up = ownership.giving_up;
+        self.give_up_late();
+    }
+
+    /// Lets go of what is to be given up, as soon as nothing of a dead relay is left to be done there.
+    pub(super) fn give_up_late(&mut self) {
+        let leaving = self.giving_up.without(self.leaving).without(self.inheritance.partitions());
         if !leaving.is_empty() {
             self.let_go(leaving);
         }
@@ -79,6 +87,7 @@ impl Engine {
     pub(super) fn let_go(&mut self, leaving: PartitionSet) {
         debug!(partitions = ?leaving, "letting go of partitions");
         self.leaving = self.leaving.or(leaving);
+        self.leave_uncounted(leaving);
         let begun: HashSet<Seq> = self.running.values().filter_map(super::attempt::Running::fresh).collect();
         for lane in 0..self.lanes.len() {
             let mut aside = Vec::new();
@@ -127,6 +136,7 @@ impl Engine {
             }
         }
         self.abort_attempts(lost);
+        self.evict_starts(lost);
         for lane in 0..self.lanes.len() {
             let gone = self.take_out(lane, lost);
             let destination = &self.lanes[lane].served.name;

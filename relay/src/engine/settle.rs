@@ -219,7 +219,7 @@ impl Engine {
     pub(super) fn conclude_fresh(&mut self, message: &Arc<Message>, destination: &str, remains: Option<Remains>) {
         let version = self.hands.routes_version(message.seq);
         let needs = self.hands.routes_read(message.seq).unwrap_or_default() + 1;
-        match self.hands.conclude(message.seq, destination, remains) {
+        match self.hands.conclude(message.seq, destination, remains, Instant::now()) {
             None => {}
             Some(Concluded::Delivered { seq, id, routes_version }) => {
                 self.settling.delivered.items.push_back(Gone { seq, id, routes_version });
@@ -419,6 +419,7 @@ impl Engine {
                 }
                 Rest::Row(outcome) => {
                     self.due.settled(outcome.id);
+                    self.starts.settled(outcome.id);
                     let key = outcome.ordering_key.as_ref().map(|key| (key, None));
                     match &outcome.change {
                         WaitingChange::Delivered => self.look_soon(&outcome.destination, now),

@@ -19,7 +19,7 @@ use super::watch::Watch;
 use crate::lease::{self, Plan, Seat};
 use crate::message::{PartitionSet, RelayId};
 use crate::moment::Moment;
-use crate::store::Membership;
+use crate::store::{Membership, Taken};
 
 /// What a round begins with.
 #[derive(Clone, Copy, Debug)]
@@ -60,8 +60,8 @@ pub(crate) enum Answer {
     /// Everything there is, or nothing when the renewal found no row of ours.
     Seen(Option<Membership>),
     Buried(Vec<RelayId>),
-    /// What was taken, with its epochs.
-    Acquired(Vec<(u8, i64)>),
+    /// What was taken.
+    Acquired(Vec<Taken>),
     /// The database did not answer, or refused; it may have acted all the same.
     Failed,
 }
@@ -80,6 +80,9 @@ pub(crate) struct Member {
     pub(super) last_tick: (u64, Moment),
     pub(super) watch: Watch,
     pub(super) epochs: BTreeMap<u8, i64>,
+    /// The epochs under which partitions were taken that nobody owned. Of what is owned beside these it is known, or has
+    /// to be feared because an answer was lost, that their former owner is dead.
+    pub(super) taken_free: BTreeMap<u8, i64>,
     pub(super) giving_up: PartitionSet,
     pub(super) valid_until: Option<Moment>,
     /// What was there at the last look.
@@ -118,6 +121,7 @@ impl Member {
             last_tick: (0, now),
             watch: Watch::default(),
             epochs: BTreeMap::new(),
+            taken_free: BTreeMap::new(),
             giving_up: PartitionSet::EMPTY,
             valid_until: None,
             all: PartitionSet::EMPTY,
@@ -196,7 +200,12 @@ impl Member {
                 self.share(&seen, now)
             }
             (Step::Acquiring(left), Answer::Acquired(taken)) => {
-                self.epochs.extend(taken);
+                for Taken { partition_no, epoch, inherited } in taken {
+                    self.epochs.insert(partition_no, epoch);
+                    if !inherited {
+                        self.taken_free.insert(partition_no, epoch);
+                    }
+                }
                 self.acquire(left, now)
             }
             (Step::Acquiring(_), _) => {
@@ -236,6 +245,7 @@ impl Member {
     fn share(&mut self, seen: &Membership, now: Moment) -> Task {
         let mine = seen.partitions.iter().filter(|(_, owner, _)| *owner == Some(self.me));
         self.epochs = mine.map(|&(partition_no, _, epoch)| (partition_no, epoch)).collect();
+        self.taken_free.retain(|partition_no, epoch| self.epochs.get(partition_no) == Some(epoch));
         self.all = seen.partitions.iter().map(|(partition_no, ..)| *partition_no).collect();
         let lives = |id: RelayId| seen.relays.iter().any(|relay| relay.id == id) && self.watch.is_known_to_live(id);
         let in_good_hands = seen.partitions.iter().filter(|(_, owner, _)| owner.is_some_and(lives));
@@ -291,11 +301,17 @@ impl Member {
         self.published = Ownership {
             partitions,
             giving_up: self.giving_up,
+            inherited: self.inherited(),
             epochs: self.epochs.clone(),
             valid_until: self.valid_until,
             expelled: false,
             settled: self.all.without(partitions).without(self.in_good_hands).is_empty(),
         };
+    }
+
+    fn inherited(&self) -> PartitionSet {
+        let free = |(partition_no, epoch): (&u8, &i64)| self.taken_free.get(partition_no) == Some(epoch);
+        self.epochs.iter().filter(|owned| !free(*owned)).map(|(partition_no, _)| *partition_no).collect()
     }
 
     fn owned(&self) -> PartitionSet {

@@ -235,6 +235,10 @@ pub struct HttpSink {
 
 #[async_trait]
 impl Sink for HttpSink {
+    fn runs_in_process(&self) -> bool {
+        false
+    }
+
     async fn attempt(&self, message: &Message, attempt: &Attempt) -> Judgement {
         let deadline = Instant::now() + attempt.timeout;
         let now = SystemTime::now();

@@ -34,7 +34,7 @@ use self::connection::{Connector, Session, Slot, Work};
 use super::StoreOptions;
 use super::{
     Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled,
-    Settlement, Status, Store, StoreError, Wanted,
+    Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::Evidence;
@@ -190,6 +190,13 @@ impl Store for Mysql {
         Ok(rows)
     }
 
+    async fn delivery_start(&self, relay: RelayId, batch: &StartBatch) -> Result<Vec<i64>, StoreError> {
+        if batch.rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        settle::delivery_start(self.lend(&self.due, "delivery_start").await?, relay, batch).await
+    }
+
     async fn message_delivered(
         &self,
         messages: &[(Seq, MessageId)],
@@ -237,7 +244,7 @@ impl Store for Mysql {
         membership::relay_bury(self.lend(&self.beat, "relay_bury").await?, dead).await
     }
 
-    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<(u8, i64)>, StoreError> {
+    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<Taken>, StoreError> {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }

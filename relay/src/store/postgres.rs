@@ -32,7 +32,7 @@ use self::connection::{Connector, Role, Slot};
 use super::StoreOptions;
 use super::{
     Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled,
-    Settlement, Status, Store, StoreError, Wanted,
+    Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::Evidence;
@@ -103,6 +103,7 @@ pub fn hot_statements() -> Vec<HotStatement> {
         hot(&waiting::KEY_PARKED, false, &["'{d1}'", "'{7}'"]),
         hot(&waiting::DELIVERY_DUE, false, &["'{d1,d2}'", "'{10,20}'", "4294967295", "NULL"]),
         hot(&waiting::LANE_WAITING, false, &["'{d1,d2}'", "4294967295", "NULL"]),
+        hot(&settle::DELIVERY_START, false, &[ONE, ONE, ONE, ONE]),
         hot(&settle::SETTLE_DELIVERED, false, &[ONE, ONE, ONE]),
         hot(&settle::SETTLE_HEADS, false, &["'{d1}'", "'{7}'", "100"]),
         hot(
@@ -230,6 +231,16 @@ impl Store for Postgres {
         Ok(rows)
     }
 
+    async fn delivery_start(&self, relay: RelayId, batch: &StartBatch) -> Result<Vec<i64>, StoreError> {
+        if batch.rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut held = self.due.take(&self.connector).await?;
+        let counted = settle::delivery_start(&mut held.connection, relay, batch).await?;
+        held.put_back();
+        Ok(counted)
+    }
+
     async fn message_delivered(
         &self,
         messages: &[(Seq, MessageId)],
@@ -285,7 +296,7 @@ impl Store for Postgres {
         Ok(buried)
     }
 
-    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<(u8, i64)>, StoreError> {
+    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<Taken>, StoreError> {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }

@@ -33,7 +33,7 @@ use self::file::DatabaseFile;
 use self::worker::Worker;
 use super::{
     Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing, Settled,
-    Settlement, Status, Store, StoreError, Wanted,
+    Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
 use crate::poll::Evidence;
@@ -137,6 +137,14 @@ impl Store for Sqlite {
         self.reader.run("delivery_unrouted", move |open| read::delivery_unrouted(open, after, owned, limit, now)).await
     }
 
+    async fn delivery_start(&self, relay: RelayId, batch: &StartBatch) -> Result<Vec<i64>, StoreError> {
+        if batch.rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let batch = batch.clone();
+        self.writer.run("delivery_start", move |open| settle::delivery_start(open, relay, &batch)).await
+    }
+
     async fn message_delivered(
         &self,
         messages: &[(Seq, MessageId)],
@@ -177,7 +185,7 @@ impl Store for Sqlite {
         self.writer.run("relay_bury", move |open| membership::relay_bury(open, &dead)).await
     }
 
-    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<(u8, i64)>, StoreError> {
+    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<Taken>, StoreError> {
         self.writer.run("partition_acquire", move |open| membership::partition_acquire(open, relay, wanted)).await
     }
 

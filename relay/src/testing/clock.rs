@@ -19,7 +19,7 @@ use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery
 use crate::poll::{Evidence, Page, Probe, Wanted};
 use crate::store::{
     Delivered, DestinationSpec, Due, KeyAfter, LaneDemand, Membership, Now, RelayRow, Routing, Settled, Settlement,
-    Status, Store, StoreError,
+    StartBatch, Status, Store, StoreError, Taken,
 };
 
 /// A clock for tests that jumps. Clones are the same clock.
@@ -172,6 +172,10 @@ impl Store for Clocked {
         self.store.delivery_unrouted(after, owned, limit, self.hour(now)).await
     }
 
+    async fn delivery_start(&self, relay: RelayId, batch: &StartBatch) -> Result<Vec<i64>, StoreError> {
+        self.store.delivery_start(relay, batch).await
+    }
+
     async fn message_delivered(
         &self,
         messages: &[(Seq, MessageId)],
@@ -200,7 +204,7 @@ impl Store for Clocked {
         self.store.relay_bury(dead).await
     }
 
-    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<(u8, i64)>, StoreError> {
+    async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<Taken>, StoreError> {
         self.store.partition_acquire(relay, wanted).await
     }
 

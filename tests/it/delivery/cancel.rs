@@ -1,6 +1,8 @@
 //! What a producer takes back is not delivered, and what waited behind it is.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use outbox::Error;
 use outbox_tests::database::{Kind, TestDatabase};
@@ -8,17 +10,24 @@ use outbox_tests::for_each_database;
 use relay::HandlerError;
 use uuid::Uuid;
 
-use super::stage::{Log, Running, enqueue, keyed, plain, relay_on, until_nothing_is_left, until_waiting};
+use super::stage::{
+    Log, Running, enqueue, keyed, millis, not_now, plain, relay_on, until_nothing_is_left, until_waiting,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn cancel(database: &TestDatabase, id: Uuid) -> bool {
+    try_cancel(database, id).unwrap()
+}
+
+/// Nothing when the database preferred another transaction.
+fn try_cancel(database: &TestDatabase, id: Uuid) -> Option<bool> {
     match database.kind() {
         Kind::Postgres => outbox::transaction(&mut database.postgres(), |conn| outbox::cancel(conn, id)),
         Kind::Mariadb => outbox::transaction(&mut database.mariadb(), |conn| outbox::cancel(conn, id)),
         Kind::Sqlite => outbox::transaction::<_, _, Error>(&mut database.sqlite(), |conn| outbox::cancel(conn, id)),
     }
-    .unwrap()
+    .ok()
 }
 
 async fn a_message_taken_back_lets_those_behind_it_go(database: TestDatabase) {
@@ -39,3 +48,70 @@ async fn a_message_taken_back_lets_those_behind_it_go(database: TestDatabase) {
     assert_eq!((log.arrivals().len(), log.attempts("d", "head")), (2, 1));
 }
 for_each_database!(a_message_taken_back_lets_those_behind_it_go);
+
+async fn messages_taken_back_while_they_are_delivered_do_not_come_back(database: TestDatabase) {
+    const MESSAGES: usize = 400;
+    const KEYS: usize = 20;
+    let log = Log::default();
+    // Half of the attempts fail: messages become rows, rows are written again, keys are parked and come free.
+    let handler = |name: &'static str| {
+        let fails = |copy: usize, body: &str| (copy + body.len()).is_multiple_of(2);
+        log.slow_handler(name, millis(8), move |arrival| match fails(arrival.copy, &arrival.body) {
+            true => Err(not_now()),
+            false => Ok(()),
+        })
+        .concurrency(4)
+    };
+    let relay = Running::start(relay_on(&database).destination(handler("a")).destination(handler("b"))).await;
+    let shared = Arc::new(database);
+    let (ids, takes) = mpsc::channel::<(Uuid, String)>();
+    let taker = {
+        let database = shared.clone();
+        std::thread::spawn(move || {
+            let mut taken = HashMap::new();
+            for (id, body) in takes {
+                if let Some(true) = try_cancel(&database, id) {
+                    taken.insert(body, Instant::now());
+                }
+            }
+            taken
+        })
+    };
+    for n in 0..MESSAGES / KEYS {
+        let bodies: Vec<String> =
+            (0..KEYS).map(|key| "x".repeat(1 + (n * KEYS + key) % 7) + &format!(" {n} {key}")).collect();
+        let envelopes = bodies.iter().enumerate().map(|(key, body)| keyed(&key.to_string(), body));
+        for (id, body) in enqueue(&shared, envelopes).into_iter().zip(bodies) {
+            // Every third: the producer is not to be faster than whoever takes back.
+            if body.len() % 3 == 0 {
+                ids.send((id, body)).unwrap();
+            }
+        }
+        tokio::time::sleep(millis(5)).await;
+    }
+    drop(ids);
+    let taken = tokio::task::spawn_blocking(move || taker.join().unwrap()).await.unwrap();
+    until_nothing_is_left(&shared).await;
+    // Whatever a relay had read ahead has been attempted by now: nothing is left that could come.
+    let settled = log.arrivals().len();
+    relay.stop().await;
+    assert_eq!(log.arrivals().len(), settled);
+    let (mut lost, mut after) = (0, 0);
+    for n in 0..MESSAGES / KEYS {
+        for key in 0..KEYS {
+            let body = "x".repeat(1 + (n * KEYS + key) % 7) + &format!(" {n} {key}");
+            let is_taken = taken.get(&body);
+            for destination in ["a", "b"] {
+                lost += usize::from(is_taken.is_none() && !log.has_accepted(destination, &body));
+            }
+            let last =
+                log.arrivals().into_iter().filter(|arrival| arrival.body == body).map(|arrival| arrival.at).max();
+            after += usize::from(is_taken.is_some_and(|at| last.is_some_and(|last| last > *at)));
+        }
+    }
+    let kind = shared.kind();
+    println!("{kind}: {} of {MESSAGES} taken back, {after} of them attempted once more, lost {lost}", taken.len());
+    assert_eq!(lost, 0);
+    assert!(!taken.is_empty(), "there was no race");
+}
+for_each_database!(messages_taken_back_while_they_are_delivered_do_not_come_back);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use diesel::SqliteConnection;
@@ -11,6 +12,8 @@ use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncConnection, AsyncMysqlConnection, AsyncPgConnection};
 use outbox::{Envelope, Error, OutboxBackend, Receipt, aio, dedup};
 use outbox_tests::database::{Kind, TestDatabase};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use uuid::Uuid;
 
 /// A message whose payload tells its dedup key.
@@ -245,6 +248,102 @@ fn one_message_for_one_key_on_sqlite() {
     let database = TestDatabase::with_schema(Kind::Sqlite);
     one_after_the_other(&database, || database.sqlite());
     all_at_once(&database, || database.sqlite());
+}
+
+/// Fifty producers, two keys in each transaction in whichever order comes, at whichever isolation; a fifth rolls back. A
+/// transaction that the database ends is tried again.
+fn stampede<C>(database: &TestDatabase, connect: impl Fn(usize) -> C + Sync)
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    const PRODUCERS: usize = 50;
+    const KEYS: usize = 200;
+    const TURNS: usize = 16;
+    let together = Barrier::new(PRODUCERS);
+    let ended = AtomicUsize::new(0);
+    let produce = |number: usize| {
+        let mut dice = SmallRng::seed_from_u64(number as u64);
+        let mut conn = connect(number);
+        let mut receipts = Vec::new();
+        together.wait();
+        for turn in 0..TURNS {
+            // All keys have their turn, and most of them several at the same time.
+            let keys = [(number * TURNS + turn) % KEYS, dice.random_range(0..KEYS)].map(|n| format!("key-{n}"));
+            let rolls_back = dice.random_ratio(1, 5);
+            let taken = (0..200).find_map(|_| {
+                let taken = outbox::transaction(&mut conn, |conn| {
+                    let mut taken = Vec::new();
+                    for key in &keys {
+                        taken.push((key.clone(), outbox::enqueue(conn, message(key))?));
+                    }
+                    if rolls_back { roll_back() } else { Ok(taken) }
+                });
+                match taken {
+                    Ok(taken) => Some(taken),
+                    Err(Error::Database(DieselError::RollbackTransaction)) => Some(Vec::new()),
+                    Err(_) => {
+                        ended.fetch_add(1, Ordering::Relaxed);
+                        std::thread::sleep(Duration::from_millis(dice.random_range(0..20)));
+                        None
+                    }
+                }
+            });
+            receipts.extend(taken.expect("one of many tries succeeds"));
+        }
+        receipts
+    };
+    let receipts: Vec<(String, Receipt)> = std::thread::scope(|scope| {
+        let produce = &produce;
+        let threads: Vec<_> = (0..PRODUCERS).map(|number| scope.spawn(move || produce(number))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut ids: HashMap<&str, Vec<Uuid>> = HashMap::new();
+    for (key, receipt) in &receipts {
+        ids.entry(key).or_default().push(receipt.message_id);
+    }
+    let split = ids.values().filter(|ids| ids.iter().any(|id| *id != ids[0])).count();
+    let winners = receipts.iter().filter(|(_, receipt)| !receipt.is_duplicate()).count();
+    let (rows, mut stored) = (database.query_i64("SELECT count(*) FROM outbox_messages"), enqueued(database));
+    stored.sort();
+    stored.dedup();
+    println!(
+        "{}: {} receipts for {} keys, winners {winners}, keys told two ids {split}, rows {rows}; {} transactions ended \
+         by the database and tried again",
+        database.kind(),
+        receipts.len(),
+        ids.len(),
+        ended.into_inner()
+    );
+    assert_eq!((split, winners, rows as usize, stored.len()), (0, ids.len(), ids.len(), ids.len()));
+    assert!(ids.len() > KEYS * 9 / 10, "only {} keys were used", ids.len());
+}
+
+#[test]
+fn fifty_producers_on_two_hundred_keys_enqueue_each_once_on_postgres() {
+    let database = TestDatabase::with_schema(Kind::Postgres);
+    stampede(&database, |number| {
+        let mut conn = database.postgres();
+        let level = ["read committed", "repeatable read", "serializable"][number % 3];
+        conn.batch_execute(&format!("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL {level}")).unwrap();
+        conn
+    });
+}
+
+#[test]
+fn fifty_producers_on_two_hundred_keys_enqueue_each_once_on_mariadb() {
+    let database = TestDatabase::with_schema(Kind::Mariadb);
+    stampede(&database, |number| {
+        let mut conn = database.mariadb();
+        let level = ["READ COMMITTED", "REPEATABLE READ"][number % 2];
+        conn.batch_execute(&format!("SET SESSION TRANSACTION ISOLATION LEVEL {level}")).unwrap();
+        conn
+    });
+}
+
+#[test]
+fn fifty_producers_on_two_hundred_keys_enqueue_each_once_on_sqlite() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    stampede(&database, |_| database.sqlite());
 }
 
 /// Two transactions take two keys in opposite order.

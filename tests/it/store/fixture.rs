@@ -39,7 +39,7 @@ impl Outbox {
     pub(crate) async fn new(database: TestDatabase) -> Outbox {
         let store = store_on(database.url()).await;
         let relay = register(&*store, "first").await;
-        let epochs = store.partition_acquire(relay, PartitionSet::ALL).await.unwrap();
+        let epochs = acquire(&*store, relay, PartitionSet::ALL).await;
         assert_eq!(epochs.len(), 32);
         Outbox { database, store, relay, epochs }
     }
@@ -202,6 +202,12 @@ pub(crate) async fn register(store: &dyn Store, name: &str) -> RelayId {
     let row = RelayRow { id, name: name.into(), version: "0.0.0".into(), serves: vec!["mail".into()] };
     store.relay_register(&row).await.unwrap();
     id
+}
+
+/// Takes partitions and returns (number, epoch) of each.
+pub(crate) async fn acquire(store: &dyn Store, relay: RelayId, wanted: PartitionSet) -> Vec<(u8, i64)> {
+    let taken = store.partition_acquire(relay, wanted).await.unwrap();
+    taken.into_iter().map(|taken| (taken.partition_no, taken.epoch)).collect()
 }
 
 /// A row of `outbox_deliveries`.

@@ -5,7 +5,7 @@ use outbox_tests::for_each_database;
 use relay::message::{PartitionSet, RelayId};
 use relay::store::{Membership, RelayRow, Store};
 
-use super::fixture::{Outbox, moved, register, store_on, unit, waits};
+use super::fixture::{Outbox, acquire, moved, register, store_on, unit, waits};
 
 fn some(numbers: &[u8]) -> PartitionSet {
     numbers.iter().copied().collect()
@@ -56,41 +56,37 @@ for_each_database!(a_beat_is_raised_and_reads_back_who_is_there);
 async fn free_partitions_are_taken_and_their_epochs_raised(database: TestDatabase) {
     let store = store_on(database.url()).await;
     let (one, two) = (register(&*store, "one").await, register(&*store, "two").await);
-    assert_eq!(store.partition_acquire(one, some(&[3, 1, 31])).await.unwrap(), [(1, 1), (3, 1), (31, 1)]);
-    assert_eq!(store.partition_acquire(two, some(&[1, 2, 3])).await.unwrap(), [(2, 1)], "the others have an owner");
-    assert_eq!(store.partition_acquire(one, some(&[1])).await.unwrap(), [], "what is mine is not taken again");
-    assert_eq!(store.partition_acquire(one, PartitionSet::EMPTY).await.unwrap(), []);
+    assert_eq!(acquire(&*store, one, some(&[3, 1, 31])).await, [(1, 1), (3, 1), (31, 1)]);
+    assert_eq!(acquire(&*store, two, some(&[1, 2, 3])).await, [(2, 1)], "the others have an owner");
+    assert_eq!(acquire(&*store, one, some(&[1])).await, [], "what is mine is not taken again");
+    assert_eq!(acquire(&*store, one, PartitionSet::EMPTY).await, []);
     let seen = beat(&*store, one).await;
     assert_eq!((owned_by(&seen, one), owned_by(&seen, two)), (some(&[1, 3, 31]), some(&[2])));
     let stranger = RelayId::from_u128(9);
-    assert_eq!(
-        store.partition_acquire(stranger, PartitionSet::ALL).await.unwrap(),
-        [],
-        "only a relay with a row takes"
-    );
+    assert_eq!(acquire(&*store, stranger, PartitionSet::ALL).await, [], "only a relay with a row takes");
 }
 for_each_database!(free_partitions_are_taken_and_their_epochs_raised);
 
 async fn partitions_of_an_owner_without_a_row_are_free(database: TestDatabase) {
     let store = store_on(database.url()).await;
     let (one, two) = (register(&*store, "one").await, register(&*store, "two").await);
-    store.partition_acquire(one, some(&[4, 5])).await.unwrap();
+    acquire(&*store, one, some(&[4, 5])).await;
     let id = super::fixture::uuid(database.kind(), one);
     database.exec(&format!("DELETE FROM outbox_relays WHERE id = {id}"));
-    assert_eq!(store.partition_acquire(two, some(&[4])).await.unwrap(), [(4, 2)]);
+    assert_eq!(acquire(&*store, two, some(&[4])).await, [(4, 2)]);
 }
 for_each_database!(partitions_of_an_owner_without_a_row_are_free);
 
 async fn only_my_own_partitions_are_given_up(database: TestDatabase) {
     let store = store_on(database.url()).await;
     let (one, two) = (register(&*store, "one").await, register(&*store, "two").await);
-    store.partition_acquire(one, some(&[1, 2])).await.unwrap();
-    store.partition_acquire(two, some(&[3])).await.unwrap();
+    acquire(&*store, one, some(&[1, 2])).await;
+    acquire(&*store, two, some(&[3])).await;
     store.partition_release(one, some(&[2, 3, 4])).await.unwrap();
     store.partition_release(one, PartitionSet::EMPTY).await.unwrap();
     let seen = beat(&*store, one).await;
     assert_eq!((owned_by(&seen, one), owned_by(&seen, two)), (some(&[1]), some(&[3])));
-    assert_eq!(store.partition_acquire(two, some(&[2])).await.unwrap(), [(2, 2)], "a new owner, a new epoch");
+    assert_eq!(acquire(&*store, two, some(&[2])).await, [(2, 2)], "a new owner, a new epoch");
 }
 for_each_database!(only_my_own_partitions_are_given_up);
 
@@ -98,8 +94,8 @@ async fn a_relay_is_buried_only_while_its_beat_stands_still(database: TestDataba
     let store = store_on(database.url()).await;
     let (one, two, three) =
         (register(&*store, "one").await, register(&*store, "two").await, register(&*store, "three").await);
-    store.partition_acquire(two, some(&[1, 2])).await.unwrap();
-    store.partition_acquire(three, some(&[3])).await.unwrap();
+    acquire(&*store, two, some(&[1, 2])).await;
+    acquire(&*store, three, some(&[3])).await;
     let seen = beat(&*store, one).await;
     let accused = [(two, beat_of(&seen, two)), (three, beat_of(&seen, three)), (RelayId::from_u128(1), 0)];
     beat(&*store, three).await;
@@ -108,10 +104,14 @@ async fn a_relay_is_buried_only_while_its_beat_stands_still(database: TestDataba
     assert_eq!(store.relay_bury(&[]).await.unwrap(), Vec::<RelayId>::new());
     let seen = beat(&*store, one).await;
     assert_eq!(seen.relays.len(), 2);
-    assert_eq!(seen.partitions[1..4], [(1, None, 2), (2, None, 2), (3, Some(three), 1)]);
+    assert_eq!(
+        seen.partitions[1..4],
+        [(1, Some(two), 2), (2, Some(two), 2), (3, Some(three), 1)],
+        "their owner is dead"
+    );
     assert!(store.relay_beat(two, false).await.unwrap().is_none());
-    assert_eq!(store.partition_acquire(two, some(&[1])).await.unwrap(), [], "the dead take nothing");
-    assert_eq!(store.partition_acquire(one, some(&[1])).await.unwrap(), [(1, 3)]);
+    assert_eq!(acquire(&*store, two, some(&[1])).await, [], "the dead take nothing");
+    assert_eq!(acquire(&*store, one, some(&[1])).await, [(1, 3)]);
 }
 for_each_database!(a_relay_is_buried_only_while_its_beat_stands_still);
 
@@ -123,7 +123,7 @@ async fn a_buried_relay_settles_nothing(database: TestDatabase) {
     outbox.store.relay_bury(&[(outbox.relay, beat_of(&seen, outbox.relay))]).await.unwrap();
     let late = || moved(&message, vec![unit("mail", waits(relay::store::State::Retry))]);
     assert_eq!(outbox.settle(vec![late()], vec![]).await.refused_messages, [message.seq]);
-    let taken = outbox.store.partition_acquire(heir, PartitionSet::ALL).await.unwrap();
+    let taken = acquire(&*outbox.store, heir, PartitionSet::ALL).await;
     assert_eq!(outbox.settle(vec![late()], vec![]).await.refused_messages, [message.seq]);
     let batch = relay::store::Settlement { epochs: taken, moves: vec![late()], waiting: vec![] };
     assert!(outbox.store.settle(heir, &batch, None).await.unwrap().refused_messages.is_empty());
@@ -133,8 +133,8 @@ for_each_database!(a_buried_relay_settles_nothing);
 async fn leaving_frees_everything_at_once(database: TestDatabase) {
     let store = store_on(database.url()).await;
     let (one, two) = (register(&*store, "one").await, register(&*store, "two").await);
-    store.partition_acquire(one, some(&[1, 2])).await.unwrap();
-    store.partition_acquire(two, some(&[3])).await.unwrap();
+    acquire(&*store, one, some(&[1, 2])).await;
+    acquire(&*store, two, some(&[3])).await;
     store.relay_leave(one).await.unwrap();
     store.relay_leave(one).await.unwrap();
     assert!(store.relay_beat(one, false).await.unwrap().is_none());
@@ -158,7 +158,7 @@ async fn many_relays_never_own_a_partition_together(database: TestDatabase) {
             for n in 0..32 {
                 loop {
                     match store.partition_acquire(relay, some(&[n, (n + 1) % 32])).await {
-                        Ok(more) => break taken.extend(more),
+                        Ok(more) => break taken.extend(more.iter().map(|taken| (taken.partition_no, taken.epoch))),
                         Err(relay::store::StoreError::TryAgain { .. }) => tokio::task::yield_now().await,
                         Err(error) => panic!("{error:?}"),
                     }

@@ -188,8 +188,15 @@ impl Reasons<'_> {
             self.add("failed", format!("{times} failed, the last with: {error}"), None);
         }
         if waiting.state == "suspect" {
-            let text = "a relay may have died of it, so it is tried alone, by one relay at a time";
-            self.add("suspect", text, Some("look into the log of the relay that died".to_owned()));
+            let text = match waiting.starts {
+                0 => "it was in the hands of a relay that died, so its attempts are counted".to_owned(),
+                n => format!(
+                    "its handler has begun {n} times without an outcome, and a relay died: it is tried with no other \
+                     handler at work, and given up as `crashed` when the process has died three times"
+                ),
+            };
+            let next = "look into the output of the relay that died: killed from outside, or by its handler?";
+            self.add("suspect", text, Some(next.to_owned()));
         }
         if waiting.destination.is_empty() {
             self.unrouted(&waiting.topic);
@@ -262,7 +269,7 @@ impl Reasons<'_> {
             "exhausted" => "all its attempts failed",
             "expired" => "it could not be delivered before it expired",
             "gone" => "the receiver said that it is gone for good",
-            "crashed" => "relays died of it",
+            "crashed" => "the process of its handler died whenever it had it",
             "undecodable" => "what its producer stored cannot be sent",
             "removed" => "its destination was removed",
             other => other,

@@ -9,7 +9,7 @@ use super::keys;
 use super::literal::{self, bytes, text};
 use super::row::{Columns, micros_of};
 use crate::message::{PARTITIONS, PartitionSet, RelayId};
-use crate::store::{Membership, RelayRow, RelaySeen, StoreError, decode};
+use crate::store::{Membership, RelayRow, RelaySeen, StoreError, Taken, decode};
 
 pub(super) async fn relay_register(session: &mut Session<'_>, relay: &RelayRow) -> Result<(), StoreError> {
     // Repeated after a lost answer, it finds its own row.
@@ -88,7 +88,8 @@ pub(super) async fn relay_bury(mut session: Session<'_>, dead: &[(RelayId, i64)]
     }
     let freed = owners.iter().filter(|(_, owner)| owner.is_some_and(|owner| buried.contains(&owner)));
     let freed = freed.map(|(partition_no, _)| *partition_no).collect();
-    partition_set(&mut session, freed, "p.owner = NULL, p.epoch = p.epoch + 1").await?;
+    // They keep the name of the dead, for whoever takes them.
+    partition_set(&mut session, freed, "p.epoch = p.epoch + 1").await?;
     session.commit().await?;
     Ok(buried)
 }
@@ -97,7 +98,7 @@ pub(super) async fn partition_acquire(
     mut session: Session<'_>,
     relay: RelayId,
     wanted: PartitionSet,
-) -> Result<Vec<(u8, i64)>, StoreError> {
+) -> Result<Vec<Taken>, StoreError> {
     session.begin().await?;
     let owners = partition_lock(&mut session, wanted).await?;
     let rows = session.rows("-- relay_ids\nSELECT id FROM outbox_relays").await?;
@@ -115,15 +116,58 @@ pub(super) async fn partition_acquire(
     let taking = format!("p.owner = {}, p.epoch = p.epoch + 1", bytes(relay));
     partition_set(&mut session, free, &taking).await?;
     keys::repair(&mut session, free).await?;
+    // What is free and has an owner has a dead one.
+    let inherited: PartitionSet =
+        free.iter().filter(|partition_no| owners.get(partition_no).is_some_and(Option::is_some)).collect();
+    mark_suspects(&mut session, inherited).await?;
     let sql = format!(
         "-- partition_epochs\nSELECT partition_no, epoch FROM outbox_partitions WHERE partition_no IN ({}) \
          ORDER BY partition_no",
         literal::partitions(free)
     );
     let taken = session.rows(&sql).await?.into_iter().map(Columns::new);
-    let taken = taken.map(|mut columns| (columns.partition(), columns.number())).collect();
+    let taken = taken
+        .map(|mut columns| {
+            let (partition_no, epoch) = (columns.partition(), columns.number());
+            Taken { partition_no, epoch, inherited: inherited.contains(partition_no) }
+        })
+        .collect();
     session.commit().await?;
     Ok(taken)
+}
+
+/// Marks what was being attempted when its relay died. A zombie may still hold the row in its handler's transaction: then
+/// it is not waited for, and either ends there or is counted anew.
+async fn mark_suspects(session: &mut Session<'_>, inherited: PartitionSet) -> Result<(), StoreError> {
+    if inherited.is_empty() {
+        return Ok(());
+    }
+    // Looked for without locks: a locking search would wait for every row it passes.
+    let sql = format!(
+        "-- delivery_started\nSELECT id FROM outbox_deliveries FORCE INDEX (delivery_by_partition) \
+         WHERE partition_no IN ({}) AND starts > 0 ORDER BY id",
+        literal::partitions(inherited)
+    );
+    let rows = session.rows(&sql).await?;
+    let started: Vec<i64> = rows.into_iter().map(|row| Columns::new(row).number()).collect();
+    if started.is_empty() {
+        return Ok(());
+    }
+    let join = |ids: &[i64]| {
+        format!(
+            "JSON_TABLE({}, '$[*]' COLUMNS (id BIGINT PATH '$')) AS t \
+             STRAIGHT_JOIN outbox_deliveries AS d FORCE INDEX (PRIMARY) ON d.id = t.id",
+            literal::document(&json!(ids))
+        )
+    };
+    let sql = format!("-- delivery_suspects\nSELECT d.id FROM {} FOR UPDATE SKIP LOCKED", join(&started));
+    let rows = session.rows(&sql).await?;
+    let free: Vec<i64> = rows.into_iter().map(|row| Columns::new(row).number()).collect();
+    if !free.is_empty() {
+        let sql = format!("-- delivery_suspect\nUPDATE {} SET d.suspect = true, d.state = 'suspect'", join(&free));
+        session.execute(&sql).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn partition_release(

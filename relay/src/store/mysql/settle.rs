@@ -19,7 +19,8 @@ use super::moves::{
 use super::row::Columns;
 use crate::message::{MessageId, RelayId, Seq};
 use crate::store::{
-    Delivered, MessageMove, Now, Remains, Settled, Settlement, StoreError, WaitingChange, WaitingOutcome,
+    Delivered, MessageMove, Now, Remains, Settled, Settlement, Start, StartBatch, StoreError, WaitingChange,
+    WaitingOutcome,
 };
 
 /// The list of messages as a table.
@@ -113,6 +114,39 @@ pub(super) async fn settle(
     Ok(settled)
 }
 
+/// Counts rows that are about to be attempted.
+pub(super) async fn delivery_start(
+    mut session: Session<'_>,
+    relay: RelayId,
+    batch: &StartBatch,
+) -> Result<Vec<i64>, StoreError> {
+    session.begin().await?;
+    let partitions = batch.rows.iter().map(|row| row.partition_no).collect();
+    let owned = partition_lock(&mut session, relay, &batch.epochs, partitions).await?;
+    let mut rows: Vec<Start> = batch.rows.iter().filter(|row| owned.contains(&row.partition_no)).copied().collect();
+    rows.sort_unstable_by_key(|row| row.id);
+    let named: Vec<Value> = rows.iter().map(|row| json!([row.id, row.attempts_read, row.partition_no])).collect();
+    // A zombie may hold a row in its handler's transaction; the others must not wait for it. What an UPDATE left as it
+    // was it does not count, so that the rows are locked and named first.
+    let counted: BTreeMap<i64, Seq> = match named.is_empty() {
+        true => BTreeMap::new(),
+        false => delivery_lock(&mut session, named, " SKIP LOCKED").await?,
+    };
+    rows.retain(|row| counted.contains_key(&row.id));
+    if !rows.is_empty() {
+        let list: Vec<Value> = rows.iter().map(|row| json!([row.id, row.starts])).collect();
+        let sql = format!(
+            "-- delivery_start\n\
+             UPDATE JSON_TABLE({}, '$[*]' COLUMNS (id BIGINT PATH '$[0]', starts INT PATH '$[1]')) AS t \
+             STRAIGHT_JOIN outbox_deliveries AS d FORCE INDEX (PRIMARY) ON d.id = t.id SET d.starts = t.starts",
+            literal::document(&json!(list))
+        );
+        session.execute(&sql).await?;
+    }
+    session.commit().await?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
 /// True for a row that would be routed to nowhere, or to the empty name it has: it would vanish without a trace.
 fn loses_its_row(outcome: &WaitingOutcome) -> bool {
     match &outcome.change {
@@ -155,14 +189,23 @@ async fn waiting_lock(
     session: &mut Session<'_>,
     outcomes: &[&WaitingOutcome],
 ) -> Result<BTreeMap<i64, Seq>, StoreError> {
-    let list: Vec<Value> = outcomes.iter().map(|o| json!([o.id, o.attempts_read, o.partition_no])).collect();
+    let named = outcomes.iter().map(|o| json!([o.id, o.attempts_read, o.partition_no])).collect();
+    delivery_lock(session, named, "").await
+}
+
+/// The same for rows given as lists of id, attempts and partition.
+async fn delivery_lock(
+    session: &mut Session<'_>,
+    named: Vec<Value>,
+    others: &str,
+) -> Result<BTreeMap<i64, Seq>, StoreError> {
     let sql = format!(
         "-- delivery_lock\n\
          SELECT d.id, d.seq FROM JSON_TABLE({}, '$[*]' COLUMNS (id BIGINT PATH '$[0]', attempts INT PATH '$[1]', \
               partition_no INT PATH '$[2]')) AS t \
          STRAIGHT_JOIN outbox_deliveries AS d FORCE INDEX (PRIMARY) \
-           ON d.id = t.id AND d.attempts = t.attempts AND d.partition_no = t.partition_no FOR UPDATE",
-        literal::document(&json!(list))
+           ON d.id = t.id AND d.attempts = t.attempts AND d.partition_no = t.partition_no FOR UPDATE{others}",
+        literal::document(&json!(named))
     );
     let rows = session.rows(&sql).await?.into_iter().map(Columns::new);
     Ok(rows.map(|mut columns| (columns.number(), columns.number())).collect())

@@ -244,6 +244,13 @@ impl Connection {
         self.client.batch_execute("BEGIN").await.map_err(|error| self.failed("begin", error))
     }
 
+    /// Opens a transaction whose commit need not survive a crash of the server, only of its client: it does not wait for
+    /// the disk.
+    pub(super) async fn begin_light(&self) -> Result<(), StoreError> {
+        let begin = "BEGIN; SET LOCAL synchronous_commit = off";
+        self.client.batch_execute(begin).await.map_err(|error| self.failed("begin", error))
+    }
+
     /// Opens a transaction in which all statements see the same state and none can write.
     pub(super) async fn begin_reading(&self) -> Result<(), StoreError> {
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";

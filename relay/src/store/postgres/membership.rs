@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::connection::{Connection, Sql};
 use super::value::{Micros, Octets, numbers};
 use crate::message::{PARTITIONS, PartitionSet, RelayId};
-use crate::store::{Membership, RelayRow, RelaySeen, StoreError, decode};
+use crate::store::{Membership, RelayRow, RelaySeen, StoreError, Taken, decode};
 
 const RELAY_REGISTER: Sql = Sql {
     name: "relay_register",
@@ -44,7 +44,7 @@ const MEMBERSHIP_READ: Sql = Sql {
 const PARTITION_LOCK: Sql = Sql {
     name: "partition_lock",
     text: "-- partition_lock\n\
-           SELECT partition_no FROM outbox_partitions WHERE partition_no = ANY($1::smallint[]) \
+           SELECT partition_no, owner FROM outbox_partitions WHERE partition_no = ANY($1::smallint[]) \
            ORDER BY partition_no FOR UPDATE",
 };
 
@@ -53,7 +53,7 @@ const RELAY_BURY: Sql = Sql {
     text: "-- relay_bury\n\
            WITH gone AS (DELETE FROM outbox_relays r USING unnest($1::uuid[], $2::bigint[]) AS dead(id, beat) \
                WHERE r.id = dead.id AND r.beat = dead.beat RETURNING r.id), \
-           freed AS (UPDATE outbox_partitions p SET owner = NULL, epoch = p.epoch + 1 FROM gone WHERE p.owner = gone.id) \
+           revoked AS (UPDATE outbox_partitions p SET epoch = p.epoch + 1 FROM gone WHERE p.owner = gone.id) \
            SELECT id FROM gone",
 };
 
@@ -81,6 +81,16 @@ const PARTITION_REPAIR: Sql = Sql {
                                      AND l.blocks_key AND l.ordering_key = r.ordering_key)) AS is_free \
                  FROM outbox_deliveries r WHERE r.partition_no = ANY($1::smallint[])) AS ranked \
            WHERE d.id = ranked.id AND ranked.blocked = ranked.is_free",
+};
+
+/// What was being attempted when its relay died. A zombie may still hold the row in its handler's transaction: then it is
+/// not waited for, and either ends there or is counted anew.
+const DELIVERY_SUSPECT: Sql = Sql {
+    name: "delivery_suspect",
+    text: "-- delivery_suspect\n\
+           UPDATE outbox_deliveries u SET suspect = true, state = 'suspect' \
+           WHERE u.id = ANY(ARRAY(SELECT d.id FROM outbox_deliveries d \
+               WHERE d.partition_no = ANY($1::smallint[]) AND d.starts > 0 FOR UPDATE SKIP LOCKED))",
 };
 
 const PARTITION_RELEASE: Sql = Sql {
@@ -170,26 +180,43 @@ pub(super) async fn partition_acquire(
     connection: &mut Connection,
     relay: RelayId,
     wanted: PartitionSet,
-) -> Result<Vec<(u8, i64)>, StoreError> {
+) -> Result<Vec<Taken>, StoreError> {
     let lock = connection.prepare(&PARTITION_LOCK).await?;
     let acquire = connection.prepare(&PARTITION_ACQUIRE).await?;
     let repair = connection.prepare(&PARTITION_REPAIR).await?;
+    let suspect = connection.prepare(&DELIVERY_SUSPECT).await?;
     let connection = &*connection;
     let wanted = numbers(wanted);
-    let ((), _, rows) = tokio::try_join!(
+    let ((), locked, rows) = tokio::try_join!(
         biased;
         connection.begin(),
         async { connection.query(&lock, &[&wanted]).await },
         async { connection.query(&acquire, &[&relay, &wanted]).await },
     )?;
+    // Of those that were taken, whoever has an owner there has a dead one.
+    let had_owner = |row: &SqlRow| row.get::<_, Option<Uuid>>(1).is_some();
+    let abandoned: Vec<i16> = locked.iter().filter(|row| had_owner(row)).map(|row| row.get(0)).collect();
     let mut taken: Vec<(i16, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     taken.sort_unstable();
     let repaired: Vec<i16> = taken.iter().map(|(partition_no, _)| *partition_no).collect();
-    tokio::try_join!(biased; async { connection.query(&repair, &[&repaired]).await }, connection.commit())?;
+    let inherited: Vec<i16> = repaired.iter().copied().filter(|number| abandoned.contains(number)).collect();
+    tokio::try_join!(
+        biased;
+        async { connection.query(&repair, &[&repaired]).await },
+        async {
+            match inherited.is_empty() {
+                true => Ok(Vec::new()),
+                false => connection.query(&suspect, &[&inherited]).await,
+            }
+        },
+        connection.commit(),
+    )?;
     Ok(taken
         .into_iter()
-        .filter_map(|(partition_no, epoch)| Some((u8::try_from(partition_no).ok()?, epoch)))
-        .filter(|(partition_no, _)| *partition_no < PARTITIONS)
+        .filter_map(|(number, epoch)| {
+            let partition_no = u8::try_from(number).ok().filter(|partition_no| *partition_no < PARTITIONS)?;
+            Some(Taken { partition_no, epoch, inherited: inherited.contains(&number) })
+        })
         .collect())
 }
 

@@ -14,14 +14,14 @@ use uuid::Uuid;
 
 use self::statements::SETTLE_LOCK;
 pub(super) use self::statements::{
-    MESSAGE_DELIVERED, SETTLE_DELIVERED, SETTLE_HEADS, SETTLE_LEAVE, SETTLE_MOVE, SETTLE_WAIT,
+    DELIVERY_START, MESSAGE_DELIVERED, SETTLE_DELIVERED, SETTLE_HEADS, SETTLE_LEAVE, SETTLE_MOVE, SETTLE_WAIT,
 };
 use super::connection::Connection;
 use super::value::{RawText, micros, storable, xid};
 use crate::message::{Key, MessageId, RelayId, Seq};
 use crate::store::{
-    Delivered, Dies, DueIn, MessageMove, Now, Remains, Settled, Settlement, State, StoreError, WaitingChange,
-    WaitingOutcome, Waits, decode,
+    Delivered, Dies, DueIn, MessageMove, Now, Remains, Settled, Settlement, Start, StartBatch, State, StoreError,
+    WaitingChange, WaitingOutcome, Waits, decode,
 };
 
 pub(super) async fn message_delivered(
@@ -121,6 +121,44 @@ pub(super) async fn settle(
         refused_waiting: batch.waiting.iter().map(|step| step.id).filter(|id| !settled.contains(id)).collect(),
         mark,
     })
+}
+
+/// Counts rows that are about to be attempted.
+pub(super) async fn delivery_start(
+    connection: &mut Connection,
+    relay: RelayId,
+    batch: &StartBatch,
+) -> Result<Vec<i64>, StoreError> {
+    let lock = connection.prepare(&SETTLE_LOCK).await?;
+    let start = connection.prepare(&DELIVERY_START).await?;
+    let connection = &*connection;
+    let mut partitions: Vec<i16> = batch.rows.iter().map(|row| i16::from(row.partition_no)).collect();
+    partitions.sort_unstable();
+    partitions.dedup();
+    let ((), locked) =
+        tokio::try_join!(biased; connection.begin_light(), async { connection.query(&lock, &[&partitions]).await })?;
+    let owned = owned(relay, &locked, &batch.epochs);
+    let mut rows: Vec<Start> = batch.rows.iter().filter(|row| owned.contains(&row.partition_no)).copied().collect();
+    rows.sort_unstable_by_key(|row| row.id);
+    let mut names = RowColumns::default();
+    let mut starts = Vec::new();
+    for row in rows {
+        names.id.push(row.id);
+        names.attempts.push(count(row.attempts_read));
+        names.partition_no.push(i16::from(row.partition_no));
+        starts.push(count(row.starts));
+    }
+    let (counted, ()) = tokio::try_join!(
+        biased;
+        async {
+            match names.id.is_empty() {
+                true => Ok(Vec::new()),
+                false => connection.query(&start, &[&names.id, &names.attempts, &names.partition_no, &starts]).await,
+            }
+        },
+        connection.commit(),
+    )?;
+    Ok(counted.iter().map(|row| row.get(0)).collect())
 }
 
 /// How many rows of a key are looked at beyond those that may have been inserted.

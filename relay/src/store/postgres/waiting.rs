@@ -12,7 +12,7 @@ macro_rules! due_columns {
     () => {
         "d.id, d.message_id, d.seq, d.partition_no, d.topic, d.ordering_key, d.payload, d.payload_bytes, \
          d.content_type, d.headers, d.deliver_at, d.expires_at, d.operation_id IS NOT NULL, d.version, d.created_at, \
-         d.destination, d.in_order, d.life, d.attempts, d.first_attempt_at, d.history, d.due_at"
+         d.destination, d.in_order, d.life, d.attempts, d.first_attempt_at, d.history, d.due_at, d.suspect, d.starts"
     };
 }
 
@@ -143,7 +143,7 @@ pub(super) async fn delivery_followers(
     let after: Vec<Seq> = keys.iter().map(|key| key.after).collect();
     let limit = i64::from(limit);
     let rows = connection.run(&DELIVERY_FOLLOWERS, &[&destinations, &names, &after, &limit, &now]).await?;
-    let rows = rows.iter().map(|row| (waiting_delivery(row), row.get::<_, Micros>(21) <= row.get::<_, Micros>(22)));
+    let rows = rows.iter().map(|row| (waiting_delivery(row), row.get::<_, Micros>(21) <= row.get::<_, Micros>(24)));
     Ok(decode::until_not_due(rows))
 }
 
@@ -155,7 +155,7 @@ pub(super) async fn key_parked(connection: &mut Connection, keys: &[(String, Key
 }
 
 fn waiting_delivery(row: &SqlRow) -> WaitingDelivery {
-    let now: Micros = row.get(22);
+    let now: Micros = row.get(24);
     let number = |index| u32::try_from(row.get::<_, i32>(index)).unwrap_or(0);
     WaitingDelivery {
         id: row.get(0),
@@ -179,6 +179,8 @@ fn waiting_delivery(row: &SqlRow) -> WaitingDelivery {
         in_order: row.get(16),
         life: number(17),
         attempts: number(18),
+        suspect: row.get(22),
+        starts: number(23),
         first_attempt_age: row.get::<_, Option<Micros>>(19).map(|first| now.after(first)),
         history: decode::history(&row.get::<_, Octets<'_>>(20).text()),
     }

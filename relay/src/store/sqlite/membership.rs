@@ -8,7 +8,7 @@ use super::statement::{execute, load, statement};
 use super::worker::Open;
 use super::{date, mask, settle};
 use crate::message::{PartitionSet, RelayId};
-use crate::store::{Membership, RelayRow, RelaySeen, decode};
+use crate::store::{Membership, RelayRow, RelaySeen, Taken, decode};
 
 statement!(
     RelayRegister,
@@ -29,9 +29,17 @@ statement!(
     "-- partition_read\nSELECT partition_no, owner, epoch FROM outbox_partitions ORDER BY partition_no",
     (Integer, Nullable<Binary>, BigInt)
 );
+statement!(PartitionRevoke, "-- partition_revoke\nUPDATE outbox_partitions SET epoch = epoch + 1 WHERE owner = ?");
 statement!(
-    PartitionRevoke,
-    "-- partition_revoke\nUPDATE outbox_partitions SET owner = NULL, epoch = epoch + 1 WHERE owner = ?"
+    PartitionAbandoned,
+    "-- partition_abandoned\nSELECT partition_no FROM outbox_partitions \
+     WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM outbox_relays)",
+    Integer
+);
+statement!(
+    DeliverySuspect,
+    "-- delivery_suspect\nUPDATE outbox_deliveries SET suspect = 1, state = 'suspect' \
+     WHERE ? >> partition_no & 1 AND starts > 0"
 );
 statement!(
     PartitionAcquire,
@@ -71,7 +79,8 @@ pub(super) fn membership_read(open: &mut Open) -> QueryResult<Membership> {
     open.conn.transaction(membership)
 }
 
-/// Deletes the rows of relays whose beat is still the one given, and takes their partitions from them.
+/// Deletes the rows of relays whose beat is still the one given, and ends what they may write. Their partitions keep the
+/// name of the dead.
 pub(super) fn relay_bury(open: &mut Open, dead: &[(RelayId, i64)]) -> QueryResult<Vec<RelayId>> {
     open.conn.immediate_transaction(|conn| {
         let mut buried = Vec::new();
@@ -85,16 +94,28 @@ pub(super) fn relay_bury(open: &mut Open, dead: &[(RelayId, i64)]) -> QueryResul
     })
 }
 
-/// Takes what nobody alive owns, and repairs its keys.
-pub(super) fn partition_acquire(open: &mut Open, relay: RelayId, wanted: PartitionSet) -> QueryResult<Vec<(u8, i64)>> {
+/// Takes what nobody alive owns, repairs its keys, and marks what the dead were attempting.
+pub(super) fn partition_acquire(open: &mut Open, relay: RelayId, wanted: PartitionSet) -> QueryResult<Vec<Taken>> {
     open.conn.immediate_transaction(|conn| {
+        let abandoned: Vec<i32> = load::<PartitionAbandoned, _>(conn, &[])?;
         let taken: Vec<(i32, i64)> =
             load::<PartitionAcquire, _>(conn, &[(&relay).into(), mask(wanted).into(), (&relay).into()])?;
-        let mut taken: Vec<(u8, i64)> =
-            taken.into_iter().map(|(partition_no, epoch)| (partition_no as u8, epoch)).collect();
-        taken.sort_unstable();
+        let mut taken: Vec<Taken> = taken
+            .into_iter()
+            .map(|(partition_no, epoch)| Taken {
+                partition_no: partition_no as u8,
+                epoch,
+                inherited: abandoned.contains(&partition_no),
+            })
+            .collect();
+        taken.sort_unstable_by_key(|taken| taken.partition_no);
         if !taken.is_empty() {
-            settle::repair_partitions(conn, taken.iter().map(|(partition_no, _)| *partition_no).collect())?;
+            settle::repair_partitions(conn, taken.iter().map(|taken| taken.partition_no).collect())?;
+        }
+        let inherited: PartitionSet =
+            taken.iter().filter(|taken| taken.inherited).map(|taken| taken.partition_no).collect();
+        if !inherited.is_empty() {
+            execute::<DeliverySuspect>(conn, &[mask(inherited).into()])?;
         }
         Ok(taken)
     })

@@ -16,8 +16,8 @@ use super::statement::{Bind, execute, load, load_one, load_optional, statement};
 use super::worker::Open;
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::store::{
-    Delivered, Dies, DueIn, MessageMove, Now, Remains, RoutedUnit, Settled, Settlement, State, UnitMove, WaitingChange,
-    WaitingOutcome, Waits, decode,
+    Delivered, Dies, DueIn, MessageMove, Now, Remains, RoutedUnit, Settled, Settlement, StartBatch, State, UnitMove,
+    WaitingChange, WaitingOutcome, Waits, decode,
 };
 
 /// What a delivery and a dead letter take over from the message as it is.
@@ -111,6 +111,10 @@ statement!(
          ON CONFLICT (message_id, destination, life) DO NOTHING"
     )
 );
+statement!(
+    DeliveryStart,
+    "-- delivery_start\nUPDATE outbox_deliveries SET starts = ? WHERE id = ? AND attempts = ? AND partition_no = ?"
+);
 statement!(DeliveryDelete, "-- delivery_delete\nDELETE FROM outbox_deliveries WHERE id = ?");
 statement!(
     KeyHead,
@@ -170,6 +174,21 @@ pub(super) fn message_delivered(
             }
         }
         Ok(Delivered { deleted, mark: None })
+    })
+}
+
+/// Counts rows that are about to be attempted.
+pub(super) fn delivery_start(open: &mut Open, relay: RelayId, batch: &StartBatch) -> QueryResult<Vec<i64>> {
+    open.conn.immediate_transaction(|conn| {
+        let held = partitions_held(conn, relay, &batch.epochs)?;
+        let mut counted = Vec::new();
+        for row in batch.rows.iter().filter(|row| held.contains(row.partition_no)) {
+            let binds = [row.starts.into(), row.id.into(), row.attempts_read.into(), row.partition_no.into()];
+            if execute::<DeliveryStart>(conn, &binds)? > 0 {
+                counted.push(row.id);
+            }
+        }
+        Ok(counted)
     })
 }
 
@@ -426,6 +445,7 @@ mod tests {
             MessageDies::TEXT,
             DeliveryFind::TEXT,
             DeliveryWaits::TEXT,
+            DeliveryStart::TEXT,
             DeliveryRouted::TEXT,
             DeliveryDies::TEXT,
             DeliveryDelete::TEXT,

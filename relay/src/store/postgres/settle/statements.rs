@@ -178,6 +178,19 @@ pub(in crate::store::postgres) const SETTLE_DELIVERED: Sql = Sql {
            AND d.partition_no = ($3::smallint[])[width_bucket(d.id, $1::bigint[])] RETURNING d.id",
 };
 
+/// Waiting rows that are about to be attempted. Parameters: id[] (ascending), attempts[], partition_no[], starts[].
+///
+/// A zombie may hold the row in its handler's transaction; the others must not wait for it.
+pub(in crate::store::postgres) const DELIVERY_START: Sql = Sql {
+    name: "delivery_start",
+    text: "-- delivery_start\n\
+           UPDATE outbox_deliveries u SET starts = ($4::integer[])[width_bucket(u.id, $1::bigint[])] \
+           WHERE u.id = ANY(ARRAY(SELECT d.id FROM outbox_deliveries d WHERE d.id = ANY($1::bigint[]) \
+               AND d.attempts = ($2::integer[])[width_bucket(d.id, $1::bigint[])] \
+               AND d.partition_no = ($3::smallint[])[width_bucket(d.id, $1::bigint[])] \
+               ORDER BY d.id FOR UPDATE SKIP LOCKED)) RETURNING u.id",
+};
+
 /// Waiting rows that wait again. Parameters: attempts_read[], partition_no[]; ten arrays of units; now.
 ///
 /// A unit that says nothing about a verdict was not attempted: the last one stays.

@@ -1,0 +1,168 @@
+//! Very many waiting rows at one destination, first paused, then hanging, and how long messages for another take meanwhile.
+//!
+//! `OUTBOX_TEST_ROWS` sets how many; the default is what a test run has time for.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use outbox::Envelope;
+use outbox_tests::database::{Kind, TestDatabase};
+use outbox_tests::for_each_database;
+use outbox_tests::process::Process;
+use outbox_tests::receiver::{Answer, Receiver};
+
+use crate::isolation::{assert_at_most_twice, memory_peak, percentile};
+
+/// Rows of each key.
+const OF_A_KEY: usize = 10;
+/// Between two messages for the other destination.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How long each state is looked at.
+const LOOK: Duration = Duration::from_secs(3);
+/// How long anything may take. Far more than it takes: a machine may be busy.
+const LIMIT: Duration = Duration::from_secs(600);
+
+fn bulk(kind: Kind, count: usize) -> String {
+    let keys = count / OF_A_KEY;
+    let (key, numbers) = match kind {
+        Kind::Postgres => (format!("'key-' || n % {keys}"), format!("generate_series(1, {count}) AS n")),
+        Kind::Mariadb => (format!("concat('key-', seq % {keys})"), format!("seq_1_to_{count}")),
+        Kind::Sqlite => (
+            format!("'key-' || n % {keys}"),
+            format!(
+                "(WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < {count}) SELECT n FROM t)"
+            ),
+        ),
+    };
+    format!("INSERT INTO outbox_messages (topic, ordering_key, payload) SELECT 'bulk', {key}, '{{}}' FROM {numbers}")
+}
+
+/// From the commit to the arrival, of messages sent one after another until `over` says so, shortest first.
+fn latencies(database: &TestDatabase, receiver: &Receiver, over: impl Fn() -> bool) -> Vec<Duration> {
+    let mut committed: HashMap<String, Instant> = HashMap::new();
+    let mut probe = Probe::new(database);
+    while !over() {
+        let id = probe.send();
+        committed.insert(id, Instant::now());
+        std::thread::sleep(PAUSE);
+    }
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let arrived: HashMap<String, Instant> =
+            receiver.requests().iter().map(|request| (request.id().to_owned(), request.at)).collect();
+        if committed.keys().all(|id| arrived.contains_key(id)) {
+            let took = committed.iter().map(|(id, at)| arrived[id].saturating_duration_since(*at));
+            let mut took: Vec<Duration> = took.collect();
+            took.sort_unstable();
+            return took;
+        }
+        assert!(Instant::now() < deadline, "{} of {} arrived", arrived.len(), committed.len());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Sends messages for the other destination over one connection.
+struct Probe(Box<dyn FnMut() -> String>);
+
+impl Probe {
+    fn new(database: &TestDatabase) -> Probe {
+        fn send<C>(conn: &mut C) -> String
+        where
+            C: diesel::connection::LoadConnection<Backend: outbox::OutboxBackend>,
+        {
+            outbox::transaction(conn, |conn| outbox::enqueue(conn, Envelope::raw("probe", "{}")))
+                .unwrap()
+                .message_id
+                .to_string()
+        }
+        Probe(match database.kind() {
+            Kind::Postgres => {
+                let mut conn = database.postgres();
+                Box::new(move || send(&mut conn))
+            }
+            Kind::Mariadb => {
+                let mut conn = database.mariadb();
+                Box::new(move || send(&mut conn))
+            }
+            Kind::Sqlite => {
+                let mut conn = database.sqlite();
+                Box::new(move || send(&mut conn))
+            }
+        })
+    }
+
+    fn send(&mut self) -> String {
+        (self.0)()
+    }
+}
+
+async fn very_many_waiting_rows_of_one_destination_leave_the_other_alone(database: TestDatabase) {
+    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let rows = std::env::var("OUTBOX_TEST_ROWS").map_or(20_000, |rows| rows.parse().unwrap());
+    let hangs = Receiver::start(|_| Answer::Never).await;
+    let other = Arc::new(Receiver::start(|_| Answer::status(200)).await);
+    let configuration = format!(
+        "[health]\nlisten = \"off\"\n[defaults]\nretry = [\"1s\"]\ntimeout = \"2s\"\n\
+         [destinations.bulk]\nurl = \"{}\"\ntopics = [\"bulk\"]\n[destinations.other]\nurl = \"{}\"\ntopics = [\"probe\"]\n",
+        hangs.url("/hook"),
+        other.url("/hook")
+    );
+    let looked = tokio::task::spawn_blocking(move || look(&database, &configuration, &other, rows));
+    looked.await.unwrap();
+}
+for_each_database!(very_many_waiting_rows_of_one_destination_leave_the_other_alone);
+
+fn look(database: &TestDatabase, configuration: &str, other: &Receiver, rows: usize) {
+    let relay = Process::start_relay(configuration, &["--database-url", database.url(), "run"]);
+    relay.wait_for_line("relay started", LIMIT);
+    let for_a_while = || {
+        let began = Instant::now();
+        latencies(database, other, move || began.elapsed() >= LOOK)
+    };
+    let mut figures = vec![("alone", for_a_while())];
+    let before = memory_peak(&relay);
+
+    database
+        .exec("UPDATE outbox_destinations SET paused_at = CURRENT_TIMESTAMP, paused_by = 'ada' WHERE name = 'bulk'");
+    std::thread::sleep(Duration::from_secs(1));
+    database.exec(&bulk(database.kind(), rows));
+    let (moved, began) = (AtomicBool::new(false), Instant::now());
+    let took = Mutex::new(Duration::ZERO);
+    let moving = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let wanted = i64::try_from(rows).unwrap();
+            while database.query_i64("SELECT count(*) FROM outbox_deliveries") < wanted && began.elapsed() < LIMIT {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            *took.lock().unwrap() = began.elapsed();
+            moved.store(true, Ordering::SeqCst);
+        });
+        latencies(database, other, || moved.load(Ordering::SeqCst))
+    });
+    figures.push(("while they become rows", moving));
+    figures.push(("paused", for_a_while()));
+    database.exec("UPDATE outbox_destinations SET paused_at = NULL, paused_by = NULL");
+    std::thread::sleep(Duration::from_secs(1));
+    figures.push(("hanging", for_a_while()));
+    let after = memory_peak(&relay);
+    println!(
+        "{}: {rows} rows on {} keys, written in {:.1?}; peak memory {before} MiB before, {after} MiB after",
+        database.kind(),
+        rows / OF_A_KEY,
+        took.into_inner().unwrap(),
+    );
+    for (state, latencies) in &figures {
+        let [p50, p99] = [0.5, 0.99].map(|share| percentile(latencies, share));
+        println!("  {state}: p50 {p50:.1?} p99 {p99:.1?} ({} messages)", latencies.len());
+    }
+    // While they become rows what is sent later has to wait its turn behind them.
+    for (state, latencies) in figures.iter().filter(|(state, _)| ["paused", "hanging"].contains(state)) {
+        assert_at_most_twice(state, &figures[0].1, latencies);
+    }
+    assert!(database.query_i64("SELECT count(*) FROM outbox_deliveries") >= i64::try_from(rows).unwrap() * 9 / 10);
+    assert!(after < before + 64, "{before} MiB before, {after} MiB after");
+    relay.kill();
+}
