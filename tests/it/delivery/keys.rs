@@ -66,7 +66,9 @@ async fn stood_still(database: &TestDatabase, log: &Log, open: &Arc<AtomicBool>)
     let relay = Running::start(strict(database, log, open)).await;
     enqueue(database, [keyed("k", "f3"), keyed("free 3", "o3")]);
     log.until_accepted("d", &["o3"]).await;
-    until_waiting(database, &["d blocked"; 3]).await;
+    // What the dead relay may have had in hands waits as a suspect.
+    let is_there = || Left::of(database).waiting().is_some_and(|waiting| waiting.len() == 3);
+    until(database, "three wait", is_there).await;
     assert_eq!((of_key(log), log.attempts("d", "bad head")), (vec![], 1));
     assert_eq!(blocked(database), ["k"]);
     relay
@@ -140,8 +142,8 @@ for_each_database!(the_next_dead_letter_of_a_released_key_blocks_it_again);
 
 /// Releases come while the relay reads, attempts and settles messages of the same keys.
 async fn releases_beside_a_busy_relay_lose_nothing_and_keep_the_order(database: TestDatabase) {
-    const KEYS: usize = 6;
-    const EACH: usize = 20;
+    const KEYS: usize = 4;
+    const EACH: usize = 12;
     let (log, open) = (Log::default(), Arc::new(AtomicBool::new(false)));
     let relay = Running::start(strict(&database, &log, &open)).await;
     let body = |n: usize| format!("{}{n:02}", if n % 4 == 1 { "bad " } else { "" });
