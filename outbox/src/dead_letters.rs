@@ -302,8 +302,8 @@ where
 
 /// What a change has to know of a letter.
 #[derive(Deserialize)]
-struct Locked {
-    id: i64,
+pub(crate) struct Locked {
+    pub(crate) id: i64,
     message_id: String,
     destination: String,
     blocks_key: u8,
@@ -350,10 +350,7 @@ where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     let ids = list_of(ids.iter());
-    if database == Database::Sqlite {
-        // The first statement writes, so it waits for the write lock before anything is read.
-        Statement::new("-- write_lock\nDELETE FROM outbox_dead_letters WHERE id IS NULL").execute(conn)?;
-    }
+    write_lock(conn, database)?;
     let partitions = format!(
         "-- dead_letter_partitions\nSELECT DISTINCT {} FROM outbox_dead_letters WHERE id IN ({ids})",
         text(database, "partition_no")
@@ -362,14 +359,9 @@ where
     if partitions.is_empty() {
         return Ok(Vec::new());
     }
-    let lock = current_read(database);
     let partitions = list_of(partitions.iter());
-    Statement::new(format!(
-        "-- partition_lock\nSELECT {} FROM outbox_partitions WHERE partition_no IN ({partitions}) \
-         ORDER BY outbox_partitions.partition_no{lock}",
-        text(database, "partition_no")
-    ))
-    .load(conn)?;
+    lock_partitions(conn, database, &partitions)?;
+    let lock = current_read(database);
     let rows = Statement::new(format!(
         "-- dead_letter_lock\nSELECT {} FROM outbox_dead_letters WHERE id IN ({ids}) AND partition_no IN ({partitions}) \
          ORDER BY outbox_dead_letters.id{lock}",
@@ -379,9 +371,35 @@ where
     rows.iter().map(|row| serde_json::from_str(row).map_err(unreadable)).collect()
 }
 
+/// Takes the write lock where there is only one, before anything is read.
+pub(crate) fn write_lock<C>(conn: &mut C, database: Database) -> Result<(), Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    if database == Database::Sqlite {
+        // The first statement writes, so it waits for the lock.
+        Statement::new("-- write_lock\nDELETE FROM outbox_dead_letters WHERE id IS NULL").execute(conn)?;
+    }
+    Ok(())
+}
+
+/// Locks these partitions, in ascending order.
+pub(crate) fn lock_partitions<C>(conn: &mut C, database: Database, partitions: &str) -> Result<(), Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    let (number, lock) = (text(database, "partition_no"), current_read(database));
+    let select = format!(
+        "-- partition_lock\nSELECT {number} FROM outbox_partitions WHERE partition_no IN ({partitions}) \
+         ORDER BY outbox_partitions.partition_no{lock}"
+    );
+    Statement::new(select).load(conn)?;
+    Ok(())
+}
+
 /// Leaves exactly the first in-order delivery of each key that one of the letters blocks unblocked, none while a letter
 /// that stays blocks it.
-fn unblock<C>(conn: &mut C, database: Database, letters: &[Locked]) -> Result<(), Error>
+pub(crate) fn unblock<C>(conn: &mut C, database: Database, letters: &[Locked]) -> Result<(), Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {

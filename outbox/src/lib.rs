@@ -185,8 +185,8 @@
 //!
 //! ## Looking and repairing
 //!
-//! [`messages`] says where a message is, [`dead_letters`] lists what was given up and sends it again, [`destinations`] holds
-//! a receiver back. The `relay` command does the same at a terminal.
+//! [`messages`] says where a message is, [`dead_letters`] lists what was given up and sends it again, [`keys`] lists what
+//! stands still and lets it go on, [`destinations`] holds a receiver back. The `relay` command does the same at a terminal.
 //!
 //! ## Testing
 //!
@@ -233,6 +233,7 @@ pub mod dead_letters;
 pub mod dedup;
 pub mod destinations;
 pub mod inbox;
+pub mod keys;
 pub mod limits;
 pub mod messages;
 pub mod migrations;

@@ -50,7 +50,7 @@ use crate::error::Error;
 mod ahead;
 mod cancel;
 pub(crate) mod search;
-mod sql;
+pub(crate) mod sql;
 mod writers;
 
 pub use ahead::{Ahead, ahead};
@@ -412,6 +412,12 @@ where
         page.rows.extend(read(row.place)?);
     }
     Ok(page)
+}
+
+/// Reads rows of waiting deliveries.
+pub(crate) fn read_waiting(rows: &[String]) -> Result<Vec<Waiting>, Error> {
+    let read = |json: &String| serde_json::from_str::<WaitingRow>(json).map_err(unreadable)?.read();
+    rows.iter().map(read).collect()
 }
 
 /// A row of any of the tables, which says itself where it is from.

@@ -20,6 +20,7 @@ mod database;
 mod dead;
 mod destinations;
 mod explain;
+mod keys;
 mod listen;
 mod messages;
 mod migrate;
@@ -158,6 +159,7 @@ fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Messages { command } => messages::run(&global, command),
         Command::Destinations { command } => destinations::run(&global, &command),
         Command::Dead { command } => dead::dispatch(&global, command),
+        Command::Keys { command } => keys::run(&global, command),
         Command::Config { command } => config::run(&global, &command),
         Command::Completions { shell } => completions::run(&global, shell),
         Command::Bench { command: Bench::Drain(drain) } => bench::drain(&global.output(), &drain),

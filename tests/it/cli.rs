@@ -48,9 +48,19 @@ pub(crate) fn json(ended: &Ended) -> Value {
 fn help_is_a_result_and_shows_every_command() {
     let ended = run(&["--help"]);
     assert_ended(&ended, 0);
-    for command in
-        ["run", "migrate", "check", "status", "messages", "destinations", "dead", "config", "completions", "bench"]
-    {
+    for command in [
+        "run",
+        "migrate",
+        "check",
+        "status",
+        "messages",
+        "destinations",
+        "dead",
+        "keys",
+        "config",
+        "completions",
+        "bench",
+    ] {
         assert!(ended.stdout.contains(&format!("\n  {command} ")), "no `{command}` in\n{}", ended.stdout);
     }
     assert_eq!(ended.stderr, "");

@@ -1,5 +1,6 @@
 -- The outbox the sessions of docs/CLI.md are played in: one relay, two destinations, the warehouse paused, a third that no
--- relay serves any more, one key that waits, three dead letters of two kinds, and a message nobody wants. Times are counted back from now.
+-- relay serves any more, one key that waits, three dead letters of two kinds, one of which blocks its key, and a message
+-- nobody wants. Times are counted back from now.
 -- Errors, histories and fingerprints are what the relay itself would have written.
 INSERT INTO outbox_relays (id, name, version, serves, started_at) VALUES
     (x'0199c0de000070008000000000000101', 'shop-1', '0.1.0', '["billing","warehouse"]',
@@ -28,7 +29,10 @@ VALUES
      CAST(unixepoch('subsec') * 1000 AS INTEGER) - 300000, NULL, NULL, NULL, '[]'),
     (x'0199c0de000070008000000000000004', 4706, 9, 'user.left', NULL, '{"user_id":3}', 'application/json', '{}', 1,
      CAST(unixepoch('subsec') * 1000 AS INTEGER) - 200000, '', 'unrouted', 0, 0, 0,
-     CAST(unixepoch('subsec') * 1000 AS INTEGER) - 200000, NULL, NULL, NULL, '[]');
+     CAST(unixepoch('subsec') * 1000 AS INTEGER) - 200000, NULL, NULL, NULL, '[]'),
+    (x'0199c0de000070008000000000000008', 4690, 3, 'order.placed', 'order-3', '{"order_id":3}', 'application/json', '{}', 1,
+     CAST(unixepoch('subsec') * 1000 AS INTEGER) - 700000, 'warehouse', 'blocked', 1, 1, 0,
+     CAST(unixepoch('subsec') * 1000 AS INTEGER) - 700000, NULL, NULL, NULL, '[]');
 
 INSERT INTO outbox_dead_letters (id, message_id, seq, partition_no, topic, ordering_key, payload, content_type, headers,
     version, created_at, destination, life, attempts, in_order, last_verdict, last_error, history, reason, fingerprint,
@@ -47,5 +51,5 @@ VALUES
      CAST(unixepoch('subsec') * 1000 AS INTEGER) - 7099000, CAST(unixepoch('subsec') * 1000 AS INTEGER) - 7100000),
     (18, x'0199c0de000070008000000000000007', 4503, 3, 'order.cancelled', 'order-3', '{"order_id":3}',
      'application/json', '{}', 1, CAST(unixepoch('subsec') * 1000 AS INTEGER) - 90000000, 'warehouse', 0, 20, 1, 'retry',
-     'connect: tcp connect error: Connection refused (os error 111)', '[]', 'exhausted', 'fbf02257', 0, CAST(unixepoch('subsec') * 1000 AS INTEGER) - 3600000,
+     'connect: tcp connect error: Connection refused (os error 111)', '[]', 'exhausted', 'fbf02257', 1, CAST(unixepoch('subsec') * 1000 AS INTEGER) - 3600000,
      CAST(unixepoch('subsec') * 1000 AS INTEGER) - 90000000);

@@ -153,7 +153,10 @@ async fn what_keeps_a_waiting_delivery_is_named(database: TestDatabase) {
     let letter = Plant { key: Some("k"), blocks_key: true, ..Plant::new(899) }.dead(&database);
     let (found, answer) = codes(&database, &second);
     assert_eq!(found, ["relay_silent", "failed", "blocked_by_dead_letter"]);
-    let next = format!("relay dead show {letter}, then relay dead redrive {letter} or relay dead discard {letter}");
+    let next = format!(
+        "relay dead show {letter}, then relay dead redrive {letter} or relay dead discard {letter}, \
+         or relay keys release billing k to go on without it"
+    );
     assert_eq!(answer["reasons"][2]["next"], next);
 
     database.exec("UPDATE outbox_deliveries SET state = 'suspect', destination = 'audit' WHERE seq = 900");

@@ -65,6 +65,8 @@ const CASES: &[Case] = &[
     case("dead show", &["LETTER"], Shows, true),
     case("dead redrive", &["LETTER"], Changes, true),
     case("dead discard", &["LETTER"], Destroys, true),
+    case("keys list", &[], Lists, true),
+    case("keys release", &["billing", "order-2"], Changes, true),
     case("send", &["order.placed"], Changes, true),
     case("listen", &["--port", "0", "--limit", "1"], Shows, false),
     case("secret new", &[], Shows, false),
@@ -113,6 +115,7 @@ impl Stage {
         let waiting = newest(&database, "outbox_deliveries", "message_id", "id");
         let letter = Plant::new(901).dead(&database).to_string();
         Plant::new(902).dead(&database);
+        Plant::blocking(903, "order-2").dead(&database);
         Stage { database, waiting, letter }
     }
 
@@ -238,7 +241,7 @@ fn a_dry_run_is_refused_where_it_could_not_be_kept() {
 #[test]
 fn a_limit_is_kept_or_refused() {
     let kept = ["dead discard", "dead export", "dead groups", "dead list", "dead redrive", "destinations list"];
-    let kept = [&kept[..], &["listen", "messages list"]].concat();
+    let kept = [&kept[..], &["keys list", "listen", "messages list"]].concat();
     let stage = Stage::new();
     for case in CASES.iter().filter(|case| !kept.contains(&case.path)) {
         let ended = stage.run(case, &["--limit", "1"]);
@@ -267,7 +270,9 @@ fn an_empty_actor_or_reason_was_not_given() {
 fn a_destination_that_nobody_registered_is_told_apart_from_one_for_which_nothing_waits() {
     let stage = Stage::new();
     stage.database.exec("DELETE FROM outbox_dead_letters");
-    for case in cases(&[Lists]).filter(|case| ["messages list", "dead list", "dead groups"].contains(&case.path)) {
+    for case in
+        cases(&[Lists]).filter(|case| ["messages list", "dead list", "dead groups", "keys list"].contains(&case.path))
+    {
         let ended = stage.run(case, &["--destination", "biling"]);
         assert_ended(&ended, 0);
         assert_eq!(ended.stderr, "no relay has registered a destination `biling` - was `billing` meant?\n");

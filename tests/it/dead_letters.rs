@@ -60,7 +60,7 @@ impl Plant {
     }
 
     /// One that keeps its key blocked.
-    fn blocking(seq: i64, key: &'static str) -> Plant {
+    pub(crate) fn blocking(seq: i64, key: &'static str) -> Plant {
         Plant { key: Some(key), blocks_key: true, ..Plant::new(seq) }
     }
 
@@ -120,7 +120,7 @@ impl Plant {
 }
 
 /// So many minutes after the hour all tests begin at, as a literal.
-fn time(kind: Kind, minutes: i64) -> String {
+pub(crate) fn time(kind: Kind, minutes: i64) -> String {
     let at = instant(minutes);
     match kind {
         Kind::Postgres => format!("'{}'", at.to_rfc3339()),
@@ -129,11 +129,11 @@ fn time(kind: Kind, minutes: i64) -> String {
     }
 }
 
-fn instant(minutes: i64) -> DateTime<Utc> {
+pub(crate) fn instant(minutes: i64) -> DateTime<Utc> {
     "2026-01-02T10:00:00.250Z".parse::<DateTime<Utc>>().unwrap() + TimeDelta::minutes(minutes)
 }
 
-fn by() -> By {
+pub(crate) fn by() -> By {
     By { actor: "o'neill@shop \\ \"1\"".to_owned(), reason: Some("it's fixed; -- really".to_owned()) }
 }
 
@@ -145,11 +145,11 @@ fn get(database: &TestDatabase, id: i64) -> Option<Detail> {
     on!(database, conn => dead_letters::get(conn, id)).unwrap()
 }
 
-fn redrive(database: &TestDatabase, ids: &[i64]) -> Outcome {
+pub(crate) fn redrive(database: &TestDatabase, ids: &[i64]) -> Outcome {
     on!(database, conn => dead_letters::redrive(conn, ids, &by())).unwrap()
 }
 
-fn discard(database: &TestDatabase, ids: &[i64]) -> Outcome {
+pub(crate) fn discard(database: &TestDatabase, ids: &[i64]) -> Outcome {
     on!(database, conn => dead_letters::discard(conn, ids, &by())).unwrap()
 }
 
@@ -160,7 +160,7 @@ fn done(ids: &[i64]) -> Outcome {
 }
 
 /// The numbers of the unblocked waiting deliveries.
-fn unblocked(database: &TestDatabase) -> Vec<i64> {
+pub(crate) fn unblocked(database: &TestDatabase) -> Vec<i64> {
     let text = if database.kind() == Kind::Mariadb { "CHAR" } else { "text" };
     let rows = database
         .query_text(&format!("SELECT CAST(seq AS {text}) FROM outbox_deliveries WHERE NOT blocked ORDER BY seq"));

@@ -3,11 +3,15 @@
 //! Producers, receivers and tables are looked at from outside; of the relay only what its users have is used. Nothing
 //! sleeps and hopes: every wait is for something that can be seen, within a limit that is a failure.
 
+#[macro_use]
+pub(crate) mod stage;
+
 mod backpressure;
 mod cancel;
 mod dead;
 mod deploys;
 mod drains;
+mod keys;
 mod many;
 mod order;
 mod outage;
@@ -16,6 +20,5 @@ mod promise;
 mod retries;
 mod routes;
 mod shares;
-pub(crate) mod stage;
 mod stops;
 mod throughput;

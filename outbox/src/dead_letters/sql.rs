@@ -31,7 +31,7 @@ pub(super) fn group(database: Database) -> String {
 }
 
 /// What a change has to know of a letter.
-pub(super) fn locked(database: Database) -> String {
+pub(crate) fn locked(database: Database) -> String {
     build(
         database,
         &[

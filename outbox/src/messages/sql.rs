@@ -68,7 +68,7 @@ fn pending(database: Database, content: bool) -> String {
     build(database, &fields)
 }
 
-fn waiting(database: Database, content: bool) -> String {
+pub(crate) fn waiting(database: Database, content: bool) -> String {
     let mut fields = vec![
         ("place", "'waiting'".to_owned()),
         ("message_id", uuid(database, "message_id")),

@@ -15,6 +15,7 @@ use crate::duration;
 mod bench;
 mod dead;
 mod destinations;
+mod keys;
 mod messages;
 mod migrate;
 mod status;
@@ -24,6 +25,7 @@ pub(super) use bench::Bench;
 pub use bench::BenchDrain;
 pub(super) use dead::{Dead, DeadFilter, DeadSelection};
 pub(super) use destinations::{Destinations, Remove};
+pub(super) use keys::{KeyFilter, Keys};
 pub(super) use messages::{MessageFilter, Messages, OneMessage};
 pub use migrate::BackendName;
 pub(super) use migrate::Migrate;
@@ -158,6 +160,11 @@ Examples:
     Dead {
         #[command(subcommand)]
         command: Dead,
+    },
+    /// Look at ordering keys that stand still, and let one go on
+    Keys {
+        #[command(subcommand)]
+        command: Keys,
     },
     /// Enqueue one message by hand, in a transaction of its own
     ///

@@ -258,7 +258,7 @@ fn pending_json(pending: &Pending) -> Value {
     })
 }
 
-fn waiting_json(waiting: &Waiting) -> Value {
+pub(super) fn waiting_json(waiting: &Waiting) -> Value {
     json!({
         "message_id": waiting.message_id.to_string(),
         "seq": waiting.seq,

@@ -3,7 +3,7 @@
 //! Every command parses every global option, because people write them anywhere. What an option cannot do for a command
 //! is refused before anything happens: whoever wrote `--dry-run` must never see the real thing.
 
-use super::args::{Arguments, Bench, Command, ConfigCommand, Dead, Destinations, Global, Messages, Migrate};
+use super::args::{Arguments, Bench, Command, ConfigCommand, Dead, Destinations, Global, Keys, Messages, Migrate};
 use super::{Exit, Failure};
 
 /// Refuses `--dry-run` and `--limit` where they would be ignored.
@@ -47,6 +47,7 @@ fn has_dry_run(command: &Command) -> bool {
             matches!(command, Destinations::Pause { .. } | Destinations::Resume { .. } | Destinations::Remove(_))
         }
         Command::Dead { command } => matches!(command, Dead::Redrive(_) | Dead::Discard(_)),
+        Command::Keys { command } => matches!(command, Keys::Release { .. }),
         _ => false,
     }
 }
@@ -58,6 +59,7 @@ fn has_limit(command: &Command) -> bool {
         Command::Messages { command } => matches!(command, Messages::List(_)),
         Command::Destinations { command } => matches!(command, Destinations::List { .. }),
         Command::Dead { command } => !matches!(command, Dead::Show { .. }),
+        Command::Keys { command } => matches!(command, Keys::List(_)),
         _ => false,
     }
 }
@@ -86,6 +88,8 @@ fn name(command: &Command) -> &'static str {
         Command::Dead { command: Dead::Show { .. } } => "dead show",
         Command::Dead { command: Dead::Redrive(_) } => "dead redrive",
         Command::Dead { command: Dead::Discard(_) } => "dead discard",
+        Command::Keys { command: Keys::List(_) } => "keys list",
+        Command::Keys { command: Keys::Release { .. } } => "keys release",
         Command::Send(_) => "send",
         Command::Listen(_) => "listen",
         Command::Secret { .. } => "secret new",

@@ -12,6 +12,17 @@ pub(super) fn key(key: &[u8]) -> String {
     String::from_utf8_lossy(key).into_owned()
 }
 
+/// A key as one word of a shell's command line, after the options; nothing when it is no text.
+pub(super) fn shell_word(key: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(key).ok().filter(|text| !text.chars().any(char::is_control))?;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.,:/@%+=-".contains(c);
+    let quoted = match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    };
+    Some(if text.starts_with('-') { format!("-- {quoted}") } else { quoted })
+}
+
 /// An instant, to the second.
 pub(super) fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Secs, true)
@@ -48,4 +59,25 @@ pub(super) fn attempts(history: &str) -> Option<String> {
     let rows: Vec<Vec<String>> =
         attempts.iter().map(|attempt| columns.map(|name| cell(attempt, name)).to_vec()).collect();
     Some(table(&["N", "AT", "MS", "VERDICT", "CODE", "RELAY", "ARRIVED", "TEXT"], &rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_one_word_for_a_shell() {
+        for (key, word) in [
+            ("order-7", "order-7"),
+            ("a b", "'a b'"),
+            ("it's $HOME", r"'it'\''s $HOME'"),
+            ("", "''"),
+            ("-7", "-- -7"),
+            ("ä", "'ä'"),
+        ] {
+            assert_eq!(shell_word(key.as_bytes()).as_deref(), Some(word));
+        }
+        assert_eq!(shell_word(b"k\xff"), None);
+        assert_eq!(shell_word(b"a\nb"), None);
+    }
 }

@@ -194,13 +194,19 @@ where
     assert_eq!(stage.database.query_i64(dead), 3);
 
     for role in ["shop_relay", "shop_reader"] {
-        for command in ["status", "dead list", "dead groups", "dead export", "messages list", "destinations list"] {
+        let commands = ["status", "dead list", "dead groups", "dead export", "messages list", "destinations list"];
+        for command in [&commands[..], &["keys list"]].concat() {
             works(role, &command.split(' ').collect::<Vec<_>>());
         }
         works(role, &["migrate", "status"]);
     }
     assert!(!stage.relay("shop_reader", &["dead", "discard", "--all"]).status.success());
     assert!(!stage.relay("shop_reader", &["destinations", "pause", "books"]).status.success());
+    stage.database.exec("UPDATE outbox_dead_letters SET blocks_key = true WHERE ordering_key = 'k'");
+    assert!(!stage.relay("shop_reader", &["keys", "release", "letters", "k"]).status.success());
+    assert_eq!(stage.database.query_i64("SELECT count(*) FROM outbox_dead_letters WHERE blocks_key"), 1);
+    works("shop_relay", &["keys", "release", "letters", "k"]);
+    assert_eq!(stage.database.query_i64("SELECT count(*) FROM outbox_dead_letters WHERE blocks_key"), 0);
     assert_eq!(stage.database.query_i64(dead), 3);
 
     works("shop_relay", &["check", "--connect"]);

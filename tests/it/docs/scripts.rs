@@ -57,7 +57,7 @@ fn outbox() -> TestDatabase {
         ));
     }
     for id in [17, 18] {
-        Plant { key: Some("order-1"), ..Plant::new(id) }.dead(&database);
+        Plant::blocking(id, "order-1").dead(&database);
     }
     database.exec("UPDATE outbox_dead_letters SET id = seq");
     Plant { key: Some("order-2"), ..Plant::new(20) }.waiting(&database, false);

@@ -237,7 +237,13 @@ impl Reasons<'_> {
                     ago(letter.died_at, self.facts.now)
                 );
                 let id = letter.id;
-                let next = format!("relay dead show {id}, then relay dead redrive {id} or relay dead discard {id}");
+                // A key that is no text cannot be written down as a word.
+                let bytes = waiting.ordering_key.as_deref().unwrap_or_default();
+                let release = crate::cli::stored::shell_word(bytes).map_or_else(String::new, |key| {
+                    format!(", or relay keys release {} {key} to go on without it", waiting.destination)
+                });
+                let next =
+                    format!("relay dead show {id}, then relay dead redrive {id} or relay dead discard {id}{release}");
                 self.add("blocked_by_dead_letter", text, Some(next));
             }
             Some(Ahead::Delivery(first)) => {
