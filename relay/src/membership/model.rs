@@ -198,7 +198,7 @@ fn nothing_goes_wrong_in_wider_scopes() {
     nothing_goes_wrong(Scope { late: 1, boots: 3, messages: [0, 0], ..ROUGH }, 500_000);
     nothing_goes_wrong(Scope { stops: true, messages: [0, 1], ..ROUGH }, 100_000);
     nothing_goes_wrong(Scope { errors: true, stops: true, messages: [0, 1], ..ROUGH }, 100_000);
-    nothing_goes_wrong(Scope { late: 1, slow_answers: true, messages: [0, 0], ..ROUGH }, 500_000);
+    nothing_goes_wrong(Scope { late: 1, slow_answers: true, messages: [0, 0], ..ROUGH }, 300_000);
     nothing_goes_wrong(Scope { late: 1, wedges: true, crashes: false, messages: [0, 0], ..ROUGH }, 200_000);
 }
 
