@@ -113,7 +113,8 @@ pub trait Store: Send + Sync + 'static {
     // ---- settle ----
 
     /// The database's clock was put back. What waits in these partitions, those that are the relay's, comes forward by as
-    /// much, but never before its `deliver_at`, and destinations are held for so much less.
+    /// much, but never before its `deliver_at`. With no partitions at all destinations are held for so much less: that is
+    /// asked for once, the rows a few partitions at a time.
     async fn delivery_bring_forward(
         &self,
         relay: RelayId,

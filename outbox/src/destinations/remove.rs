@@ -88,6 +88,10 @@ pub fn remove<C>(conn: &mut C, name: &str, waiting: Waiting, silent: &[Relay], b
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
+    // Rows without a destination are not routed yet: they are nobody's to remove.
+    if name.is_empty() {
+        return Ok(Removal::Unknown);
+    }
     let (mut registered, mut total) = (false, 0);
     loop {
         match conn.transaction(|conn| step(conn, name, waiting, silent, by))? {
@@ -173,7 +177,8 @@ where
     Ok(())
 }
 
-/// Declares a relay dead, as another relay would: its row goes where the beat is still that one, its partitions are free.
+/// Declares a relay dead, as another relay would: its row goes where the beat is still that one. Its partitions keep its
+/// name: whoever takes them has to know that it did not give them up.
 fn bury<C>(conn: &mut C, database: Database, id: Uuid, beat: i64) -> Result<(), Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
@@ -181,9 +186,7 @@ where
     let id = uuid_literal(database, id);
     let bury = format!("-- relay_bury\nDELETE FROM outbox_relays WHERE id = {id} AND beat = {beat}");
     if Statement::new(bury).execute(conn)? > 0 {
-        let free = format!(
-            "-- partition_free\nUPDATE outbox_partitions SET owner = NULL, epoch = epoch + 1 WHERE owner = {id}"
-        );
+        let free = format!("-- partition_raise\nUPDATE outbox_partitions SET epoch = epoch + 1 WHERE owner = {id}");
         Statement::new(free).execute(conn)?;
     }
     Ok(())

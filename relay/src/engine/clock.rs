@@ -62,6 +62,10 @@ impl Engine {
             Some((_, noticed)) if now.saturating_duration_since(noticed) < REMEMBERED => {
                 self.clock.to_do = self.clock.to_do.or(gained);
             }
+            // It has not come to an end here either.
+            Some(_) if !self.clock.to_do.is_empty() || self.clock.holds_known_from == u64::MAX => {
+                self.clock.to_do = self.clock.to_do.or(gained);
+            }
             _ => self.clock.put_back = None,
         }
     }
@@ -75,8 +79,9 @@ impl Engine {
             return;
         }
         self.clock.busy = true;
-        // A few at a time, however many rows wait there.
-        let some: PartitionSet = self.clock.to_do.iter().take(AT_ONCE).collect();
+        // The holds once and by themselves; then a few partitions at a time, however many rows wait there.
+        let at_once = if holds_too { 0 } else { AT_ONCE };
+        let some: PartitionSet = self.clock.to_do.iter().take(at_once).collect();
         let (store, answers, relay) = (self.store.clone(), self.answers.clone(), self.relay);
         tokio::spawn(async move {
             let result = store.delivery_bring_forward(relay, some, by, None).await;

@@ -130,10 +130,11 @@ impl DueState {
 
     /// Its settle committed, or was refused.
     pub(super) fn settled(&mut self, id: i64) {
-        self.finding.remove(&id);
         if let Some(row) = self.held.get_mut(&id) {
             row.settled = true;
             self.leaving.push_back((self.number + 1, id));
+        } else {
+            self.finding.remove(&id);
         }
     }
 
@@ -330,16 +331,20 @@ impl Engine {
 
     fn unrouted_found(&mut self, number: u64, rows: Vec<WaitingDelivery>) {
         let is_last = rows.len() < UNROUTED_LIMIT as usize;
-        let reached = rows.last().filter(|_| !is_last).map(|row| (row.message.seq, row.id));
-        self.due.unrouted_read(number, reached);
+        let mut reached = rows.last().filter(|_| !is_last).map(|row| (row.message.seq, row.id));
         for row in rows {
-            let is_ours =
-                self.kept_since_look().contains(row.message.partition_no) && !self.due.held.contains_key(&row.id);
-            if is_ours && !self.destinations_of(&row.message).is_empty() {
-                self.due.finding.insert(row.id);
+            let is_ours = self.kept_since_look().contains(row.message.partition_no);
+            if !is_ours || self.destinations_of(&row.message).is_empty() || self.due.finding.contains(&row.id) {
+                continue;
+            }
+            if self.due.holds(row.id) {
+                // It is being written once more by routes that had none for it: it has to be looked at again.
+                reached = self.due.unrouted_after;
+            } else {
                 self.route_row(row);
             }
         }
+        self.due.unrouted_read(number, reached);
     }
 
     /// What has been ours without a break since the look under way began.
@@ -354,7 +359,8 @@ impl Engine {
         {
             self.due.leaving.pop_front();
             if self.due.held.get(&id).is_some_and(|row| row.settled) {
-                self.due.held.remove(&id);
+                // An older look does not know where it stands now.
+                self.due.forget(id);
             }
         }
         for state in &mut self.lanes {
@@ -503,6 +509,7 @@ impl Engine {
             };
             WaitingChange::Waits(waits)
         } else {
+            self.due.finding.insert(row.id);
             WaitingChange::Routed(units)
         };
         self.due.held.insert(row.id, HeldRow { partition_no: row.message.partition_no, lane: None, settled: false });

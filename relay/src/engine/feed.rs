@@ -380,7 +380,9 @@ impl Engine {
             for destination in self.destinations_of(message).iter() {
                 let Some(lane) = self.lane_of(*destination) else { continue };
                 let state = &self.lanes[lane];
-                if state.occupied && state.served.limits.keyed && !state.lane.is_parked(key) {
+                // A row that finds its route while this is asked stands on one side or on the other.
+                let occupied = state.occupied || may_find_routes;
+                if occupied && state.served.limits.keyed && !state.lane.is_parked(key) {
                     keys.insert((Some(lane), key.clone()));
                 }
             }

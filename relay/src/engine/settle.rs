@@ -423,7 +423,7 @@ impl Engine {
             let in_order = self.keeps_order(destination);
             let remains = waits(label, in_order, DueIn::Pause(Duration::ZERO));
             moved.units.push(UnitMove { destination: name.clone(), remains });
-            if let (Some(lane), Some(key)) = (self.lane_of(destination), &message.ordering_key) {
+            if let (Some(lane), Some(key), true) = (self.lane_of(destination), &message.ordering_key, in_order) {
                 self.lanes[lane].lane.writing_key(key, moved.seq);
             }
         }
@@ -445,6 +445,8 @@ impl Engine {
         if let Some(xid) = settled.mark {
             self.frontier.mark(stamp, xid);
         }
+        // A look under way may have begun before this was written: it must not tell that nothing is left.
+        self.due.restart_pass();
         let next_read = self.feed.next_read();
         let refused: HashSet<Seq> = settled.refused_messages.iter().copied().collect();
         for item in self.settling.rest.written() {

@@ -107,8 +107,9 @@ pub fn hot_statements() -> Vec<HotStatement> {
         hot(&waiting::KEY_PARKED, false, &["'{d1}'", "'{7}'"]),
         hot(&waiting::DELIVERY_DUE, false, &["'{d1,d2}'", "'{10,20}'", "4294967295", "NULL"]),
         hot(&waiting::LANE_WAITING, false, &["'{d1,d2}'", "4294967295", "NULL"]),
+        hot(&waiting::DELIVERY_FOLLOWERS, false, &["'{d1}'", "'{7}'", "'{100}'", "16", "NULL"]),
+        hot(&waiting::DELIVERY_EARLIER, false, &["'{d1}'", "'{7}'", "'{100}'", "64"]),
         hot(&settle::DELIVERY_START, false, &[ONE, ONE, ONE, ONE]),
-        hot(&settle::SETTLE_DELIVERED, false, &[ONE, ONE, ONE]),
         hot(&settle::SETTLE_DELIVERED, false, &[ONE, ONE, ONE, ID]),
         hot(&settle::SETTLE_HEADS, false, &["'{d1}'", "'{7}'", "100"]),
         hot(

@@ -9,13 +9,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use outbox::Envelope;
-use outbox_tests::database::TestDatabase;
+use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use relay::RelayBuilder;
 
-use super::stage::{LIMIT, Left, Log, Running, enqueue, millis, relay_on};
+use super::stage::{Left, Log, Running, enqueue, millis, relay_on};
+
+/// After this long something that should have happened has not. Three hundred relays start here, on a machine that may be
+/// busy with others.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A lease long enough that no relay here is ever thought dead, however busy the machine is.
 const LEASE: Duration = Duration::from_secs(5);
@@ -207,9 +211,14 @@ fn wipe(database: &TestDatabase) {
 
 async fn no_order_of_starts_and_stops_loses_or_repeats_a_unit(database: TestDatabase) {
     let kind = database.kind();
-    let orders = Arc::new(orders());
+    let (mut orders, seed) = (orders(), rand::random::<u64>());
     assert_eq!(orders.len(), 90);
-    let (next, seed) = (Arc::new(AtomicUsize::new(0)), rand::random::<u64>());
+    // Logging in to PostgreSQL takes a debug build so long that a third of them has to do, another one in each run, unless
+    // somebody has the time.
+    if kind == Kind::Postgres && std::env::var_os("OUTBOX_TEST_EFFORT").is_none() {
+        orders = orders.into_iter().skip((seed % 3) as usize).step_by(3).collect();
+    }
+    let (orders, next) = (Arc::new(orders), Arc::new(AtomicUsize::new(0)));
     // Several at a time, each on a database of its own: most of an order is waiting for a beat.
     let others = (1..AT_ONCE).map(|_| TestDatabase::with_schema(kind));
     let databases: Vec<TestDatabase> = std::iter::once(database).chain(others).collect();

@@ -14,6 +14,9 @@ use crate::config::Scope;
 /// Removes it, or says why not.
 pub(super) fn run(global: &Global, remove: &Remove) -> Result<Exit, Failure> {
     let Remove { name, waiting } = remove;
+    if name.is_empty() {
+        return Err(super::unknown(name));
+    }
     let lease = settings::load(global, Scope::Database)?.relay.lease;
     let mut conn = connect(global)?;
     let known = with_connection!(&mut conn, conn => destinations::list(conn))?;

@@ -200,6 +200,14 @@ pub(super) async fn bring_forward(
 ) -> Result<(), StoreError> {
     let (now, by) = (literal::now(now), by.as_micros().min(CENTURY_MICROS));
     session.begin().await?;
+    if partitions.is_empty() {
+        let sql = format!(
+            "-- hold_forward\n\
+             UPDATE outbox_destinations SET held_until = held_until - INTERVAL {by} MICROSECOND WHERE held_until > {now}"
+        );
+        session.execute(&sql).await?;
+        return session.commit().await;
+    }
     let owners = partition_lock(&mut session, partitions).await?;
     let sql = format!(
         "-- delivery_forward\n\
@@ -208,11 +216,6 @@ pub(super) async fn bring_forward(
                                              coalesce(deliver_at, due_at - INTERVAL {by} MICROSECOND))) \
          WHERE partition_no IN ({}) AND due_at > {now}",
         literal::partitions(owned_by(&owners, relay))
-    );
-    session.execute(&sql).await?;
-    let sql = format!(
-        "-- hold_forward\n\
-         UPDATE outbox_destinations SET held_until = held_until - INTERVAL {by} MICROSECOND WHERE held_until > {now}"
     );
     session.execute(&sql).await?;
     session.commit().await

@@ -84,7 +84,7 @@ pub(super) const DELIVERY_FOLLOWERS: Sql = Sql {
 };
 
 /// Which rows of the keys come before those. Parameters: destinations[], keys[], numbers[], limit.
-const DELIVERY_EARLIER: Sql = Sql {
+pub(super) const DELIVERY_EARLIER: Sql = Sql {
     name: "delivery_earlier",
     text: "-- delivery_earlier\n\
            SELECT k.n, earlier.id \
@@ -169,13 +169,16 @@ pub(super) async fn bring_forward(
     let rows = connection.prepare(&DELIVERY_FORWARD).await?;
     let holds = connection.prepare(&HOLD_FORWARD).await?;
     let connection = &*connection;
-    let (partitions, by) = (numbers(partitions), micros(by));
+    let (holds_only, partitions, by) = (partitions.is_empty(), numbers(partitions), micros(by));
+    if holds_only {
+        connection.query(&holds, &[&by, &now]).await?;
+        return Ok(());
+    }
     tokio::try_join!(
         biased;
         connection.begin(),
         async { connection.query(&lock, &[&partitions]).await },
         async { connection.query(&rows, &[&relay, &partitions, &by, &now]).await },
-        async { connection.query(&holds, &[&by, &now]).await },
         connection.commit(),
     )?;
     Ok(())

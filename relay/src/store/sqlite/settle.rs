@@ -241,9 +241,11 @@ pub(super) fn bring_forward(
     let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
     open.conn.immediate_transaction(|conn| {
         let now = clock(conn, now)?;
+        if partitions.is_empty() {
+            return execute::<HoldForward>(conn, &[by.into(), now.into()]).map(drop);
+        }
         let binds = [by.into(), by.into(), now.into(), mask(partitions).into(), (&relay).into()];
-        execute::<DeliveryForward>(conn, &binds)?;
-        execute::<HoldForward>(conn, &[by.into(), now.into()]).map(drop)
+        execute::<DeliveryForward>(conn, &binds).map(drop)
     })
 }
 
