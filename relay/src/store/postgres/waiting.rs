@@ -78,7 +78,7 @@ pub(super) const DELIVERY_FOLLOWERS: Sql = Sql {
         due_columns!(),
         " FROM outbox_deliveries d ",
         "WHERE d.destination = k.destination AND d.ordering_key = k.ordering_key AND d.seq > k.after AND d.in_order ",
-        "ORDER BY d.seq, d.id LIMIT $4::bigint) AS follower ",
+        "ORDER BY d.seq LIMIT $4::bigint) AS follower ",
         "ORDER BY k.n, follower.seq, follower.id"
     ),
 };
@@ -91,7 +91,7 @@ pub(super) const DELIVERY_EARLIER: Sql = Sql {
            FROM unnest($1::text[], $2::text[], $3::bigint[]) WITH ORDINALITY AS k(destination, ordering_key, after, n) \
            CROSS JOIN LATERAL (SELECT d.id FROM outbox_deliveries d \
                WHERE d.destination = k.destination AND d.ordering_key = k.ordering_key AND d.seq <= k.after AND d.in_order \
-               ORDER BY d.seq, d.id LIMIT $4::bigint) AS earlier",
+               ORDER BY d.seq LIMIT $4::bigint) AS earlier",
 };
 
 /// `OFFSET 0` keeps each question a look-up: without it the planner may read every row once and hash it.
