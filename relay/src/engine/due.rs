@@ -138,6 +138,19 @@ impl DueState {
         }
     }
 
+    /// Look number `number` was acted upon: what was settled before it began is out of hands.
+    fn looked(&mut self, number: u64) {
+        while let Some((at, id)) = self.leaving.front().copied()
+            && at <= number
+        {
+            self.leaving.pop_front();
+            if self.held.get(&id).is_some_and(|row| row.settled) {
+                // An older look does not know where it stands now.
+                self.forget(id);
+            }
+        }
+    }
+
     /// The partitions of rows in hands that are not settled.
     pub(super) fn partitions(&self) -> PartitionSet {
         self.held.values().filter(|row| !row.settled).map(|row| row.partition_no).collect()
@@ -354,15 +367,7 @@ impl Engine {
 
     /// Everything look number `number` said has been acted upon.
     fn looked(&mut self, number: u64) {
-        while let Some((at, id)) = self.due.leaving.front().copied()
-            && at <= number
-        {
-            self.due.leaving.pop_front();
-            if self.due.held.get(&id).is_some_and(|row| row.settled) {
-                // An older look does not know where it stands now.
-                self.due.forget(id);
-            }
-        }
+        self.due.looked(number);
         for state in &mut self.lanes {
             state.lane.look_done(number);
         }
@@ -587,7 +592,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_found_its_route_is_waited_for_until_it_is_written() {
+    fn a_row_that_found_its_route_is_waited_for_until_a_look_can_have_seen_it() {
         let now = Instant::now();
         let mut due = DueState::new(now);
         let look = due.begin_look();
@@ -596,6 +601,11 @@ mod tests {
         due.unrouted_read(look, None);
         assert!(due.may_find_routes());
         due.settled(5);
+        assert!(due.may_find_routes(), "a look under way does not know where it stands now");
+        due.looked(look);
+        assert!(due.may_find_routes());
+        let next = due.begin_look();
+        due.looked(next);
         assert!(!due.may_find_routes());
     }
 }
