@@ -29,6 +29,7 @@ macro_rules! on {
         }
     };
 }
+pub(crate) use on;
 
 /// A dead letter or a waiting delivery to plant; its number is how the tests find it again.
 #[derive(Clone)]

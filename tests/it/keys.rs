@@ -7,27 +7,7 @@ use outbox::keys::{self, Filter, ParkedKey, Release};
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
 
-use crate::dead_letters::{Plant, by, discard, instant, redrive, time, unblocked};
-
-/// Runs the same code over a connection of the database's own kind.
-macro_rules! on {
-    ($database:expr, $conn:ident => $work:expr) => {
-        match $database.kind() {
-            Kind::Postgres => {
-                let $conn = &mut $database.postgres();
-                $work
-            }
-            Kind::Mariadb => {
-                let $conn = &mut $database.mariadb();
-                $work
-            }
-            Kind::Sqlite => {
-                let $conn = &mut $database.sqlite();
-                $work
-            }
-        }
-    };
-}
+use crate::dead_letters::{Plant, by, discard, instant, on, redrive, time, unblocked};
 
 fn waiting(database: &TestDatabase, seq: i64, key: &'static str, blocked: bool) {
     Plant { key: Some(key), ..Plant::new(seq) }.waiting(database, blocked);

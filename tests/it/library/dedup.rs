@@ -175,6 +175,24 @@ where
     empty(database);
 }
 
+/// The keys and receipts of so many producers, each on a thread of its own.
+fn side_by_side(producers: usize, produce: impl Fn(usize) -> Vec<(String, Receipt)> + Sync) -> Vec<(String, Receipt)> {
+    std::thread::scope(|scope| {
+        let produce = &produce;
+        let threads: Vec<_> = (0..producers).map(|number| scope.spawn(move || produce(number))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Every id somebody was told for each key.
+fn ids_told(receipts: &[(String, Receipt)]) -> HashMap<&str, Vec<Uuid>> {
+    let mut ids: HashMap<&str, Vec<Uuid>> = HashMap::new();
+    for (key, receipt) in receipts {
+        ids.entry(key).or_default().push(receipt.message_id);
+    }
+    ids
+}
+
 /// Many producers at once, each with all keys, each key in a transaction of its own; every third rolls back.
 fn all_at_once<C>(database: &TestDatabase, connect: impl Fn() -> C + Sync)
 where
@@ -202,15 +220,8 @@ where
         }
         receipts
     };
-    let receipts: Vec<(String, Receipt)> = std::thread::scope(|scope| {
-        let produce = &produce;
-        let threads: Vec<_> = (0..PRODUCERS).map(|number| scope.spawn(move || produce(number))).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
-    });
-    let mut ids: HashMap<&str, Vec<Uuid>> = HashMap::new();
-    for (key, receipt) in &receipts {
-        ids.entry(key).or_default().push(receipt.message_id);
-    }
+    let receipts = side_by_side(PRODUCERS, produce);
+    let ids = ids_told(&receipts);
     assert!(ids.values().all(|ids| ids.len() == PRODUCERS && ids.iter().all(|id| *id == ids[0])), "{ids:?}");
     assert_eq!(receipts.iter().filter(|(_, receipt)| !receipt.is_duplicate()).count(), KEYS);
     let mut stored = enqueued(database);
@@ -292,15 +303,8 @@ where
         }
         receipts
     };
-    let receipts: Vec<(String, Receipt)> = std::thread::scope(|scope| {
-        let produce = &produce;
-        let threads: Vec<_> = (0..PRODUCERS).map(|number| scope.spawn(move || produce(number))).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
-    });
-    let mut ids: HashMap<&str, Vec<Uuid>> = HashMap::new();
-    for (key, receipt) in &receipts {
-        ids.entry(key).or_default().push(receipt.message_id);
-    }
+    let receipts = side_by_side(PRODUCERS, produce);
+    let ids = ids_told(&receipts);
     let split = ids.values().filter(|ids| ids.iter().any(|id| *id != ids[0])).count();
     let winners = receipts.iter().filter(|(_, receipt)| !receipt.is_duplicate()).count();
     let (rows, mut stored) = (database.query_i64("SELECT count(*) FROM outbox_messages"), enqueued(database));
