@@ -33,7 +33,7 @@ use crate::outage::Outages;
 use crate::outcome::Policy;
 use crate::route::Routes;
 use crate::sink::{Judgement, Sink};
-use crate::store::{DestinationSeen, Routing, Store, StoreError};
+use crate::store::{DestinationSeen, Routing, RowAhead, Store, StoreError};
 
 mod attempt;
 mod clock;
@@ -190,9 +190,9 @@ enum Answer {
     Due(due::DueAnswer),
     Settle(settle::SettleAnswer),
     Start(start::StartAnswer),
-    Routing { number: u64, result: Result<Routing, StoreError> },
+    Routing { number: u64, asked: Instant, answered: Instant, result: Result<Routing, StoreError> },
     Paused { lane: usize },
-    BroughtForward { partitions: PartitionSet, result: Result<(), StoreError> },
+    BroughtForward { page: Option<Vec<RowAhead>>, result: Result<clock::Forwarded, StoreError> },
 }
 
 impl Engine {
@@ -252,7 +252,7 @@ impl Engine {
             due: due::DueState::new(now),
             settling: settle::Settling::default(),
             starts: start::Starts::default(),
-            clock: clock::DatabaseClock::new(now),
+            clock: clock::DatabaseClock::default(),
             attempts: JoinSet::new(),
             running: HashMap::new(),
             answers,
@@ -349,8 +349,13 @@ impl Engine {
             Answer::Due(answer) => self.due_answered(answer),
             Answer::Settle(answer) => self.settle_answered(answer),
             Answer::Start(answer) => self.start_answered(answer),
-            Answer::Routing { number, result } => self.routing_answered(number, result),
-            Answer::BroughtForward { partitions, result } => self.brought_forward(partitions, result),
+            Answer::Routing { number, asked, answered, result } => {
+                if let Ok(routing) = &result {
+                    self.holds_told(number, routing, asked, answered);
+                }
+                self.routing_answered(number, result);
+            }
+            Answer::BroughtForward { page, result } => self.brought_forward(page, result),
             Answer::Paused { lane } => self.lanes[lane].paused_until_read = self.settling.routing_read() + 1,
         }
     }
@@ -388,17 +393,24 @@ impl Engine {
             let may_work = !cut_off && self.ownership.borrow().usable_at(Moment::now());
             if may_work {
                 self.start_counted(now);
+                self.start_bring_forward(now);
                 // What a dead relay left is read to its end: nobody would know of it any more.
                 if !self.inheritance.partitions().is_empty() {
                     self.start_feed(now);
                 }
             }
             let inherits = may_work && !self.inheritance.partitions().is_empty() && self.feeds();
+            let brings_forward = may_work && !self.clock.partitions().is_empty();
             self.tell_quiet(now);
             if self.ask_now() == Ask::Abandon || self.ownership.borrow().expelled {
                 break;
             }
-            if self.running.is_empty() && self.starts.is_idle() && self.settling.is_idle() && !inherits {
+            if self.running.is_empty()
+                && self.starts.is_idle()
+                && self.settling.is_idle()
+                && !inherits
+                && !brings_forward
+            {
                 break;
             }
             if now >= deadline && !cut_off {
@@ -448,7 +460,8 @@ impl Engine {
 
     /// Nothing in hands, nothing to write, and a pass over both tables that began after the drain found nothing to do.
     fn is_drained(&mut self, now: Instant) -> bool {
-        if !self.ownership.borrow().settled || !self.inheritance.partitions().is_empty() {
+        let owned = &self.ownership;
+        if !owned.borrow().settled || !self.inheritance.partitions().is_empty() || !self.clock.partitions().is_empty() {
             return false;
         }
         if self.hands.open() > 0 || !self.running.is_empty() || !self.settling.is_idle() || self.due.has_rows() {
@@ -476,8 +489,9 @@ impl Engine {
         let number = self.settling.routing_read_begins();
         let (store, answers) = (self.store.clone(), self.answers.clone());
         tokio::spawn(async move {
+            let asked = Instant::now();
             let result = store.destination_read(None).await;
-            let _ = answers.send(Answer::Routing { number, result });
+            let _ = answers.send(Answer::Routing { number, asked, answered: Instant::now(), result });
         });
     }
 

@@ -17,6 +17,7 @@ mod order;
 mod outage;
 mod pauses;
 mod promise;
+mod put_back;
 mod retries;
 mod routes;
 mod shares;
