@@ -13,7 +13,7 @@
 //! The steps live beside their subject: `feed` reads, `due` fetches waiting rows, `attempt` starts and judges, `settle`
 //! writes outcomes.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ use crate::outage::Outages;
 use crate::outcome::Policy;
 use crate::route::Routes;
 use crate::sink::{Judgement, Sink};
-use crate::store::{DestinationSeen, Routing, RowAhead, Store, StoreError};
+use crate::store::{Routing, RowAhead, Store, StoreError};
 
 mod attempt;
 mod clock;
@@ -42,6 +42,7 @@ mod feed;
 mod followers;
 mod inherit;
 mod ownership;
+mod routing;
 mod settle;
 mod start;
 mod unrouted;
@@ -130,8 +131,8 @@ pub(crate) struct Engine {
     lane_by_name: HashMap<String, usize>,
     routing: Routing,
     routes: Arc<Routes>,
-    /// Earlier routes, newest last: messages in hands may have been routed by them.
-    old_routes: VecDeque<OldRoutes>,
+    /// Earlier routes, newest last: messages in hands were routed by them.
+    old_routes: Vec<routing::OldRoutes>,
 
     frontier: Frontier,
     hands: Hands,
@@ -171,26 +172,13 @@ struct LaneState {
     closed_reason: Option<&'static str>,
 }
 
-/// Routes that have been replaced.
-struct OldRoutes {
-    version: i64,
-    names: Vec<String>,
-    routes: Arc<Routes>,
-}
-
-impl OldRoutes {
-    fn names_for(&self, topic: &str) -> Vec<String> {
-        self.routes.route(topic).iter().map(|&destination| self.names[destination].clone()).collect()
-    }
-}
-
 /// Something that took time has come back.
 enum Answer {
     Feed(feed::FeedAnswer),
     Due(due::DueAnswer),
     Settle(settle::SettleAnswer),
     Start(start::StartAnswer),
-    Routing { number: u64, asked: Instant, answered: Instant, result: Result<Routing, StoreError> },
+    Routing(routing::RoutingAnswer),
     Paused { lane: usize },
     BroughtForward { page: Option<Vec<RowAhead>>, result: Result<clock::Forwarded, StoreError> },
 }
@@ -246,7 +234,7 @@ impl Engine {
             lane_by_name,
             routes: Arc::new(Routes::new(&routing)),
             routing,
-            old_routes: VecDeque::new(),
+            old_routes: Vec::new(),
             hands: Hands::default(),
             feed: feed::Feeding::new(now),
             due: due::DueState::new(now),
@@ -259,7 +247,7 @@ impl Engine {
             inbox,
             outages: Outages::default(),
             routing_busy: false,
-            routing_next: now + ROUTING_PERIOD,
+            routing_next: now + routing::ROUTING_PERIOD,
         };
         engine.tell_unusable();
         engine.follow_pauses(0, now);
@@ -349,12 +337,7 @@ impl Engine {
             Answer::Due(answer) => self.due_answered(answer),
             Answer::Settle(answer) => self.settle_answered(answer),
             Answer::Start(answer) => self.start_answered(answer),
-            Answer::Routing { number, asked, answered, result } => {
-                if let Ok(routing) = &result {
-                    self.holds_told(number, routing, asked, answered);
-                }
-                self.routing_answered(number, result);
-            }
+            Answer::Routing(answer) => self.routing_answered(answer),
             Answer::BroughtForward { page, result } => self.brought_forward(page, result),
             Answer::Paused { lane } => self.lanes[lane].paused_until_read = self.settling.routing_read() + 1,
         }
@@ -478,130 +461,9 @@ impl Engine {
         }
         self.feed.pass_is_empty() && self.due.pass_is_empty()
     }
-
-    // ---- routing, pauses, holds ----
-
-    fn start_routing(&mut self, now: Instant) {
-        if self.routing_busy || now < self.routing_next {
-            return;
-        }
-        self.routing_busy = true;
-        let number = self.settling.routing_read_begins();
-        let (store, answers) = (self.store.clone(), self.answers.clone());
-        tokio::spawn(async move {
-            let asked = Instant::now();
-            let result = store.destination_read(None).await;
-            let _ = answers.send(Answer::Routing { number, asked, answered: Instant::now(), result });
-        });
-    }
-
-    fn routing_answered(&mut self, number: u64, answer: Result<Routing, StoreError>) {
-        let now = Instant::now();
-        self.routing_busy = false;
-        self.routing_next = now + ROUTING_PERIOD;
-        match answer {
-            Ok(routing) => {
-                self.outages.recovered("destination_read");
-                self.adopt_routing(number, routing, now);
-                self.routes_confirmed(number);
-                if self.settling.needs_routes() {
-                    self.routing_next = now;
-                }
-            }
-            Err(error) => {
-                self.outages.failed("destination_read", &error);
-            }
-        }
-    }
-
-    fn adopt_routing(&mut self, number: u64, routing: Routing, now: Instant) {
-        let old = std::mem::replace(&mut self.routing, routing);
-        // Somebody may have taken a row out by hand: routes name destinations by their place in the list.
-        let same = |(old, new): (&DestinationSeen, &DestinationSeen)| old.spec == new.spec;
-        let same_list = old.destinations.len() == self.routing.destinations.len()
-            && old.destinations.iter().zip(&self.routing.destinations).all(same);
-        if self.routing.version != self.routes.version() || !same_list {
-            let routes = std::mem::replace(&mut self.routes, Arc::new(Routes::new(&self.routing)));
-            let names = old.destinations.into_iter().map(|seen| seen.spec.name).collect();
-            self.old_routes.push_back(OldRoutes { version: routes.version(), names, routes });
-            if self.old_routes.len() > OLD_ROUTES_MAX {
-                self.old_routes.pop_front();
-            }
-            self.tell_unusable();
-            self.due.routes_changed(now);
-        }
-        self.follow_pauses(number, now);
-    }
-
-    fn tell_unusable(&self) {
-        for (destination, error) in self.routes.unusable() {
-            warn!(destination, %error, "a registered pattern cannot be read and matches nothing here");
-        }
-    }
-
-    /// Opens and closes lanes as the table says.
-    fn follow_pauses(&mut self, number: u64, now: Instant) {
-        let seen: Vec<(usize, bool, Option<Duration>)> = self
-            .routing
-            .destinations
-            .iter()
-            .filter_map(|seen| Some((*self.lane_by_name.get(&seen.spec.name)?, seen.paused, seen.held_for)))
-            .collect();
-        for (lane, paused, held_for) in seen {
-            if let Some(held_for) = held_for.filter(|_| self.clock.trusts_holds(number)) {
-                let until = now + held_for;
-                let held = &mut self.lanes[lane].held_until;
-                *held = Some(held.map_or(until, |held| held.max(until)));
-            }
-            let paused = paused || number < self.lanes[lane].paused_until_read;
-            self.open_or_close(lane, paused, now);
-        }
-    }
-
-    /// Opens or closes a lane as pauses and holds say; a lane that closes gives its messages back as waiting rows.
-    fn open_or_close(&mut self, lane: usize, paused: bool, now: Instant) {
-        let state = &mut self.lanes[lane];
-        if state.held_until.is_some_and(|until| until <= now) {
-            state.held_until = None;
-        }
-        let closed = if paused {
-            Some("paused")
-        } else if state.held_until.is_some() {
-            Some("held")
-        } else {
-            None
-        };
-        if closed == state.closed_reason {
-            return;
-        }
-        state.closed_reason = closed;
-        match closed {
-            Some(reason) => {
-                info!(destination = %state.served.name, reason, "destination takes nothing for now");
-                let left = state.lane.close();
-                self.due.followers.lane_cleared(lane);
-                self.put_aside(lane, left);
-            }
-            None => {
-                info!(destination = %state.served.name, "destination takes messages again");
-                state.lane.open();
-                state.next_due = Some(now);
-            }
-        }
-    }
-
-    fn is_paused(&self, lane: usize) -> bool {
-        let name = &self.lanes[lane].served.name;
-        self.lanes[lane].closed_reason == Some("paused")
-            || self.routing.destinations.iter().any(|seen| *seen.spec.name == **name && seen.paused)
-    }
 }
 
 /// The longest the loop sleeps: a wedged loop has to be told from an idle one.
 const TICK: Duration = Duration::from_millis(200);
-/// How often destinations are read: a pause is obeyed within a second.
-const ROUTING_PERIOD: Duration = Duration::from_millis(400);
-/// Replaced routes that are remembered; messages in hands are never older than a few changes.
-const OLD_ROUTES_MAX: usize = 16;
 /// After the grace: time to write down what the attempts that were in time came to.
 const LAST_WRITES: Duration = Duration::from_secs(2);

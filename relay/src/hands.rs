@@ -134,7 +134,12 @@ impl Hands {
         Some(self.held.get(&seq)?.routes_version)
     }
 
-    /// The same when it has one destination only.
+    /// The routes anything that is not settled was routed by; each may come more than once.
+    pub(crate) fn routes_versions(&self) -> impl Iterator<Item = i64> {
+        self.held.values().filter(|held| held.message.is_some()).map(|held| held.routes_version)
+    }
+
+    /// The routes it was routed by, when it has one destination only.
     pub(crate) fn sole_routes_version(&self, seq: Seq) -> Option<i64> {
         self.held.get(&seq).filter(|held| held.destinations == 1).map(|held| held.routes_version)
     }
