@@ -11,7 +11,7 @@ use super::followers::Followers;
 use super::{Answer, Engine, TICK};
 use crate::lane::{Care, Origin, Work};
 use crate::message::{Key, PartitionSet, Seq, WaitingDelivery};
-use crate::outcome::waits;
+use crate::outcome::{expired_unrouted, waits};
 use crate::store::{
     Due, DueIn, LaneDemand, LaneWaiting, Reason, RoutedUnit, State, StoreError, WaitingChange, WaitingOutcome,
 };
@@ -506,7 +506,10 @@ impl Engine {
                 }
             })
             .collect();
-        let change = if units.is_empty() {
+        let change = if units.is_empty() && row.message.expired {
+            self.tell_expired(&row.message);
+            WaitingChange::Dies(expired_unrouted())
+        } else if units.is_empty() {
             let crate::store::Remains::Waits(waits) =
                 waits(State::Unrouted, row.in_order, DueIn::Pause(super::feed::UNROUTED_PAUSE))
             else {

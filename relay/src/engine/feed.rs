@@ -14,7 +14,7 @@ use super::{Answer, Engine};
 use crate::frontier::{Reading, Stamp};
 use crate::lane::{Care, Origin, Work};
 use crate::message::{Headers, Key, Message, PartitionSet, Seq};
-use crate::outcome::waits;
+use crate::outcome::{EXPIRED, waits};
 use crate::poll::Evidence;
 use crate::sink::Ordering;
 use crate::store::{DueIn, Page, Probe, Reason, Remains, Row, State, StoreError, Wanted};
@@ -452,7 +452,7 @@ impl Engine {
             }
             // A named destination that nobody has registered is asked for by nobody; whoever comes to serve it finds the
             // row due.
-            let pause = if destination.is_empty() { UNROUTED_PAUSE } else { Duration::ZERO };
+            let pause = if destination.is_empty() && !message.expired { UNROUTED_PAUSE } else { Duration::ZERO };
             self.conclude_fresh(&message, &destination, Some(waits(State::Unrouted, true, DueIn::Pause(pause))));
             return;
         }
@@ -613,7 +613,7 @@ pub(super) fn doom(message: &Message) -> Option<(Reason, String)> {
     if let Headers::Undecodable(problem) = &message.headers {
         return Some((Reason::Undecodable, problem.clone()));
     }
-    message.expired.then(|| (Reason::Expired, "`expires_at` passed before it could be delivered".to_owned()))
+    message.expired.then(|| (Reason::Expired, EXPIRED.to_owned()))
 }
 
 /// What a message may cost before any was read.
