@@ -45,6 +45,7 @@ mod ownership;
 mod routing;
 mod settle;
 mod start;
+mod stuck;
 mod unrouted;
 
 /// How the loop paces itself and what it may hold.
@@ -126,6 +127,7 @@ pub(crate) struct Engine {
     /// Those of them with nothing in hands.
     quiet: watch::Sender<PartitionSet>,
     quiet_next: Instant,
+    stuck_next: Instant,
 
     lanes: Vec<LaneState>,
     lane_by_name: HashMap<String, usize>,
@@ -230,6 +232,7 @@ impl Engine {
             inheritance: inherit::Inheritance::default(),
             quiet,
             quiet_next: now,
+            stuck_next: now,
             lanes,
             lane_by_name,
             routes: Arc::new(Routes::new(&routing)),
@@ -289,6 +292,7 @@ impl Engine {
         let may_work = self.ownership.borrow().usable_at(Moment::now());
         if may_work {
             self.start_attempts(now);
+            self.free_stuck(now);
             self.start_feed(now);
             self.start_due(now);
             self.start_bring_forward(now);
