@@ -1,6 +1,8 @@
 //! A destination that was down for long and is back.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use outbox_tests::database::TestDatabase;
 use outbox_tests::for_each_database;
@@ -71,3 +73,71 @@ impl Down {
         }
     }
 }
+
+/// Load that would keep four fifths of the destination busy goes on while its backlog drains.
+async fn a_backlog_drains_beside_four_fifths_of_what_its_destination_can_take(database: TestDatabase) {
+    const CONCURRENCY: usize = 2;
+    const NAP: Duration = Duration::from_millis(20);
+    const MEASURED: usize = 150;
+    const BACKLOG: usize = 150;
+    let (works, done) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+    let handler = {
+        let (works, done) = (works.clone(), done.clone());
+        relay::Handler::raw("d", move |_, _| {
+            let (works, done) = (works.clone(), done.clone());
+            async move {
+                tokio::time::sleep(NAP).await;
+                if !works.load(Ordering::SeqCst) {
+                    return Err(not_now());
+                }
+                done.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            }
+        })
+    };
+    let relay = Running::start(relay_on(&database).destination(handler.concurrency(CONCURRENCY))).await;
+    let bodies = |count: usize| (0..count).map(|n| plain(&n.to_string()));
+
+    // What it can take, and what is four fifths of that.
+    let began = Instant::now();
+    enqueue(&database, bodies(MEASURED));
+    until(&database, "all are taken", || done.load(Ordering::SeqCst) == MEASURED).await;
+    let capacity = MEASURED as f64 / began.elapsed().as_secs_f64();
+    let pause = Duration::from_secs_f64(1.0 / (capacity * 0.8));
+
+    works.store(false, Ordering::SeqCst);
+    enqueue(&database, bodies(BACKLOG));
+    let waiting = || database.query_i64("SELECT count(*) FROM outbox_deliveries");
+    until(&database, "all of the backlog waits", || waiting() == i64::try_from(BACKLOG).unwrap()).await;
+    works.store(true, Ordering::SeqCst);
+    let (back, before, mut produced) = (Instant::now(), done.load(Ordering::SeqCst), 0);
+    let drained = loop {
+        // By the clock: as many as are due by now, and a look at what waits.
+        let due = (back.elapsed().as_secs_f64() / pause.as_secs_f64()) as usize;
+        enqueue(&database, bodies(due - produced));
+        produced = due;
+        tokio::time::sleep(pause).await;
+        // What is in memory for it counts, too.
+        let missing = BACKLOG + produced - (done.load(Ordering::SeqCst) - before);
+        if waiting() == 0 && missing <= 2 * CONCURRENCY {
+            break back.elapsed();
+        }
+        assert!(back.elapsed() < DRAIN_LIMIT, "{missing} are missing, {} of them rows", waiting());
+    };
+    let taken = done.load(Ordering::SeqCst) - before;
+    let load = produced as f64 / drained.as_secs_f64() / capacity;
+    println!(
+        "{}: {BACKLOG} rows drained in {drained:.1?} beside {:.0} % of {capacity:.0} messages a second; {taken} taken, {produced} \
+         of them new",
+        database.kind(),
+        load * 100.0
+    );
+    until_nothing_is_left(&database).await;
+    relay.stop().await;
+    assert!(load > 0.7, "the load was {load:.2} only");
+    assert_eq!(done.load(Ordering::SeqCst) - before, BACKLOG + produced);
+}
+for_each_database!(a_backlog_drains_beside_four_fifths_of_what_its_destination_can_take);
+
+/// Many times what it takes on an idle machine.
+const DRAIN_LIMIT: Duration = Duration::from_secs(60);
