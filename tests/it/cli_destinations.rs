@@ -66,8 +66,8 @@ async fn destinations_are_listed_with_what_waits_and_is_dead(database: TestDatab
         Kind::Postgres => "'00000000-0000-4000-8000-000000000001'",
         Kind::Mariadb | Kind::Sqlite => "x'00000000000040008000000000000001'",
     };
-    let insert = "INSERT INTO outbox_relays (id, name, version, serves) VALUES";
-    database.exec(&format!("{insert} ({id}, 'shop-1', '1', '[\"audit\"]')"));
+    let insert = "INSERT INTO outbox_relays (id, name, version, lease_ms, serves) VALUES";
+    database.exec(&format!("{insert} ({id}, 'shop-1', '1', 1000, '[\"audit\"]')"));
     stands(&database, &listed, "**       key       0        0     open");
     stands(&database, &listed, "order.*  key       1        2     not served");
     let see = "see `relay messages list --destination billing`";
@@ -187,8 +187,8 @@ fn plant_relay(database: &TestDatabase, number: u8, name: &str, serves: &str) {
         Kind::Postgres => format!("'00000000-0000-4000-8000-0000000000{number:02}'"),
         Kind::Mariadb | Kind::Sqlite => format!("x'000000000000400080000000000000{number:02}'"),
     };
-    let insert = "INSERT INTO outbox_relays (id, name, version, serves) VALUES";
-    database.exec(&format!("{insert} ({id}, '{name}', '1', '[\"{serves}\"]')"));
+    let insert = "INSERT INTO outbox_relays (id, name, version, lease_ms, serves) VALUES";
+    database.exec(&format!("{insert} ({id}, '{name}', '1', 1000, '[\"{serves}\"]')"));
 }
 
 /// Raises the beat of some relays until it is dropped.

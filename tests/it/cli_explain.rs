@@ -40,8 +40,8 @@ fn plant_relay(database: &TestDatabase, serves: &str) {
         Kind::Postgres => "'00000000-0000-4000-8000-000000000001'",
         Kind::Mariadb | Kind::Sqlite => "x'00000000000040008000000000000001'",
     };
-    let columns = "(id, name, version, serves)";
-    database.exec(&format!("INSERT INTO outbox_relays {columns} VALUES ({id}, 'shop-1', '1', '{serves}')"));
+    let columns = "(id, name, version, lease_ms, serves)";
+    database.exec(&format!("INSERT INTO outbox_relays {columns} VALUES ({id}, 'shop-1', '1', 1000, '{serves}')"));
     database.exec(&format!("UPDATE outbox_partitions SET owner = {id}"));
 }
 

@@ -39,8 +39,8 @@ fn plant_relay(database: &TestDatabase, name: &str, serves: &str) {
         Kind::Mariadb => "random_bytes(16)",
         Kind::Sqlite => "randomblob(16)",
     };
-    let insert = "INSERT INTO outbox_relays (id, name, version, serves) VALUES";
-    database.exec(&format!("{insert} ({id}, '{name}', '1', '[\"{serves}\"]')"));
+    let insert = "INSERT INTO outbox_relays (id, name, version, lease_ms, serves) VALUES";
+    database.exec(&format!("{insert} ({id}, '{name}', '1', 5000, '[\"{serves}\"]')"));
 }
 
 fn count(database: &TestDatabase, from: &str) -> i64 {

@@ -336,6 +336,7 @@ mod tests {
             id: *id,
             name: "shop-1".into(),
             version: "0.1.0".into(),
+            lease: Duration::from_secs(5),
             beat: 1,
             draining: false,
             serves: vec![],
