@@ -13,11 +13,11 @@ use crate::cli::{LIMIT, assert_ended, json, on};
 use crate::cli_messages::{enqueue, newest};
 use crate::dead_letters::Plant;
 
-/// Explains with a short lease, for which a silent relay is watched.
+/// Explains a message.
 fn explain(database: &TestDatabase, id: &str, arguments: &[&str]) -> Ended {
     let folder = tempfile::tempdir().unwrap();
     let mut command = relay(["--database-url", database.url(), "explain", id]);
-    command.args(arguments).current_dir(folder.path()).env("RELAY__RELAY__LEASE", "1s");
+    command.args(arguments).current_dir(folder.path());
     Process::run(command, LIMIT)
 }
 

@@ -55,7 +55,8 @@ pub enum Removal {
 
 /// Removes a destination: it is no longer routed to, and what waits for it becomes dead letters or is dropped.
 ///
-/// `silent` are relays the caller knows to be dead: it has looked at their beats for a lease, and they did not move.
+/// `silent` are relays the caller knows to be dead: it has looked at their beats, each for the
+/// [lease](Relay::lease) of that relay, and they did not move.
 /// Those whose beat is still the same are declared dead here, as another relay would do, and do not count. Every other
 /// relay that serves the destination keeps it from being removed.
 ///

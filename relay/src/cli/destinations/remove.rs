@@ -1,15 +1,15 @@
 //! `relay destinations remove`: a destination goes, and somebody has decided about what waits for it.
 
 use outbox::destinations::{self, By, Destination, Removal, Waiting};
-use outbox::relays::{self, Relay};
+use outbox::relays::Relay;
 use serde_json::json;
 
 use super::super::args::{Global, Remove};
 use super::super::database::connect;
 use super::super::output::say;
 use super::super::{Exit, Failure, ask, beats, settings, status};
-use crate::admin::{Connection, with_connection};
-use crate::config::Scope;
+use super::serves;
+use crate::admin::with_connection;
 
 /// Removes it, or says why not.
 pub(super) fn run(global: &Global, remove: &Remove) -> Result<Exit, Failure> {
@@ -17,7 +17,6 @@ pub(super) fn run(global: &Global, remove: &Remove) -> Result<Exit, Failure> {
     if name.is_empty() {
         return Err(super::unknown(name));
     }
-    let lease = settings::load(global, Scope::Database)?.relay.lease;
     let mut conn = connect(global)?;
     let known = with_connection!(&mut conn, conn => destinations::list(conn))?;
     let known = known.into_iter().find(|destination| destination.name == *name);
@@ -29,14 +28,14 @@ pub(super) fn run(global: &Global, remove: &Remove) -> Result<Exit, Failure> {
     if known.is_none() && count == 0 {
         return Err(super::unknown(name));
     }
-    let serving = serving(&mut conn, name)?;
-    let seen = beats::look(&mut conn, serving.iter().map(|relay| (relay.id, relay.beat)), lease)?;
-    let (silent, living): (Vec<Relay>, Vec<Relay>) = serving.into_iter().partition(|relay| seen.is_still(relay.id));
+    let (beats, seen) = beats::look(&mut conn, |relay| serves(relay, name), None)?;
+    let serving = seen.relays.into_iter().filter(|relay| serves(relay, name));
+    let (silent, living): (Vec<Relay>, Vec<Relay>) = serving.partition(|relay| beats.is_dead(relay.id));
     if !living.is_empty() {
         return Err(served(name, &living, 0));
     }
     for relay in &silent {
-        let looked = status::rounded(seen.looked());
+        let looked = status::rounded(beats.still(relay.id));
         say(&format!("{} serves it too, but its beat has not moved for {looked}: it counts as dead", relay.name));
     }
     let dead = known.as_ref().map_or(0, |destination| destination.dead);
@@ -66,12 +65,6 @@ pub(super) fn run(global: &Global, remove: &Remove) -> Result<Exit, Failure> {
         Removal::Served { by, waiting } => Err(served(name, &by, waiting)),
         _ => Err(super::unknown(name)),
     }
-}
-
-/// The relays that are registered with it.
-fn serving(conn: &mut Connection, name: &str) -> Result<Vec<Relay>, Failure> {
-    let relays = with_connection!(conn, conn => relays::list(conn))?.relays;
-    Ok(relays.into_iter().filter(|relay| relay.serves.iter().any(|served| served == name)).collect())
 }
 
 fn told(
