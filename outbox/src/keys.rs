@@ -192,8 +192,8 @@ where
     dead_letters::write_lock(conn, database)?;
     let which = |select: String| {
         Statement::new(format!("{select} FROM outbox_dead_letters WHERE blocks_key = true AND ordering_key = {key}"))
-            .sql(" AND destination = ")
-            .text(destination)
+            .sql(" AND ")
+            .is(database, "destination", destination)
     };
     let partitions = format!("-- key_partitions\nSELECT DISTINCT {}", text(database, "partition_no"));
     let partitions = which(partitions).load_numbers(conn)?;
@@ -223,6 +223,7 @@ fn shown(key: &[u8]) -> String {
 
 /// The conditions of a filter, as both tables understand them.
 struct Narrowed<'a> {
+    database: Database,
     destination: Option<&'a str>,
     key: Option<String>,
 }
@@ -234,13 +235,13 @@ impl<'a> Narrowed<'a> {
             Some(key) => Some(sql::key(database, key)?),
             None => None,
         };
-        Some(Narrowed { destination: filter.destination.as_deref(), key })
+        Some(Narrowed { database, destination: filter.destination.as_deref(), key })
     }
 
     /// Appends them, and what comes after.
     fn end(&self, mut select: Statement, end: &str) -> Statement {
         if let Some(destination) = self.destination {
-            select = select.sql(" AND destination = ").text(destination);
+            select = select.sql(" AND ").is(self.database, "destination", destination);
         }
         if let Some(key) = &self.key {
             select = select.sql(format!(" AND ordering_key = {key}"));
@@ -392,7 +393,7 @@ fn any_of<'f>(
     }
     let mut word = " AND (";
     for (destination, (keys, numbers)) in by_destination {
-        select = select.sql(std::mem::replace(&mut word, " OR ")).sql("(destination = ").text(destination);
+        select = select.sql(std::mem::replace(&mut word, " OR ")).sql("(").is(database, "destination", destination);
         select = select.sql(format!(" AND ordering_key IN ({})", list_of(keys.iter())));
         if !numbers.is_empty() {
             select = select.sql(format!(" AND seq IN ({})", list_of(numbers.iter())));
