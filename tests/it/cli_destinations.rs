@@ -5,14 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use diesel::connection::SimpleConnection;
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
-use outbox_tests::process::{Ended, Process, relay};
+use outbox_tests::process::{Process, relay};
 use outbox_tests::receiver::{Answer, Receiver};
 use serde_json::{Value, json};
 
 use crate::cli::{LIMIT, assert_ended, json, on, with};
 use crate::dead_letters::Plant;
+use crate::delivery::stage::with_connection;
 
 fn register(database: &TestDatabase, name: &str, pattern: &str) {
     let insert = "INSERT INTO outbox_destinations (name, patterns) VALUES";
@@ -381,6 +383,26 @@ async fn a_destination_is_removed_when_no_living_relay_serves_it(database: TestD
     assert_ended(&ended, 64);
 }
 for_each_database!(a_destination_is_removed_when_no_living_relay_serves_it);
+
+#[test]
+fn a_removal_that_would_wait_for_others_says_so_and_changes_nothing() {
+    for kind in [Kind::Postgres, Kind::Mariadb] {
+        let database = TestDatabase::with_schema(kind);
+        register(&database, "billing", "order.*");
+        Plant::new(1).waiting(&database, false);
+        let ended = with_connection!(database, |holder| {
+            holder.batch_execute("BEGIN; SELECT id FROM outbox_deliveries FOR UPDATE").unwrap();
+            on(&database, &REMOVE)
+        });
+        assert_ended(&ended, 69);
+        let says = "billing is not removed: nothing was changed\n\
+                    relay: outbox: another transaction holds deliveries that wait for the destination: ";
+        assert!(ended.stderr.starts_with(says), "{kind:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("\n  help: try again when that transaction has ended. "), "{}", ended.stderr);
+        assert_eq!((count(&database, "outbox_destinations"), count(&database, "outbox_deliveries")), (1, 1));
+        assert_ended(&on(&database, &REMOVE), 0);
+    }
+}
 
 // ---- ping ----
 

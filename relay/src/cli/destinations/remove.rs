@@ -9,7 +9,7 @@ use super::super::database::connect;
 use super::super::output::say;
 use super::super::{Exit, Failure, ask, beats, settings, status};
 use super::serves;
-use crate::admin::with_connection;
+use crate::admin::{Connection, with_connection};
 
 /// Removes it, or says why not.
 pub(super) fn run(global: &Global, remove: &Remove) -> Result<Exit, Failure> {
@@ -47,7 +47,7 @@ pub(super) fn run(global: &Global, remove: &Remove) -> Result<Exit, Failure> {
     ask::confirm(global, &format!("{name} would be removed; {}.", fate(*waiting, count, "would")))?;
     let by = By { actor: settings::actor(global), reason: global.reason.clone() };
     let removal = with_connection!(&mut conn, conn => destinations::remove(conn, name, *waiting, &silent, &by));
-    match removal.map_err(|error| broke_off(error, name))? {
+    match removal.map_err(|error| broke_off(error, &mut conn, known.as_ref(), name))? {
         Removal::Done { waiting: count, .. } => {
             if let Some(stays) = (dead > 0).then(|| stays(dead)) {
                 say(stays.trim_start_matches("; "));
@@ -124,8 +124,12 @@ fn served(name: &str, by: &[Relay], so_far: u64) -> Failure {
     Failure::new(Exit::Failed, format!("{problem}\n  help: {help}"))
 }
 
-/// What the first transactions did stays done.
-fn broke_off(error: outbox::Error, name: &str) -> Failure {
-    say(&format!("the removal of {name} broke off; ask again and it goes on with what is left"));
+/// What the first transactions did stays done. In the first of them the destination goes.
+fn broke_off(error: outbox::Error, conn: &mut Connection, known: Option<&Destination>, name: &str) -> Failure {
+    let left = with_connection!(conn, conn => destinations::list(conn)).unwrap_or_default();
+    match known.is_some() && left.iter().any(|destination| destination.name == name) {
+        true => say(&format!("{name} is not removed: nothing was changed")),
+        false => say(&format!("the removal of {name} broke off; ask again and it goes on with what is left")),
+    }
     error.into()
 }
