@@ -448,6 +448,12 @@ async fn a_ping_is_sent_like_a_message_and_says_that_it_is_none() {
     );
     assert_ne!(said["message_id"].as_str(), Some(header("webhook-id").as_str()), "each ping has an id of its own");
 
+    // Where none is configured it is none of these either.
+    let ended = with("[relay]\nlease = \"5s\"\n", &["destinations", "ping", "billing"]);
+    assert_ended(&ended, 1);
+    let said = "relay: the configuration has no destination `billing`\n  help: only a destination with a `url`";
+    assert!(ended.stderr.starts_with(said), "{}", ended.stderr);
+
     let ended = ping(&["biling"]);
     assert_ended(&ended, 1);
     let said =
