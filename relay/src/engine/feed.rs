@@ -604,7 +604,7 @@ pub(super) fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
         doomed: doom(message),
         care: Care::Plain,
         suspect: false,
-        starts: 0,
+        deaths: 0,
     }
 }
 

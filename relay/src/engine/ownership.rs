@@ -88,7 +88,7 @@ impl Engine {
     pub(super) fn let_go(&mut self, leaving: PartitionSet) {
         debug!(partitions = ?leaving, "letting go of partitions");
         self.leaving = self.leaving.or(leaving);
-        self.leave_uncounted(leaving);
+        self.leave_unmarked(leaving);
         let begun: HashSet<Seq> = self.running.values().filter_map(super::attempt::Running::fresh).collect();
         for lane in 0..self.lanes.len() {
             let mut aside = Vec::new();

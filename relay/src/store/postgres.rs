@@ -109,7 +109,7 @@ pub fn hot_statements() -> Vec<HotStatement> {
         hot(&waiting::LANE_WAITING, false, &["'{d1,d2}'", "4294967295", "NULL"]),
         hot(&waiting::DELIVERY_FOLLOWERS, false, &["'{d1}'", "'{7}'", "'{100}'", "16", "NULL"]),
         hot(&waiting::DELIVERY_EARLIER, false, &["'{d1}'", "'{7}'", "'{100}'", "64"]),
-        hot(&settle::DELIVERY_START, false, &[ONE, ONE, ONE, ONE]),
+        hot(&settle::DELIVERY_START, false, &[ONE, ONE, ONE, ID, "'00000000-0000-0000-0000-000000000000'"]),
         hot(&settle::SETTLE_DELIVERED, false, &[ONE, ONE, ONE, ID]),
         hot(&settle::SETTLE_HEADS, false, &["'{d1}'", "'{7}'", "100"]),
         hot(
@@ -335,9 +335,9 @@ impl Store for Postgres {
         Ok(())
     }
 
-    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError> {
+    async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
         let mut held = self.beat.take(&self.connector).await?;
-        membership::relay_leave(&mut held.connection, relay).await?;
+        membership::relay_leave(&mut held.connection, relay, unread).await?;
         held.put_back();
         Ok(())
     }
