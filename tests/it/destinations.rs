@@ -316,7 +316,11 @@ const SOON: Duration = Duration::from_secs(20);
 /// Somebody else locks what `select` finds, while a removal is tried; returns what the removal says and how long it took.
 fn remove_while_held(database: &TestDatabase, select: &str) -> (outbox::Error, Duration) {
     let (hold, waits) = match database.kind() {
-        Kind::Postgres => (format!("BEGIN; {select} FOR UPDATE"), "current_setting('lock_timeout')"),
+        // Not for ever, should somebody wait for it.
+        Kind::Postgres => (
+            format!("SET idle_in_transaction_session_timeout = '30s'; BEGIN; {select} FOR UPDATE"),
+            "current_setting('lock_timeout')",
+        ),
         Kind::Mariadb => {
             (format!("BEGIN; {select} FOR UPDATE"), "concat(@@innodb_lock_wait_timeout, ' ', @@lock_wait_timeout)")
         }
