@@ -386,7 +386,7 @@ where
         ("state", &filter.state),
     ] {
         if let Some(text) = text {
-            select = next(select).sql(format!("{column} = ")).text(text);
+            select = next(select).is(database, column, text);
         }
     }
     if let Some(text) = &filter.error {

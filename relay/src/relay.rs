@@ -278,6 +278,7 @@ impl Relay {
             id,
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            lease: self.lease,
             serves: specs.iter().map(|spec| spec.name.clone()).collect(),
         };
         self.store.relay_register(&row).await?;

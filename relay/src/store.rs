@@ -456,6 +456,8 @@ pub struct RelayRow {
     pub name: String,
     /// Its version.
     pub version: String,
+    /// After how long without a beat it may be declared dead.
+    pub lease: Duration,
     /// The destinations it serves.
     pub serves: Vec<String>,
 }
@@ -478,6 +480,8 @@ pub struct RelaySeen {
     pub name: String,
     /// Its version.
     pub version: String,
+    /// After how long without a beat it may be declared dead.
+    pub lease: Duration,
     /// Its beat counter.
     pub beat: i64,
     /// True when it is stopping.

@@ -121,11 +121,12 @@ INSERT IGNORE INTO outbox_partitions (partition_no) VALUES
     (0), (1), (2), (3), (4), (5), (6), (7), (8), (9), (10), (11), (12), (13), (14), (15),
     (16), (17), (18), (19), (20), (21), (22), (23), (24), (25), (26), (27), (28), (29), (30), (31);
 
--- One row per running relay, alive while `beat` changes.
+-- One row per running relay, alive while `beat` changes, dead when it stood still for `lease_ms`.
 CREATE TABLE IF NOT EXISTS outbox_relays (
     id         BINARY(16)   NOT NULL PRIMARY KEY,
     name       VARCHAR(255) NOT NULL,
     version    VARCHAR(255) NOT NULL,
+    lease_ms   BIGINT       NOT NULL,
     beat       BIGINT       NOT NULL DEFAULT 0,
     draining   BOOLEAN      NOT NULL DEFAULT false,
     serves     LONGTEXT     NOT NULL DEFAULT ('[]'),

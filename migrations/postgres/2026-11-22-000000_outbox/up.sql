@@ -118,11 +118,12 @@ CREATE TABLE outbox_partitions (
 );
 INSERT INTO outbox_partitions (partition_no) SELECT generate_series(0, 31);
 
--- One row per running relay; alive while `beat` changes.
+-- One row per running relay; alive while `beat` changes, dead when it stood still for `lease_ms`.
 CREATE TABLE outbox_relays (
     id         uuid        PRIMARY KEY,
     name       text        NOT NULL,
     version    text        NOT NULL,
+    lease_ms   bigint      NOT NULL,
     beat       bigint      NOT NULL DEFAULT 0,
     draining   boolean     NOT NULL DEFAULT false,
     serves     text        NOT NULL DEFAULT '[]',

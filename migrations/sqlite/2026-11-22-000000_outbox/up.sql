@@ -153,11 +153,12 @@ INSERT INTO outbox_partitions (partition_no)
     WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < 31)
     SELECT n FROM numbers;
 
--- One row per running relay; alive while `beat` changes.
+-- One row per running relay; alive while `beat` changes, dead when it stood still for `lease_ms`.
 CREATE TABLE outbox_relays (
     id         BLOB    NOT NULL PRIMARY KEY,
     name       TEXT    NOT NULL,
     version    TEXT    NOT NULL,
+    lease_ms   INTEGER NOT NULL,
     beat       INTEGER NOT NULL DEFAULT 0,
     draining   INTEGER NOT NULL DEFAULT 0,
     serves     TEXT    NOT NULL DEFAULT '[]',

@@ -200,7 +200,8 @@ pub(crate) async fn store_on(url: &str) -> Arc<dyn Store> {
 /// Registers a relay under a new identity.
 pub(crate) async fn register(store: &dyn Store, name: &str) -> RelayId {
     let id = uuid::Uuid::from_bytes(rand::random());
-    let row = RelayRow { id, name: name.into(), version: "0.0.0".into(), serves: vec!["mail".into()] };
+    let (version, lease) = ("0.0.0".into(), Duration::from_secs(5));
+    let row = RelayRow { id, name: name.into(), version, lease, serves: vec!["mail".into()] };
     store.relay_register(&row).await.unwrap();
     id
 }

@@ -29,9 +29,8 @@ pub(super) struct Facts<'a> {
     pub(super) look: Look,
     pub(super) destinations: &'a [Destination],
     pub(super) relays: &'a Relays,
-    /// Relays whose beat did not rise for a lease.
+    /// Relays whose beat did not rise for their lease.
     pub(super) silent: BTreeSet<Uuid>,
-    pub(super) lease: Duration,
     /// For each blocked delivery: what goes before it.
     pub(super) ahead: BTreeMap<i64, Vec<Ahead>>,
     /// Open transactions that wrote messages.
@@ -328,7 +327,7 @@ impl Reasons<'_> {
             self.add("no_owner", text, Some("ask again; if it stays so, look into the relays' logs".to_owned()));
             return false;
         };
-        let (name, lease) = (&owner.name, duration::format(self.facts.lease));
+        let (name, lease) = (&owner.name, duration::format(owner.lease));
         if self.facts.silent.contains(&owner.id) {
             let text = format!("relay {name} owns its partition and has given no sign of life for {lease}");
             let next =

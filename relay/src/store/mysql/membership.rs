@@ -16,12 +16,14 @@ pub(super) async fn relay_register(session: &mut Session<'_>, relay: &RelayRow) 
     // Repeated after a lost answer, it finds its own row.
     let sql = format!(
         "-- relay_register\n\
-         INSERT INTO outbox_relays (id, name, version, serves) VALUES ({}, left({}, 255), left({}, 255), {}) \
+         INSERT INTO outbox_relays (id, name, version, serves, lease_ms) \
+         VALUES ({}, left({}, 255), left({}, 255), {}, {}) \
          ON DUPLICATE KEY UPDATE name = VALUES(name)",
         bytes(relay.id),
         text(&relay.name),
         text(&relay.version),
-        text(&decode::names_text(&relay.serves))
+        text(&decode::names_text(&relay.serves)),
+        decode::lease_ms(relay.lease)
     );
     session.execute(&sql).await.map(drop)
 }
@@ -47,9 +49,10 @@ pub(super) async fn relay_beat(
 pub(super) async fn membership(session: &mut Session<'_>) -> Result<Membership, StoreError> {
     let sql = format!(
         "-- membership\n\
-         (SELECT 0 AS branch, beat AS a, draining AS b, {} AS c, id, name, version, serves FROM outbox_relays) \
+         (SELECT 0 AS branch, beat AS a, draining AS b, {} AS c, lease_ms AS d, id, name, version, serves \
+          FROM outbox_relays) \
          UNION ALL \
-         (SELECT 1, partition_no, epoch, 0, owner, NULL, NULL, NULL FROM outbox_partitions)",
+         (SELECT 1, partition_no, epoch, 0, 0, owner, NULL, NULL, NULL FROM outbox_partitions)",
         micros_of("started_at")
     );
     let mut membership = Membership::default();
@@ -57,10 +60,12 @@ pub(super) async fn membership(session: &mut Session<'_>) -> Result<Membership, 
         let mut columns = Columns::new(row);
         if columns.number() == 0 {
             let (beat, draining, started_at) = (columns.number(), columns.flag(), columns.instant());
+            let lease = decode::lease(columns.number());
             membership.relays.push(RelaySeen {
                 beat,
                 draining,
                 started_at,
+                lease,
                 id: columns.uuid(),
                 name: columns.text(),
                 version: columns.text(),
@@ -68,6 +73,7 @@ pub(super) async fn membership(session: &mut Session<'_>) -> Result<Membership, 
             });
         } else {
             let (partition_no, epoch) = (columns.partition(), columns.number());
+            columns.number();
             columns.number();
             membership.partitions.push((partition_no, columns.maybe_uuid(), epoch));
         }

@@ -16,7 +16,8 @@ use crate::store::{Membership, RelayRow, RelaySeen, StoreError, Taken, decode};
 const RELAY_REGISTER: Sql = Sql {
     name: "relay_register",
     text: "-- relay_register\n\
-           INSERT INTO outbox_relays (id, name, version, serves) VALUES ($1::uuid, $2::text, $3::text, $4::text) \
+           INSERT INTO outbox_relays (id, name, version, serves, lease_ms) \
+           VALUES ($1::uuid, $2::text, $3::text, $4::text, $5::bigint) \
            ON CONFLICT (id) DO NOTHING",
 };
 
@@ -28,18 +29,19 @@ const RELAY_BEAT: Sql = Sql {
            WITH me AS (UPDATE outbox_relays SET beat = beat + 1, draining = $2::boolean WHERE id = $1::uuid \
                RETURNING id, beat, draining) \
            SELECT NULL::smallint, NULL::bigint, r.id, r.name, r.version, coalesce(me.beat, r.beat), \
-               coalesce(me.draining, r.draining), r.serves, r.started_at, me.id IS NOT NULL \
+               coalesce(me.draining, r.draining), r.serves, r.started_at, r.lease_ms, me.id IS NOT NULL \
            FROM outbox_relays r LEFT JOIN me ON me.id = r.id \
-           UNION ALL SELECT p.partition_no, p.epoch, p.owner, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
+           UNION ALL SELECT p.partition_no, p.epoch, p.owner, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
            FROM outbox_partitions p",
 };
 
 const MEMBERSHIP_READ: Sql = Sql {
     name: "membership_read",
     text: "-- membership_read\n\
-           SELECT NULL::smallint, NULL::bigint, r.id, r.name, r.version, r.beat, r.draining, r.serves, r.started_at \
+           SELECT NULL::smallint, NULL::bigint, r.id, r.name, r.version, r.beat, r.draining, r.serves, r.started_at, \
+               r.lease_ms \
            FROM outbox_relays r \
-           UNION ALL SELECT p.partition_no, p.epoch, p.owner, NULL, NULL, NULL, NULL, NULL, NULL \
+           UNION ALL SELECT p.partition_no, p.epoch, p.owner, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
            FROM outbox_partitions p",
 };
 
@@ -112,7 +114,8 @@ const RELAY_LEAVE: Sql = Sql {
 
 pub(super) async fn relay_register(connection: &mut Connection, relay: &RelayRow) -> Result<(), StoreError> {
     let serves = decode::names_text(&relay.serves);
-    connection.run(&RELAY_REGISTER, &[&relay.id, &relay.name, &relay.version, &serves]).await?;
+    let lease = decode::lease_ms(relay.lease);
+    connection.run(&RELAY_REGISTER, &[&relay.id, &relay.name, &relay.version, &serves, &lease]).await?;
     Ok(())
 }
 
@@ -122,7 +125,7 @@ pub(super) async fn relay_beat(
     draining: bool,
 ) -> Result<Option<Membership>, StoreError> {
     let rows = connection.run(&RELAY_BEAT, &[&relay, &draining]).await?;
-    let raised = rows.iter().any(|row| row.get::<_, Option<bool>>(9) == Some(true));
+    let raised = rows.iter().any(|row| row.get::<_, Option<bool>>(10) == Some(true));
     Ok(raised.then(|| membership(&rows)))
 }
 
@@ -154,6 +157,7 @@ pub(super) fn membership(rows: &[SqlRow]) -> Membership {
                 draining: row.get(6),
                 serves: decode::names(&row.get::<_, Octets<'_>>(7).text()),
                 started_at: row.get::<_, Micros>(8).instant(),
+                lease: decode::lease(row.get(9)),
             }),
         }
     }

@@ -14,7 +14,7 @@ use crate::store::{Membership, RelayRow, RelaySeen, Taken, decode};
 
 statement!(
     RelayRegister,
-    "-- relay_register\nINSERT INTO outbox_relays (id, name, version, serves) VALUES (?, ?, ?, ?) \
+    "-- relay_register\nINSERT INTO outbox_relays (id, name, version, serves, lease_ms) VALUES (?, ?, ?, ?, ?) \
      ON CONFLICT (id) DO NOTHING"
 );
 statement!(RelayBeat, "-- relay_beat\nUPDATE outbox_relays SET beat = beat + 1, draining = ? WHERE id = ?");
@@ -22,9 +22,9 @@ statement!(RelayBury, "-- relay_bury\nDELETE FROM outbox_relays WHERE id = ? AND
 statement!(RelayDelete, "-- relay_leave\nDELETE FROM outbox_relays WHERE id = ?");
 statement!(
     RelayRead,
-    "-- relay_read\nSELECT id, name, version, beat, draining, serves, started_at FROM outbox_relays \
+    "-- relay_read\nSELECT id, name, version, beat, draining, serves, started_at, lease_ms FROM outbox_relays \
      ORDER BY started_at, id",
-    (Binary, Text, Text, BigInt, Bool, Text, BigInt)
+    (Binary, Text, Text, BigInt, Bool, Text, BigInt, BigInt)
 );
 statement!(
     PartitionRead,
@@ -60,8 +60,13 @@ statement!(
 pub(super) fn relay_register(open: &mut Open, relay: &RelayRow) -> QueryResult<()> {
     let serves = decode::names_text(&relay.serves);
     open.conn.immediate_transaction(|conn| {
-        let binds =
-            [(&relay.id).into(), relay.name.as_str().into(), relay.version.as_str().into(), serves.as_str().into()];
+        let binds = [
+            (&relay.id).into(),
+            relay.name.as_str().into(),
+            relay.version.as_str().into(),
+            serves.as_str().into(),
+            decode::lease_ms(relay.lease).into(),
+        ];
         execute::<RelayRegister>(conn, &binds).map(drop)
     })
 }
@@ -142,14 +147,14 @@ pub(super) fn relay_leave(open: &mut Open, relay: RelayId, unread: PartitionSet)
 /// All relays and partitions, inside the transaction of the one who asks.
 pub(super) fn membership(conn: &mut SqliteConnection) -> QueryResult<Membership> {
     debug_assert!(in_transaction(conn));
-    type RelayColumns = (Vec<u8>, String, String, i64, bool, String, i64);
+    type RelayColumns = (Vec<u8>, String, String, i64, bool, String, i64, i64);
     let relays: Vec<RelayColumns> = load::<RelayRead, _>(conn, &[])?;
     let partitions: Vec<(i32, Option<Vec<u8>>, i64)> = load::<PartitionRead, _>(conn, &[])?;
     let relay_id = |bytes: Vec<u8>| Uuid::from_slice(&bytes).unwrap_or_default();
     Ok(Membership {
         relays: relays
             .into_iter()
-            .map(|(id, name, version, beat, draining, serves, started_at)| RelaySeen {
+            .map(|(id, name, version, beat, draining, serves, started_at, lease_ms)| RelaySeen {
                 id: relay_id(id),
                 name,
                 version,
@@ -157,6 +162,7 @@ pub(super) fn membership(conn: &mut SqliteConnection) -> QueryResult<Membership>
                 draining,
                 serves: decode::names(&serves),
                 started_at: date(started_at),
+                lease: decode::lease(lease_ms),
             })
             .collect(),
         partitions: partitions
