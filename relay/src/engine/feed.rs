@@ -259,10 +259,14 @@ impl Engine {
                     self.outages.recovered("key_parked");
                     self.feed.busy = false;
                     let messages = self.feed.pending.take().unwrap_or_default();
-                    let asked_unrouted = keys.iter().any(|(lane, _)| lane.is_none());
+                    let asked: HashSet<Key> =
+                        keys.iter().filter(|(lane, _)| lane.is_none()).map(|(_, key)| key.clone()).collect();
                     let parked = keys.into_iter().zip(parked).filter(|(_, parked)| *parked).map(|(key, _)| key);
-                    if self.due.may_find_routes() && !asked_unrouted {
-                        // The routes changed meanwhile, or partitions were gained.
+                    if messages
+                        .iter()
+                        .any(|message| self.may_pass_found(message).is_some_and(|key| !asked.contains(key)))
+                    {
+                        // The routes changed meanwhile, or partitions were gained, or a row of the key was found.
                         self.look_up_and_hand_out(messages);
                     } else {
                         self.hand_out(messages, &parked.collect());
@@ -367,29 +371,36 @@ impl Engine {
 
     /// The keys whose waiting rows only the table knows.
     ///
-    /// A key comes without a lane when there may be rows of it that were written without a destination and have one now.
+    /// A key comes without a lane as well when there may be rows of it that were written without a destination and have
+    /// one now.
     fn keys_to_look_up(&self, messages: &[Arc<Message>]) -> Vec<(Option<usize>, Key)> {
         let mut keys: HashSet<(Option<usize>, Key)> = HashSet::new();
-        let may_find_routes = self.due.may_find_routes();
         for message in messages {
             let Some(key) = &message.ordering_key else { continue };
             if message.scheduled {
                 continue;
             }
-            if may_find_routes {
+            let may_find_route = self.may_pass_found(message).is_some();
+            if may_find_route {
                 keys.insert((None, key.clone()));
             }
             for destination in self.destinations_of(message).iter() {
                 let Some(lane) = self.lane_of(*destination) else { continue };
                 let state = &self.lanes[lane];
                 // A row that finds its route while this is asked stands on one side or on the other.
-                let occupied = state.occupied || may_find_routes;
+                let occupied = state.occupied || may_find_route;
                 if occupied && state.served.limits.keyed && !state.lane.is_parked(key) {
                     keys.insert((Some(lane), key.clone()));
                 }
             }
         }
         keys.into_iter().collect()
+    }
+
+    /// The message's key, when an earlier message of it may have a route since.
+    fn may_pass_found<'a>(&self, message: &'a Message) -> Option<&'a Key> {
+        let key = message.ordering_key.as_ref().filter(|_| !message.scheduled)?;
+        self.may_find_route(message.partition_no, key).then_some(key)
     }
 
     fn spawn_look_up(&self, keys: Vec<(Option<usize>, Key)>, pause: Duration) {

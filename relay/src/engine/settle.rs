@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use super::{Answer, Engine, TICK};
+use crate::cause::chain;
 use crate::event::Event;
 use crate::frontier::Stamp;
 use crate::hands::Concluded;
@@ -122,17 +123,18 @@ impl<T: Clone> Tray<T> {
         std::mem::take(&mut self.writing)
     }
 
-    /// Keeps the batch for another try. `content` says that the rows themselves may be at fault.
-    fn failed(&mut self, content: bool, pause: Duration, now: Instant) {
+    /// Keeps the batch for another try. `content` says that the rows themselves may be at fault. Returns the one that is
+    /// set aside, because it cannot be written even by itself.
+    fn failed(&mut self, content: bool, pause: Duration, now: Instant) -> Option<T> {
         let batch = std::mem::take(&mut self.writing);
         self.failures += 1;
         self.retry_at = Some(now + pause);
         if content && self.failures >= 2 {
             self.failures = 0;
             if batch.len() <= 1 {
-                error!("an outcome cannot be written; it is set aside and tried again, its neighbours go on");
+                let alone = batch.first().cloned();
                 self.aside.extend(batch.into_iter().map(|item| (now + ASIDE_PAUSE, item)));
-                return;
+                return alone;
             }
             self.batch_max = batch.len() / 2;
             self.retry_at = None;
@@ -140,6 +142,7 @@ impl<T: Clone> Tray<T> {
         for item in batch.into_iter().rev() {
             self.items.push_front(item);
         }
+        None
     }
 }
 
@@ -188,6 +191,21 @@ impl Settling {
         dropped
     }
 
+    /// Drops what would be written of rows without a destination in partitions that are given up: they stand in their
+    /// table, and their next owner finds them. Returns those rows.
+    pub(super) fn leave_unrouted(&mut self, leaving: PartitionSet) -> Vec<i64> {
+        let mut left = Vec::new();
+        let mut keep = |item: &Rest| {
+            let Rest::Row(outcome) = item else { return true };
+            let keep = !outcome.destination.is_empty() || !leaving.contains(outcome.partition_no);
+            left.extend((!keep).then_some(outcome.id));
+            keep
+        };
+        self.rest.items.retain(&mut keep);
+        self.rest.aside.retain(|(_, item)| keep(item));
+        left
+    }
+
     /// The partitions of which waiting rows are to be written.
     pub(super) fn partitions(&self) -> PartitionSet {
         let rest = self.rest.items.iter().chain(&self.rest.writing).chain(self.rest.aside.iter().map(|(_, item)| item));
@@ -212,6 +230,13 @@ impl Rest {
         match self {
             Rest::Move { moved, .. } => !moved.units.is_empty(),
             Rest::Row(outcome) => matches!(outcome.change, WaitingChange::Routed(_)),
+        }
+    }
+
+    fn message_id(&self) -> MessageId {
+        match self {
+            Rest::Move { moved, .. } => moved.id,
+            Rest::Row(outcome) => outcome.message_id,
         }
     }
 
@@ -308,7 +333,9 @@ impl Engine {
                 Err(error) => {
                     let pause = self.outages.failed("message_delivered", &error);
                     let content = matches!(error, StoreError::Refused { .. });
-                    self.settling.delivered.failed(content, pause, now);
+                    if let Some(gone) = self.settling.delivered.failed(content, pause, now) {
+                        tell_aside(gone.id, &error);
+                    }
                 }
             },
             SettleAnswer::Settled { stamp, result } => match result {
@@ -317,7 +344,12 @@ impl Engine {
                 Err(error) => {
                     let pause = self.outages.failed("settle", &error);
                     let content = matches!(error, StoreError::Refused { .. });
-                    self.settling.rest.failed(content, pause, now);
+                    if let Some(item) = self.settling.rest.failed(content, pause, now) {
+                        tell_aside(item.message_id(), &error);
+                        if let Rest::Row(outcome) = item {
+                            self.due.search.stuck(outcome.id);
+                        }
+                    }
                 }
             },
         }
@@ -395,7 +427,7 @@ impl Engine {
                 row => self.settling.rest.items.push_front(row),
             }
         }
-        self.due.routes_changed(now);
+        self.due.search.routes_changed(now);
         self.routing_next = now;
     }
 
@@ -449,6 +481,7 @@ impl Engine {
         self.due.restart_pass();
         let next_read = self.feed.next_read();
         let refused: HashSet<Seq> = settled.refused_messages.iter().copied().collect();
+        let refused_rows: HashSet<i64> = settled.refused_waiting.iter().copied().collect();
         for item in self.settling.rest.written() {
             match item {
                 Rest::Move { moved, .. } => {
@@ -473,6 +506,9 @@ impl Engine {
                     match &outcome.change {
                         WaitingChange::Delivered => self.look_soon(&outcome.destination, now),
                         WaitingChange::Waits(waits) => {
+                            if outcome.destination.is_empty() {
+                                self.due.search.written(outcome.partition_no, now);
+                            }
                             let remains = Remains::Waits(waits.clone());
                             self.row_written(&outcome.destination, key, &remains, next_read, now);
                         }
@@ -482,6 +518,10 @@ impl Engine {
                             self.look_soon(&outcome.destination, now);
                         }
                         WaitingChange::Routed(units) => {
+                            if refused_rows.contains(&outcome.id) {
+                                // Gone, or other than it was read: then it is read again.
+                                self.due.search.again(outcome.partition_no, now);
+                            }
                             for unit in units {
                                 self.occupy(&unit.destination);
                                 self.look_soon(&unit.destination, now);
@@ -495,11 +535,16 @@ impl Engine {
 
     /// A message that had no route stands in a row now, or was refused.
     fn unrouted_settled(&mut self, moved: &MessageMove, now: Instant) {
+        let is_unrouted =
+            |unit: &UnitMove| matches!(&unit.remains, Remains::Waits(Waits { state: State::Unrouted, .. }));
+        if moved.units.iter().any(|unit| unit.destination.is_empty() && is_unrouted(unit)) {
+            self.due.search.written(moved.partition_no, now);
+        }
         let Some(key) = &moved.ordering_key else { return };
         let routed_by = self.feed.unrouted.written(key, moved.seq);
         if routed_by.is_some_and(|version| version != self.routes.version()) {
             // There may be one by now, and what comes later of its key waits for that.
-            self.due.routes_changed(now);
+            self.due.search.want(PartitionSet::EMPTY.with(moved.partition_no));
         }
     }
 
@@ -525,9 +570,6 @@ impl Engine {
         next_read: u64,
         now: Instant,
     ) {
-        if destination.is_empty() {
-            self.due.unrouted_written(now);
-        }
         let Some(&lane) = self.lane_by_name.get(destination) else { return };
         let (parks, due) = match remains {
             Remains::Waits(Waits { in_order, due: DueIn::Pause(pause), .. }) => (*in_order, Some(now + *pause)),
@@ -559,6 +601,14 @@ impl Engine {
             self.lanes[lane].next_due = Some(now);
         }
     }
+}
+
+/// One outcome cannot be written.
+fn tell_aside(message_id: MessageId, error: &StoreError) {
+    error!(
+        message.id = %message_id, error = %chain(error),
+        "an outcome cannot be written; it is set aside and tried again, its neighbours go on"
+    );
 }
 
 /// True for what waits only because the relay does not serve its destination: nobody has attempted it.

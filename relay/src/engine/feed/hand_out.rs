@@ -36,6 +36,10 @@ impl Engine {
     /// there may be a route for it now.
     fn would_pass_unrouted(&self, message: &Message, parked: &HashSet<(Option<usize>, Key)>) -> bool {
         let Some(key) = message.ordering_key.as_ref().filter(|_| !message.scheduled) else { return false };
+        if self.due.search.is_stuck(key) {
+            // That may last: it joins the rows of its key, which wait for it too.
+            return false;
+        }
         parked.contains(&(None, key.clone())) || self.feed.unrouted.may_have_route(key, self.routes.version())
     }
 
@@ -112,7 +116,9 @@ impl Engine {
         let in_order = self.lanes[lane].served.limits.keyed;
         let work = fresh(message, in_order);
         let state = &mut self.lanes[lane];
-        let is_parked = message.ordering_key.as_ref().is_some_and(|key| parked.contains(&(Some(lane), key.clone())));
+        let is_parked = message.ordering_key.as_ref().is_some_and(|key| {
+            parked.contains(&(Some(lane), key.clone())) || in_order && self.due.search.is_stuck(key)
+        });
         let refused = if state.lane.is_closed() || state.lane.is_full() {
             Some((work, State::Overflow))
         } else if is_parked {
