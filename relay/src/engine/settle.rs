@@ -4,16 +4,16 @@
 //! locks). Whatever has gathered while the last write was under way is the next batch: small when there is little to
 //! do, large when there is much.
 //!
-//! A batch that fails stays and is written again: nothing here is ever dropped but by an answer of the database. One
-//! that fails twice for its content is halved until the row that cannot be written stands alone; it is set aside, tried
-//! again now and then, and told about.
+//! A batch that fails stays and is written again: nothing here is ever dropped but by an answer of the database. What
+//! cannot be written even by itself is set aside, tried again now and then, and told about.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
+use self::tray::Tray;
 use super::{Answer, Engine, TICK};
 use crate::cause::chain;
 use crate::event::Event;
@@ -25,6 +25,8 @@ use crate::store::{
     Delivered, DueIn, MessageMove, Remains, Settled, Settlement, State, StoreError, UnitMove, WaitingChange,
     WaitingOutcome, Waits,
 };
+
+mod tray;
 
 /// Outcomes on their way to the database.
 #[derive(Default)]
@@ -60,90 +62,6 @@ enum Rest {
 pub(super) enum SettleAnswer {
     Deleted { stamp: Stamp, result: Result<Delivered, StoreError> },
     Settled { stamp: Stamp, result: Result<Settled, StoreError> },
-}
-
-/// A queue of outcomes of which at most one batch is being written.
-struct Tray<T> {
-    items: VecDeque<T>,
-    writing: Vec<T>,
-    batch_max: usize,
-    failures: u32,
-    retry_at: Option<Instant>,
-    aside: VecDeque<(Instant, T)>,
-}
-
-impl<T> Default for Tray<T> {
-    fn default() -> Self {
-        Tray {
-            items: VecDeque::new(),
-            writing: Vec::new(),
-            batch_max: BATCH_MAX,
-            failures: 0,
-            retry_at: None,
-            aside: VecDeque::new(),
-        }
-    }
-}
-
-impl<T: Clone> Tray<T> {
-    fn len(&self) -> usize {
-        self.items.len() + self.writing.len() + self.aside.len()
-    }
-
-    fn is_ready(&self, now: Instant) -> bool {
-        self.writing.is_empty() && !self.items.is_empty() && self.retry_at.is_none_or(|at| at <= now)
-    }
-
-    /// When what could not be written is to be tried again.
-    fn next_try(&self) -> Option<Instant> {
-        self.retry_at.filter(|_| self.writing.is_empty() && !self.items.is_empty())
-    }
-
-    fn bring_back(&mut self, now: Instant) {
-        while self.aside.front().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, item)) = self.aside.pop_front() {
-                self.items.push_back(item);
-            }
-        }
-    }
-
-    fn begin(&mut self, fits: impl Fn(&T, &T) -> bool) -> Vec<T> {
-        let mut count = 1;
-        while count < self.items.len().min(self.batch_max) && fits(&self.items[0], &self.items[count]) {
-            count += 1;
-        }
-        self.writing = self.items.drain(..count.min(self.items.len())).collect();
-        self.writing.clone()
-    }
-
-    fn written(&mut self) -> Vec<T> {
-        self.failures = 0;
-        self.retry_at = None;
-        self.batch_max = (self.batch_max * 2).min(BATCH_MAX);
-        std::mem::take(&mut self.writing)
-    }
-
-    /// Keeps the batch for another try. `content` says that the rows themselves may be at fault. Returns the one that is
-    /// set aside, because it cannot be written even by itself.
-    fn failed(&mut self, content: bool, pause: Duration, now: Instant) -> Option<T> {
-        let batch = std::mem::take(&mut self.writing);
-        self.failures += 1;
-        self.retry_at = Some(now + pause);
-        if content && self.failures >= 2 {
-            self.failures = 0;
-            if batch.len() <= 1 {
-                let alone = batch.first().cloned();
-                self.aside.extend(batch.into_iter().map(|item| (now + ASIDE_PAUSE, item)));
-                return alone;
-            }
-            self.batch_max = batch.len() / 2;
-            self.retry_at = None;
-        }
-        for item in batch.into_iter().rev() {
-            self.items.push_front(item);
-        }
-        None
-    }
 }
 
 impl Settling {
@@ -615,8 +533,3 @@ fn tell_aside(message_id: MessageId, error: &StoreError) {
 fn was_never_served(unit: &UnitMove) -> bool {
     matches!(&unit.remains, Remains::Waits(Waits { state: State::Unserved, .. }))
 }
-
-/// Outcomes in one write.
-const BATCH_MAX: usize = 1_000;
-/// How long an outcome that cannot be written rests.
-const ASIDE_PAUSE: Duration = Duration::from_secs(30);

@@ -207,7 +207,7 @@ async fn rows_without_a_destination_are_found_by_topic_and_partition(database: T
         topic: "b".into(),
         ordering_key: Some(b"k".as_slice().into()),
         in_order: true,
-        attempts: 0,
+        attempts: 1,
     };
     assert_eq!(found[0], expected);
     assert_eq!(read(&[place("b", 0)], 1).await.len(), 1);
