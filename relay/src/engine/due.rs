@@ -188,7 +188,7 @@ impl Engine {
         }
         self.due.followers.other_look();
         let kept = self.kept();
-        if self.due.search.wake().is_some_and(|at| at <= now)
+        if self.due.search.wake() <= now
             && let Some(question) = self.due.search.ask(kept, now)
         {
             self.start_search(question);
@@ -237,8 +237,7 @@ impl Engine {
 
     fn rows_wake(&self, now: Instant) -> Instant {
         let lanes = self.lanes.iter().filter(|l| l.lane.room_for_rows() > 0).filter_map(|l| l.next_due);
-        let unrouted = self.due.search.wake();
-        lanes.chain(unrouted).chain([self.due.safety_next]).min().unwrap_or(now + TICK).max(self.due.retry_at)
+        lanes.chain([self.due.search.wake(), self.due.safety_next]).min().unwrap_or(now + TICK).max(self.due.retry_at)
     }
 
     pub(super) fn due_answered(&mut self, answer: DueAnswer) {
@@ -317,6 +316,10 @@ impl Engine {
         let mut taken = 0;
         let mut not_yet = vec![false; self.lanes.len()];
         self.due.not_certain.clear();
+        if due.rows.iter().filter(|row| row.destination.is_empty()).count() >= UNROUTED_LIMIT as usize {
+            // There are more, and what was scheduled must not wait long for those nobody wants.
+            self.due.look_soon(now + IN_HANDS_PAUSE);
+        }
         for row in due.rows {
             if self.due.held.contains_key(&row.id) || !self.kept_since_look().contains(row.message.partition_no) {
                 continue;

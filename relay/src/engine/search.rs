@@ -31,6 +31,8 @@ pub(super) struct Search {
     /// Partitions to be searched once more, and when.
     later: PartitionSet,
     later_at: Instant,
+    /// When everything is searched in any case.
+    safety_at: Instant,
     /// Not before this: other looks take turns with these.
     next: Instant,
     routes_changed_at: Instant,
@@ -71,6 +73,7 @@ impl Search {
             asked: None,
             later: PartitionSet::EMPTY,
             later_at: now,
+            safety_at: now + SAFETY_PERIOD,
             next: now,
             routes_changed_at: now,
             found: HashMap::new(),
@@ -150,7 +153,11 @@ impl Search {
     /// What to ask next in the partitions that are ours, if anything.
     pub(super) fn ask(&mut self, kept: PartitionSet, now: Instant) -> Option<Question> {
         self.let_go(PartitionSet::ALL.without(kept));
-        if !self.later.is_empty() && now >= self.later_at {
+        if now >= self.safety_at {
+            self.safety_at = now + SAFETY_PERIOD;
+            (self.later, self.later_at) = (kept, now);
+        }
+        if now >= self.later_at {
             for partition_no in std::mem::replace(&mut self.later, PartitionSet::EMPTY).iter() {
                 if !self.topics.contains_key(&partition_no) {
                     self.topics.insert(partition_no, String::new());
@@ -178,10 +185,11 @@ impl Search {
     }
 
     /// When there is something to ask.
-    pub(super) fn wake(&self) -> Option<Instant> {
+    pub(super) fn wake(&self) -> Instant {
         let now = !self.topics.is_empty() && self.rows.len() < PLACES_MAX || self.may_read_rows();
         let later = (!self.later.is_empty()).then(|| self.later_at.max(self.next));
-        now.then_some(self.next).into_iter().chain(later).min()
+        let soon = now.then_some(self.next).into_iter().chain(later);
+        soon.fold(self.safety_at.max(self.next), Instant::min)
     }
 
     /// What was asked was not answered; it is asked again after a pause, and other looks go on.
@@ -362,6 +370,8 @@ const TURN: Duration = Duration::from_millis(10);
 /// For so long after a change of the routes, partitions in which rows without a destination are written are searched once
 /// more.
 const ROUTES_FRESH: Duration = Duration::from_secs(60);
+/// Everything is searched so often, whatever is known: somebody may have changed rows by hand.
+const SAFETY_PERIOD: Duration = Duration::from_secs(600);
 /// How long that waits for others to be written.
 const LATER_PAUSE: Duration = Duration::from_secs(1);
 
@@ -414,7 +424,7 @@ mod tests {
         assert_eq!(search.open(), kept);
         search.topics_found(vec![(1, "typo".into()), (2, "typo".into())], |topic| topic != "typo");
         assert!(search.open().is_empty() && search.is_done());
-        assert_eq!((search.wake(), search.ask(kept, now)), (None, None));
+        assert_eq!((search.wake(), search.ask(kept, now)), (now + SAFETY_PERIOD, None));
     }
 
     #[test]
@@ -458,7 +468,7 @@ mod tests {
         let question = search.ask(kept, now);
         let pause = now + LATER_PAUSE;
         search.unanswered(pause);
-        assert_eq!((search.open(), search.wake()), (kept, Some(pause)));
+        assert_eq!((search.open(), search.wake()), (kept, pause));
         assert_eq!(search.ask(kept, now), question);
         search.topics_found(vec![(1, "new".into()), (2, "new".into())], |_| true);
         let question = search.ask(kept, now);
@@ -532,7 +542,7 @@ mod tests {
         search.written(1, now);
         assert!(search.open().is_empty() && !search.is_done());
         assert_eq!(search.ask(kept, now), None, "more may be written");
-        let later = search.wake().unwrap();
+        let later = search.wake();
         assert_eq!(partitions(search.ask(kept, later)), set(&[1]));
         assert!(search.open().is_empty());
         search.topics_found(vec![(1, "new".into())], |_| true);
@@ -544,14 +554,26 @@ mod tests {
     }
 
     #[test]
+    fn now_and_then_everything_is_searched_and_nobody_waits() {
+        let (now, kept) = (Instant::now(), set(&[1, 2]));
+        let mut search = done(kept, now);
+        let at = search.wake();
+        assert_eq!((at, search.ask(kept, at - TURN)), (now + SAFETY_PERIOD, None));
+        assert_eq!(partitions(search.ask(kept, at)), kept);
+        assert!(search.open().is_empty());
+        search.topics_found(Vec::new(), |_| true);
+        assert_eq!(search.wake(), at + SAFETY_PERIOD);
+    }
+
+    #[test]
     fn no_more_is_read_than_can_be_written() {
         let (now, kept) = (Instant::now(), set(&[1]));
         let mut search = Search::new(now);
         search.ask(kept, now);
         search.topics_found(vec![(1, "new".into())], |_| true);
         (0..FOUND_MAX as i64).for_each(|id| search.found(&row(id, 1, "new", None)));
-        assert_eq!((search.ask(kept, now), search.wake()), (None, None));
+        assert_eq!((search.ask(kept, now), search.wake()), (None, now + SAFETY_PERIOD));
         search.stuck(0);
-        assert!(search.wake().is_some(), "what cannot be written stops nothing");
+        assert!(search.wake() <= now + TURN, "what cannot be written stops nothing");
     }
 }

@@ -175,7 +175,8 @@ pub(in crate::engine) fn doom(message: &Message) -> Option<(Reason, String)> {
     message.expired.then(|| (Reason::Expired, "`expires_at` passed before it could be delivered".to_owned()))
 }
 
-/// Rows that match no route are looked at when the routes change, and now and then.
-pub(in crate::engine) const UNROUTED_PAUSE: Duration = Duration::from_secs(600);
+/// Rows that match no route are searched when the routes change, and now and then. To be due as well is a safety net:
+/// each of them is written anew then, and there may be many.
+pub(in crate::engine) const UNROUTED_PAUSE: Duration = Duration::from_secs(6 * 3600);
 /// Unknown topics told by name; a producer with a loop must not fill the log.
 const UNROUTED_TOLD_MAX: usize = 1_000;
