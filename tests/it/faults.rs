@@ -49,6 +49,10 @@ macro_rules! calls {
                 (self.before)(call).await?;
                 self.inner.partition_acquire(relay, wanted).await
             }
+            async fn unrouted_topics(&self, after: &[(u8, String)], limit: u32) -> Result<Vec<(u8, String)>, StoreError> {
+                (self.before)(if after.len() > 16 { "unrouted_topics_many" } else { "unrouted_topics" }).await?;
+                self.inner.unrouted_topics(after, limit).await
+            }
             async fn settle(&self, relay: RelayId, batch: &Settlement, now: Now) -> Result<Settled, StoreError> {
                 let routes = |row: &WaitingOutcome| matches!(row.change, WaitingChange::Routed(_));
                 (self.before)(if batch.waiting.iter().any(routes) { "settle_routed" } else { "settle" }).await?;
@@ -72,7 +76,6 @@ calls! {
     key_parked(keys: &[(String, Key)]) -> Vec<bool>;
     delivery_due(lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Due;
     delivery_followers(keys: &[KeyAfter], limit: u32, now: Now) -> Followers;
-    unrouted_topics(after: &[(u8, String)], limit: u32) -> Vec<(u8, String)>;
     unrouted_rows(wanted: &[UnroutedAfter], limit: u32) -> Vec<UnroutedRow>;
     delivery_start(relay: RelayId, batch: &StartBatch) -> Vec<i64>;
     delivery_bring_forward(relay: RelayId, partitions: PartitionSet, by: Duration, now: Now) -> ();

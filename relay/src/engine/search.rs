@@ -210,6 +210,11 @@ impl Search {
         self.reckon();
     }
 
+    /// An answer came: before the next question it is the turn of other looks, however long the answer took.
+    pub(super) fn answered(&mut self, now: Instant) {
+        self.next = self.next.max(now + TURN);
+    }
+
     /// The topics there are. Rows of those that have a route will be read.
     pub(super) fn topics_found(&mut self, found: Vec<(u8, String)>, has_route: impl Fn(&str) -> bool) {
         let Some(Question::Topics { after, limit }) = self.asked.take() else { return };

@@ -65,6 +65,7 @@ impl Engine {
 
     /// The search was told something, or nothing.
     pub(super) fn search_told(&mut self, told: Told, now: Instant) {
+        self.due.search.answered(now);
         match told {
             Told::Topics(result) => {
                 let Some(topics) = self.search_result("unrouted_topics", result, now) else { return };
