@@ -104,11 +104,12 @@ pub trait Store: Send + Sync + 'static {
     /// are is told too, as they are now or were later than the followers.
     async fn delivery_followers(&self, keys: &[KeyAfter], limit: u32, now: Now) -> Result<Followers, StoreError>;
 
-    /// Writes down that these rows are about to be attempted, in one transaction under the locks of their partitions:
-    /// `starts` becomes what is given, where `relay` owns the partition under the epoch given and `attempts` are those
-    /// that were read. Returns the rows that were counted; a row that is locked by somebody else is not waited for.
+    /// Writes down that `relay` is about to attempt these rows, in one transaction under the locks of their partitions,
+    /// where it owns the partition under the epoch given and `attempts` are those that were read. Returns the rows that
+    /// were marked; a row that is locked by somebody else is not waited for.
     ///
-    /// A settle zeroes `starts`. So a row that has some, and whose relay is dead, was being attempted when it died.
+    /// A settle takes the mark off. A row that bears the name of a dead relay, in a partition that was still that
+    /// relay's, was being attempted when it died; whoever acquires the partition adds one to its deaths.
     async fn delivery_start(&self, relay: RelayId, batch: &StartBatch) -> Result<Vec<i64>, StoreError>;
 
     // ---- settle ----
@@ -166,14 +167,15 @@ pub trait Store: Send + Sync + 'static {
 
     /// Takes those of the wanted partitions that nobody owns, or whose owner has no row any more, raising their
     /// epochs. Ends by repairing the keys of what was taken (exactly the lowest in-order row unblocked). In partitions
-    /// whose owner had no row, waiting rows whose attempt had been counted become suspect.
+    /// whose owner had no row, waiting rows that bear its name become suspect, with one more death.
     async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<Taken>, StoreError>;
 
     /// Gives partitions up, those that are still the relay's.
     async fn partition_release(&self, relay: RelayId, given_up: PartitionSet) -> Result<(), StoreError>;
 
-    /// Removes the relay's row and frees whatever it owned.
-    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError>;
+    /// Removes the relay's row and frees whatever it owned, but for `unread`: these are left as a dead relay's, because
+    /// what that left was not read to its end.
+    async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError>;
 
     // ---- destinations ----
 
@@ -264,10 +266,10 @@ pub struct Start {
     pub id: i64,
     /// Its partition.
     pub partition_no: u8,
+    /// The message it is of: after a restore the numbers of rows are handed out again.
+    pub message_id: MessageId,
     /// `attempts` as it was read.
     pub attempts_read: u32,
-    /// What `starts` is to be. A value rather than a step, so that repeating the call changes nothing.
-    pub starts: u32,
 }
 
 /// A partition that was taken.

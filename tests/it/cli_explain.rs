@@ -162,11 +162,14 @@ async fn what_keeps_a_waiting_delivery_is_named(database: TestDatabase) {
     database.exec("UPDATE outbox_deliveries SET state = 'suspect', destination = 'audit' WHERE seq = 900");
     let (found, answer) = codes(&database, &first);
     assert_eq!(found, ["relay_silent", "failed", "suspect", "unknown_destination"]);
-    assert_eq!(answer["reasons"][2]["text"], "it was in the hands of a relay that died, so its attempts are counted");
-    database.exec("UPDATE outbox_deliveries SET starts = 2 WHERE seq = 900");
+    assert_eq!(
+        answer["reasons"][2]["text"],
+        "it was in the hands of a relay that died, so it is marked while its handler has it"
+    );
+    database.exec("UPDATE outbox_deliveries SET deaths = 2 WHERE seq = 900");
     let (_, answer) = codes(&database, &first);
     let told = answer["reasons"][2]["text"].as_str().unwrap();
-    assert!(told.contains("begun 2 times without an outcome"), "{told}");
+    assert!(told.contains("had it at 2 deaths of a relay"), "{told}");
     database
         .exec("UPDATE outbox_deliveries SET state = 'unrouted', destination = '', topic = 'user.left' WHERE seq = 900");
     let (found, _) = codes(&database, &first);

@@ -85,7 +85,7 @@ calls! {
     membership_read() -> Membership;
     relay_bury(dead: &[(RelayId, i64)]) -> Vec<RelayId>;
     partition_release(relay: RelayId, given_up: PartitionSet) -> ();
-    relay_leave(relay: RelayId) -> ();
+    relay_leave(relay: RelayId, unread: PartitionSet) -> ();
     destination_register(served: &[DestinationSpec]) -> ();
     destination_read(now: Now) -> Routing;
     destination_hold(name: &str, pause: Duration, now: Now) -> ();

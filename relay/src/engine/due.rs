@@ -403,20 +403,19 @@ impl Engine {
     /// A waiting row on its way.
     pub(super) fn work(&self, lane: usize, row: WaitingDelivery, now: Instant) -> Work {
         let in_process = self.lanes[lane].in_process;
-        let crashed = in_process && row.suspect && row.starts >= DEATHS_MAX;
-        let doomed = doom(&row.message).or_else(|| crashed.then(|| (Reason::Crashed, crash_text(row.starts))));
+        let crashed = in_process && row.suspect && row.deaths >= DEATHS_MAX;
+        let doomed = doom(&row.message).or_else(|| crashed.then(|| (Reason::Crashed, crash_text(row.deaths))));
         let care = match in_process {
             _ if doomed.is_some() => Care::Plain,
             false => Care::Plain,
-            true if row.suspect && row.starts > 0 => Care::Alone,
-            true => Care::Counted,
+            true if row.suspect && row.deaths > 0 => Care::Alone,
+            true => Care::Marked,
         };
         Work {
             doomed,
             care,
             suspect: row.suspect,
-            // What a relay left that ended in order is no death: only those of a suspect add up.
-            starts: if row.suspect { row.starts.saturating_add(1) } else { 1 },
+            deaths: row.deaths,
             origin: Origin::Waiting(row.id),
             attempts: row.attempts,
             in_order: row.in_order,
@@ -457,14 +456,14 @@ impl Engine {
 /// What the people who find the dead letter have to know.
 fn crash_text(deaths: u32) -> String {
     format!(
-        "the process died each of the last {deaths} times the handler had this message, lately with no other handler \
-         at work; it is not tried again: repair the handler, then redrive it"
+        "the process died each of the last {deaths} times the handler had this message, but for the first with no other \
+         handler at work; it is not tried again: repair the handler, then redrive it"
     )
 }
 
 /// A suspect that was being attempted at so many deaths is given up: at the first it may have had neighbours, at the
-/// others it was alone.
-const DEATHS_MAX: u32 = 3;
+/// three others it was alone.
+const DEATHS_MAX: u32 = 4;
 /// Rows of one lane in one look, at most.
 const ROWS_MAX: u32 = 1_000;
 /// So many rows that cannot start yet are looked beyond.

@@ -273,8 +273,8 @@ impl Store for Mysql {
         membership::partition_release(self.lend(&self.beat, "partition_release").await?, relay, given_up).await
     }
 
-    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError> {
-        membership::relay_leave(self.lend(&self.beat, "relay_leave").await?, relay).await
+    async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
+        membership::relay_leave(self.lend(&self.beat, "relay_leave").await?, relay, unread).await
     }
 
     async fn destination_register(&self, served: &[DestinationSpec]) -> Result<(), StoreError> {

@@ -112,7 +112,7 @@ pub fn hot_statements() -> Vec<HotStatement> {
         hot(&waiting::DELIVERY_EARLIER, false, &["'{d1}'", "'{7}'", "'{100}'", "64"]),
         hot(&unrouted::UNROUTED_TOPICS, false, &["'{1,2}'", "'{a,\"\"}'", "100"]),
         hot(&unrouted::UNROUTED_ROWS, false, &["'{1,2}'", "'{a,b}'", "'{0,7}'", "100"]),
-        hot(&settle::DELIVERY_START, false, &[ONE, ONE, ONE, ONE]),
+        hot(&settle::DELIVERY_START, false, &[ONE, ONE, ONE, ID, "'00000000-0000-0000-0000-000000000000'"]),
         hot(&settle::SETTLE_DELIVERED, false, &[ONE, ONE, ONE, ID]),
         hot(&settle::SETTLE_HEADS, false, &["'{d1}'", "'{7}'", "100"]),
         hot(
@@ -345,9 +345,9 @@ impl Store for Postgres {
         Ok(())
     }
 
-    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError> {
+    async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
         let mut held = self.beat.take(&self.connector).await?;
-        membership::relay_leave(&mut held.connection, relay).await?;
+        membership::relay_leave(&mut held.connection, relay, unread).await?;
         held.put_back();
         Ok(())
     }

@@ -201,8 +201,8 @@ impl Store for Sqlite {
         self.writer.run("partition_release", move |open| membership::partition_release(open, relay, given_up)).await
     }
 
-    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError> {
-        self.writer.run("relay_leave", move |open| membership::relay_leave(open, relay)).await
+    async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
+        self.writer.run("relay_leave", move |open| membership::relay_leave(open, relay, unread)).await
     }
 
     async fn destination_register(&self, served: &[DestinationSpec]) -> Result<(), StoreError> {

@@ -217,8 +217,8 @@ impl Store for Clocked {
         self.store.partition_release(relay, given_up).await
     }
 
-    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError> {
-        self.store.relay_leave(relay).await
+    async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
+        self.store.relay_leave(relay, unread).await
     }
 
     async fn destination_register(&self, served: &[DestinationSpec]) -> Result<(), StoreError> {

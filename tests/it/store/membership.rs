@@ -140,8 +140,8 @@ async fn leaving_frees_everything_at_once(database: TestDatabase) {
     let (one, two) = (register(&*store, "one").await, register(&*store, "two").await);
     acquire(&*store, one, some(&[1, 2])).await;
     acquire(&*store, two, some(&[3])).await;
-    store.relay_leave(one).await.unwrap();
-    store.relay_leave(one).await.unwrap();
+    store.relay_leave(one, PartitionSet::EMPTY).await.unwrap();
+    store.relay_leave(one, PartitionSet::EMPTY).await.unwrap();
     assert!(store.relay_beat(one, false).await.unwrap().is_none());
     let seen = beat(&*store, two).await;
     assert_eq!(seen.relays.len(), 1);

@@ -188,11 +188,12 @@ impl Reasons<'_> {
             self.add("failed", format!("{times} failed, the last with: {error}"), None);
         }
         if waiting.state == "suspect" {
-            let text = match waiting.starts {
-                0 => "it was in the hands of a relay that died, so its attempts are counted".to_owned(),
+            let text = match waiting.deaths {
+                0 => "it was in the hands of a relay that died, so it is marked while its handler has it".to_owned(),
                 n => format!(
-                    "its handler has begun {n} times without an outcome, and a relay died: it is tried with no other \
-                     handler at work, and given up as `crashed` when the process has died three times"
+                    "its handler had it at {}: it is tried with no other handler at work, and given up as `crashed` \
+                     after three deaths like that",
+                    if n == 1 { "the death of a relay".to_owned() } else { format!("{n} deaths of a relay") }
                 ),
             };
             let next = "look into the output of the relay that died: killed from outside, or by its handler?";

@@ -163,7 +163,7 @@ pub(in crate::engine) fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
         doomed: doom(message),
         care: Care::Plain,
         suspect: false,
-        starts: 0,
+        deaths: 0,
     }
 }
 

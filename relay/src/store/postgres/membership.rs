@@ -3,6 +3,8 @@
 //! Whatever changes an owner locks the partition rows first, in ascending order, and reads the relays in a statement
 //! begun after the locks were granted: what was seen before may have changed while waiting for them.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::Row as SqlRow;
 use uuid::Uuid;
 
@@ -83,14 +85,15 @@ const PARTITION_REPAIR: Sql = Sql {
            WHERE d.id = ranked.id AND ranked.blocked = ranked.is_free",
 };
 
-/// What was being attempted when its relay died. A zombie may still hold the row in its handler's transaction: then it is
-/// not waited for, and either ends there or is counted anew.
+/// What the dead owners of partitions were attempting. A zombie may still hold the row in its handler's transaction: then
+/// it is not waited for, and ends there or is marked anew. Parameters: partition_no[], owner[].
 const DELIVERY_SUSPECT: Sql = Sql {
     name: "delivery_suspect",
     text: "-- delivery_suspect\n\
-           UPDATE outbox_deliveries u SET suspect = true, state = 'suspect' \
+           UPDATE outbox_deliveries u SET suspect = true, state = 'suspect', attempted_by = NULL, deaths = u.deaths + 1 \
            WHERE u.id = ANY(ARRAY(SELECT d.id FROM outbox_deliveries d \
-               WHERE d.partition_no = ANY($1::smallint[]) AND d.starts > 0 FOR UPDATE SKIP LOCKED))",
+               JOIN unnest($1::smallint[], $2::uuid[]) AS dead (partition_no, owner) \
+                   ON d.partition_no = dead.partition_no AND d.attempted_by = dead.owner FOR UPDATE OF d SKIP LOCKED))",
 };
 
 const PARTITION_RELEASE: Sql = Sql {
@@ -102,7 +105,8 @@ const PARTITION_RELEASE: Sql = Sql {
 const RELAY_LEAVE: Sql = Sql {
     name: "relay_leave",
     text: "-- relay_leave\n\
-           WITH freed AS (UPDATE outbox_partitions SET owner = NULL WHERE owner = $1::uuid) \
+           WITH freed AS (UPDATE outbox_partitions SET owner = NULL \
+                          WHERE owner = $1::uuid AND partition_no <> ALL($2::smallint[])) \
            DELETE FROM outbox_relays WHERE id = $1::uuid",
 };
 
@@ -197,19 +201,20 @@ pub(super) async fn partition_acquire(
         async { connection.query(&acquire, &[&relay, &wanted]).await },
     )?;
     // Of those that were taken, whoever has an owner there has a dead one.
-    let had_owner = |row: &SqlRow| row.get::<_, Option<Uuid>>(1).is_some();
-    let abandoned: Vec<i16> = locked.iter().filter(|row| had_owner(row)).map(|row| row.get(0)).collect();
+    let owner = |row: &SqlRow| Some((row.get::<_, i16>(0), row.get::<_, Option<Uuid>>(1)?));
+    let abandoned: BTreeMap<i16, Uuid> = locked.iter().filter_map(owner).collect();
     let mut taken: Vec<(i16, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     taken.sort_unstable();
     let repaired: Vec<i16> = taken.iter().map(|(partition_no, _)| *partition_no).collect();
-    let inherited: Vec<i16> = repaired.iter().copied().filter(|number| abandoned.contains(number)).collect();
+    let (inherited, dead): (Vec<i16>, Vec<Uuid>) =
+        repaired.iter().filter_map(|number| abandoned.get_key_value(number)).unzip();
     tokio::try_join!(
         biased;
         async { connection.query(&repair, &[&repaired]).await },
         async {
             match inherited.is_empty() {
                 true => Ok(Vec::new()),
-                false => connection.query(&suspect, &[&inherited]).await,
+                false => connection.query(&suspect, &[&inherited, &dead]).await,
             }
         },
         connection.commit(),
@@ -242,16 +247,20 @@ pub(super) async fn partition_release(
     Ok(())
 }
 
-pub(super) async fn relay_leave(connection: &mut Connection, relay: RelayId) -> Result<(), StoreError> {
+pub(super) async fn relay_leave(
+    connection: &mut Connection,
+    relay: RelayId,
+    unread: PartitionSet,
+) -> Result<(), StoreError> {
     let lock = connection.prepare(&PARTITION_LOCK).await?;
     let leave = connection.prepare(&RELAY_LEAVE).await?;
     let connection = &*connection;
-    let every = numbers(PartitionSet::ALL);
+    let (every, unread) = (numbers(PartitionSet::ALL), numbers(unread));
     tokio::try_join!(
         biased;
         connection.begin(),
         async { connection.query(&lock, &[&every]).await },
-        async { connection.query(&leave, &[&relay]).await },
+        async { connection.query(&leave, &[&relay, &unread]).await },
         connection.commit(),
     )?;
     Ok(())

@@ -15,7 +15,7 @@ macro_rules! due_columns {
     () => {
         "d.id, d.message_id, d.seq, d.partition_no, d.topic, d.ordering_key, d.payload, d.payload_bytes, \
          d.content_type, d.headers, d.deliver_at, d.expires_at, d.operation_id IS NOT NULL, d.version, d.created_at, \
-         d.destination, d.in_order, d.life, d.attempts, d.first_attempt_at, d.history, d.due_at, d.suspect, d.starts"
+         d.destination, d.in_order, d.life, d.attempts, d.first_attempt_at, d.history, d.due_at, d.suspect, d.deaths"
     };
 }
 
@@ -235,7 +235,7 @@ fn waiting_delivery(row: &SqlRow) -> WaitingDelivery {
         life: number(17),
         attempts: number(18),
         suspect: row.get(22),
-        starts: number(23),
+        deaths: number(23),
         first_attempt_age: row.get::<_, Option<Micros>>(19).map(|first| now.after(first)),
         history: decode::history(&row.get::<_, Octets<'_>>(20).text()),
     }

@@ -1,5 +1,7 @@
 //! Who is there, and who owns what.
 
+use std::collections::BTreeMap;
+
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
 use diesel::{Connection, QueryResult, SqliteConnection};
 use uuid::Uuid;
@@ -32,14 +34,14 @@ statement!(
 statement!(PartitionRevoke, "-- partition_revoke\nUPDATE outbox_partitions SET epoch = epoch + 1 WHERE owner = ?");
 statement!(
     PartitionAbandoned,
-    "-- partition_abandoned\nSELECT partition_no FROM outbox_partitions \
+    "-- partition_abandoned\nSELECT partition_no, owner FROM outbox_partitions \
      WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM outbox_relays)",
-    Integer
+    (Integer, Binary)
 );
 statement!(
     DeliverySuspect,
-    "-- delivery_suspect\nUPDATE outbox_deliveries SET suspect = 1, state = 'suspect' \
-     WHERE ? >> partition_no & 1 AND starts > 0"
+    "-- delivery_suspect\nUPDATE outbox_deliveries SET suspect = 1, state = 'suspect', attempted_by = NULL, \
+     deaths = deaths + 1 WHERE partition_no = ? AND attempted_by = ?"
 );
 statement!(
     PartitionAcquire,
@@ -97,7 +99,8 @@ pub(super) fn relay_bury(open: &mut Open, dead: &[(RelayId, i64)]) -> QueryResul
 /// Takes what nobody alive owns, repairs its keys, and marks what the dead were attempting.
 pub(super) fn partition_acquire(open: &mut Open, relay: RelayId, wanted: PartitionSet) -> QueryResult<Vec<Taken>> {
     open.conn.immediate_transaction(|conn| {
-        let abandoned: Vec<i32> = load::<PartitionAbandoned, _>(conn, &[])?;
+        let abandoned: Vec<(i32, Vec<u8>)> = load::<PartitionAbandoned, _>(conn, &[])?;
+        let abandoned: BTreeMap<i32, Vec<u8>> = abandoned.into_iter().collect();
         let taken: Vec<(i32, i64)> =
             load::<PartitionAcquire, _>(conn, &[(&relay).into(), mask(wanted).into(), (&relay).into()])?;
         let mut taken: Vec<Taken> = taken
@@ -105,17 +108,17 @@ pub(super) fn partition_acquire(open: &mut Open, relay: RelayId, wanted: Partiti
             .map(|(partition_no, epoch)| Taken {
                 partition_no: partition_no as u8,
                 epoch,
-                inherited: abandoned.contains(&partition_no),
+                inherited: abandoned.contains_key(&partition_no),
             })
             .collect();
         taken.sort_unstable_by_key(|taken| taken.partition_no);
         if !taken.is_empty() {
             settle::repair_partitions(conn, taken.iter().map(|taken| taken.partition_no).collect())?;
         }
-        let inherited: PartitionSet =
-            taken.iter().filter(|taken| taken.inherited).map(|taken| taken.partition_no).collect();
-        if !inherited.is_empty() {
-            execute::<DeliverySuspect>(conn, &[mask(inherited).into()])?;
+        for taken in &taken {
+            if let Some(dead) = abandoned.get(&i32::from(taken.partition_no)) {
+                execute::<DeliverySuspect>(conn, &[taken.partition_no.into(), dead.as_slice().into()])?;
+            }
         }
         Ok(taken)
     })
@@ -128,11 +131,11 @@ pub(super) fn partition_release(open: &mut Open, relay: RelayId, given_up: Parti
     })
 }
 
-/// Removes the relay and frees what it owned.
-pub(super) fn relay_leave(open: &mut Open, relay: RelayId) -> QueryResult<()> {
+/// Removes the relay and frees what it owned, but for what is to be a dead relay's.
+pub(super) fn relay_leave(open: &mut Open, relay: RelayId, unread: PartitionSet) -> QueryResult<()> {
     open.conn.immediate_transaction(|conn| {
         execute::<RelayDelete>(conn, &[(&relay).into()])?;
-        execute::<PartitionRelease>(conn, &[(&relay).into(), mask(PartitionSet::ALL).into()]).map(drop)
+        execute::<PartitionRelease>(conn, &[(&relay).into(), mask(PartitionSet::ALL.without(unread)).into()]).map(drop)
     })
 }
 

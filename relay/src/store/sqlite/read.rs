@@ -86,7 +86,7 @@ statement!(
     concat!(
         "-- delivery_due\nSELECT ",
         message_columns!("message_id", "1"),
-        ", id, destination, in_order, life, attempts, suspect, starts, first_attempt_at, history FROM outbox_deliveries \
+        ", id, destination, in_order, life, attempts, suspect, deaths, first_attempt_at, history FROM outbox_deliveries \
          WHERE destination = ? AND blocked = 0 AND due_at <= ? AND ? >> partition_no & 1 ORDER BY due_at, seq, id LIMIT ?"
     ),
     (MessageSql, WaitingSql)
@@ -96,7 +96,7 @@ statement!(
     concat!(
         "-- delivery_followers\nSELECT ",
         message_columns!("message_id", "1"),
-        ", id, destination, in_order, life, attempts, suspect, starts, first_attempt_at, history, due_at <= ? FROM outbox_deliveries \
+        ", id, destination, in_order, life, attempts, suspect, deaths, first_attempt_at, history, due_at <= ? FROM outbox_deliveries \
          WHERE destination = ? AND ordering_key = CAST(? AS TEXT) AND seq > ? AND in_order = 1 ORDER BY seq, id LIMIT ?"
     ),
     (MessageSql, WaitingSql, Bool)
@@ -293,7 +293,7 @@ pub(super) fn delivery_followers(open: &mut Open, keys: &[KeyAfter], limit: u32,
 }
 
 fn waiting_delivery(columns: MessageColumns, waiting: WaitingColumns, now: i64) -> WaitingDelivery {
-    let (id, destination, in_order, life, attempts, suspect, starts, first_attempt_at, history) = waiting;
+    let (id, destination, in_order, life, attempts, suspect, deaths, first_attempt_at, history) = waiting;
     WaitingDelivery {
         id,
         message: message(columns, now),
@@ -302,7 +302,7 @@ fn waiting_delivery(columns: MessageColumns, waiting: WaitingColumns, now: i64) 
         life: life.max(0) as u32,
         attempts: attempts.max(0) as u32,
         suspect,
-        starts: starts.max(0) as u32,
+        deaths: deaths.max(0) as u32,
         first_attempt_age: first_attempt_at.map(|at| duration(now.saturating_sub(at))),
         history: decode::history(&history),
     }
