@@ -11,6 +11,7 @@
 //! - Each partition is searched by itself: what is gained later restarts nothing, and nobody waits for others.
 //! - A row that cannot be written keeps its own key waiting, and no other.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -159,8 +160,8 @@ impl Search {
         }
         if now >= self.later_at {
             for partition_no in std::mem::replace(&mut self.later, PartitionSet::EMPTY).iter() {
-                if !self.topics.contains_key(&partition_no) {
-                    self.topics.insert(partition_no, String::new());
+                if let Entry::Vacant(free) = self.topics.entry(partition_no) {
+                    free.insert(String::new());
                     self.unhurried = self.unhurried.with(partition_no);
                 }
             }
