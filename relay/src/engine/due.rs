@@ -267,8 +267,9 @@ impl Engine {
                 }
             }
             Found::Unrouted(told) => {
-                self.search_told(told, now);
-                self.looked(number);
+                if self.search_told(told, now) {
+                    self.looked(number);
+                }
             }
         }
     }

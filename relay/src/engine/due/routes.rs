@@ -63,22 +63,23 @@ impl Engine {
         });
     }
 
-    /// The search was told something, or nothing.
-    pub(super) fn search_told(&mut self, told: Told, now: Instant) {
+    /// The search was told something; false when it was an error.
+    pub(super) fn search_told(&mut self, told: Told, now: Instant) -> bool {
         self.due.search.answered(now);
         match told {
             Told::Topics(result) => {
-                let Some(topics) = self.search_result("unrouted_topics", result, now) else { return };
+                let Some(topics) = self.search_result("unrouted_topics", result, now) else { return false };
                 let routes = self.routes.clone();
                 self.due.search.topics_found(topics, |topic| !routes.route(topic).is_empty());
             }
             Told::Rows(result) => {
-                let Some(rows) = self.search_result("unrouted_rows", result, now) else { return };
+                let Some(rows) = self.search_result("unrouted_rows", result, now) else { return false };
                 for row in self.due.search.rows_read(rows) {
                     self.row_searched(row);
                 }
             }
         }
+        true
     }
 
     fn search_result<T>(&mut self, operation: &'static str, result: Result<T, StoreError>, now: Instant) -> Option<T> {
