@@ -42,6 +42,7 @@ mod feed;
 mod followers;
 mod inherit;
 mod ownership;
+mod search;
 mod settle;
 mod start;
 mod unrouted;
@@ -519,7 +520,7 @@ impl Engine {
                 self.old_routes.pop_front();
             }
             self.tell_unusable();
-            self.due.routes_changed(now);
+            self.due.search.routes_changed(now);
         }
         self.follow_pauses(number, now);
     }

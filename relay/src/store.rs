@@ -25,9 +25,11 @@ pub mod mysql;
 pub mod open;
 pub mod postgres;
 pub mod sqlite;
+mod unrouted;
 
 pub use self::error::StoreError;
 pub use self::labels::{Reason, State};
+pub use self::unrouted::{UnroutedAfter, UnroutedRow};
 pub use crate::poll::{Evidence, Page, Probe, Row, Wanted};
 
 /// The hour a question is asked at; `None` is the database's own clock.
@@ -86,16 +88,15 @@ pub trait Store: Send + Sync + 'static {
     /// A lane named `""` asks for rows that are not routed yet.
     async fn delivery_due(&self, lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Result<Due, StoreError>;
 
-    /// Rows in state `unrouted` without a destination, whatever their `due_at` and blocked or not: those after
-    /// (seq, id), in that order, at most `limit`. Asked for when the routes changed: a head that still has no route must
-    /// not keep its followers from theirs.
-    async fn delivery_unrouted(
-        &self,
-        after: (Seq, i64),
-        owned: PartitionSet,
-        limit: u32,
-        now: Now,
-    ) -> Result<Vec<WaitingDelivery>, StoreError>;
+    /// The topics of rows in state `unrouted` without a destination, whatever their `due_at` and blocked or not: for each
+    /// partition those after the topic given, in the order of the database, at most `limit` of each.
+    ///
+    /// Asked for when the routes changed, and in partitions that were gained. It is a walk over an index, whose price are
+    /// the topics and not the rows.
+    async fn unrouted_topics(&self, after: &[(u8, String)], limit: u32) -> Result<Vec<(u8, String)>, StoreError>;
+
+    /// Those rows: at each place those with higher ids, ascending, at most `limit`; place by place.
+    async fn unrouted_rows(&self, wanted: &[UnroutedAfter], limit: u32) -> Result<Vec<UnroutedRow>, StoreError>;
 
     /// For each key: its in-order rows above the number given, in order, at most `limit`, up to the first that is not due.
     ///

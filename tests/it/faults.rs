@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use outbox_tests::database::{Kind, TestDatabase};
-use relay::message::{Key, Message, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
+use relay::message::{Key, Message, MessageId, PartitionSet, RelayId, Seq};
 use relay::poll::Evidence;
 use relay::retry::RetryPolicy;
 use relay::sink::{Attempt, Judgement, Settings, Sink};
 use relay::store::{
     Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted,
+    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, WaitingChange,
+    WaitingOutcome, Wanted,
 };
 use relay::store::{StoreOptions, open::open};
 use relay::{Destination, Relay, RelayBuilder, RelayError};
@@ -48,6 +49,15 @@ macro_rules! calls {
                 (self.before)(call).await?;
                 self.inner.partition_acquire(relay, wanted).await
             }
+            async fn unrouted_topics(&self, after: &[(u8, String)], limit: u32) -> Result<Vec<(u8, String)>, StoreError> {
+                (self.before)(if after.len() > 16 { "unrouted_topics_many" } else { "unrouted_topics" }).await?;
+                self.inner.unrouted_topics(after, limit).await
+            }
+            async fn settle(&self, relay: RelayId, batch: &Settlement, now: Now) -> Result<Settled, StoreError> {
+                let routes = |row: &WaitingOutcome| matches!(row.change, WaitingChange::Routed(_));
+                (self.before)(if batch.waiting.iter().any(routes) { "settle_routed" } else { "settle" }).await?;
+                self.inner.settle(relay, batch, now).await
+            }
             $(async fn $name(&self, $($argument: $kind),*) -> Result<$answer, StoreError> {
                 (self.before)(stringify!($name)).await?;
                 self.inner.$name($($argument),*).await
@@ -66,11 +76,10 @@ calls! {
     key_parked(keys: &[(String, Key)]) -> Vec<bool>;
     delivery_due(lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Due;
     delivery_followers(keys: &[KeyAfter], limit: u32, now: Now) -> Followers;
-    delivery_unrouted(after: (Seq, i64), owned: PartitionSet, limit: u32, now: Now) -> Vec<WaitingDelivery>;
+    unrouted_rows(wanted: &[UnroutedAfter], limit: u32) -> Vec<UnroutedRow>;
     delivery_start(relay: RelayId, batch: &StartBatch) -> Vec<i64>;
     delivery_bring_forward(relay: RelayId, partitions: PartitionSet, by: Duration, now: Now) -> ();
     message_delivered(messages: &[(Seq, MessageId)], routes_version: i64) -> Delivered;
-    settle(relay: RelayId, batch: &Settlement, now: Now) -> Settled;
     relay_register(relay: &RelayRow) -> ();
     relay_beat(relay: RelayId, draining: bool) -> Option<Membership>;
     membership_read() -> Membership;

@@ -74,7 +74,8 @@ CREATE TABLE IF NOT EXISTS outbox_deliveries (
     CONSTRAINT one_delivery_per_destination UNIQUE (message_id, destination, life),
     INDEX delivery_by_due (destination, blocked, due_at),
     INDEX delivery_by_key (destination, ordering_key, seq),
-    INDEX delivery_by_partition (partition_no)
+    -- The last three are for what waits for a route, which is searched topic by topic when the routes change.
+    INDEX delivery_by_partition (partition_no, destination, state, topic)
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- Given up, with the reason and the attempts. Redriven or discarded by a person.

@@ -74,7 +74,7 @@ impl Engine {
             state.next_due = Some(now);
         }
         self.clock_gained(gained, now);
-        self.due.routes_changed(now);
+        self.due.search.want(gained);
         self.feed.poll_soon(now);
         // What was not ours was not looked at.
         self.feed.restart_pass();
@@ -88,6 +88,10 @@ impl Engine {
     pub(super) fn let_go(&mut self, leaving: PartitionSet) {
         debug!(partitions = ?leaving, "letting go of partitions");
         self.leaving = self.leaving.or(leaving);
+        self.due.search.let_go(leaving);
+        for id in self.settling.leave_unrouted(leaving) {
+            self.due.forget(id);
+        }
         self.leave_unmarked(leaving);
         let begun: HashSet<Seq> = self.running.values().filter_map(super::attempt::Running::fresh).collect();
         for lane in 0..self.lanes.len() {

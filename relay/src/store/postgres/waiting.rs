@@ -54,19 +54,6 @@ pub(super) const DELIVERY_DUE: Sql = Sql {
     ),
 };
 
-/// Rows that found no route when they were looked at last. Parameters: seq, id, owned mask, limit, now.
-const DELIVERY_UNROUTED: Sql = Sql {
-    name: "delivery_unrouted",
-    text: concat!(
-        "-- delivery_unrouted\n",
-        "SELECT ",
-        due_columns!(),
-        ", coalesce($5::timestamptz, now()) FROM outbox_deliveries d ",
-        "WHERE d.destination = '' AND d.state = 'unrouted' AND (d.seq, d.id) > ($1::bigint, $2::bigint) ",
-        "AND ($3::bigint >> d.partition_no) & 1 = 1 ORDER BY d.seq, d.id LIMIT $4::bigint"
-    ),
-};
-
 /// The next rows of keys. Parameters: destinations[], keys[], numbers[], limit, now.
 pub(super) const DELIVERY_FOLLOWERS: Sql = Sql {
     name: "delivery_followers",
@@ -182,17 +169,6 @@ pub(super) async fn bring_forward(
         connection.commit(),
     )?;
     Ok(())
-}
-
-pub(super) async fn delivery_unrouted(
-    connection: &mut Connection,
-    (seq, id): (Seq, i64),
-    owned: PartitionSet,
-    limit: u32,
-    now: Now,
-) -> Result<Vec<WaitingDelivery>, StoreError> {
-    let rows = connection.run(&DELIVERY_UNROUTED, &[&seq, &id, &mask(owned), &i64::from(limit), &now]).await?;
-    Ok(rows.iter().map(waiting_delivery).collect())
 }
 
 pub(super) async fn delivery_followers(
