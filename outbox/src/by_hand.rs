@@ -13,6 +13,7 @@ use crate::dead_letters::By;
 use crate::error::Error;
 
 pub(crate) mod ask;
+pub(crate) mod lock_wait;
 pub(crate) mod sql;
 mod statement;
 

@@ -451,12 +451,13 @@ fn narrowed(mut select: Statement, database: Database, filter: &Filter, mut word
         ("fingerprint", &filter.group),
     ] {
         if let Some(text) = text {
-            select = next(select).sql(format!("{column} = ")).text(text);
+            select = next(select).is(database, column, text);
         }
     }
     if let Some(text) = &filter.error {
         let [before, after] = contains(database, "last_error");
-        select = next(select).sql("(reason = ").text(text).sql(" OR ").sql(before).text(text).sql(after).sql(")");
+        select =
+            next(select).sql("(").is(database, "reason", text).sql(" OR ").sql(before).text(text).sql(after).sql(")");
     }
     if let Some(since) = filter.since {
         select = next(select).sql(format!("died_at >= {}", instant(database, since)));

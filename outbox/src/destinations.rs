@@ -31,8 +31,8 @@ use serde::Deserialize;
 
 use crate::by_hand::sql::{build, hex, micros, now, text};
 use crate::by_hand::{Hex, Statement, audit, instant, unreadable};
-use crate::connection::OutboxBackend;
 use crate::connection::sealed::Dialect;
+use crate::connection::{Database, OutboxBackend};
 use crate::error::Error;
 
 pub use crate::dead_letters::By;
@@ -107,8 +107,13 @@ where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     let database = <C::Backend as Dialect>::DATABASE;
+    let same = match database {
+        // Texts that differ in spaces at the end are equal there.
+        Database::Mysql => " AND octet_length(t.destination) = octet_length(outbox_destinations.name)",
+        Database::Postgres | Database::Sqlite => "",
+    };
     let count =
-        |table: &str| format!("(SELECT count(*) FROM {table} t WHERE t.destination = outbox_destinations.name)");
+        |table: &str| format!("(SELECT count(*) FROM {table} t WHERE t.destination = outbox_destinations.name{same})");
     let mut fields = vec![
         ("held_until", micros(database, &format!("CASE WHEN held_until > {} THEN held_until END", now(database)))),
         ("waiting", count("outbox_deliveries")),
@@ -143,8 +148,9 @@ where
     let due_for =
         format!("{} - {}", micros(database, &format!("({})", now(database))), micros(database, "min(due_at)"));
     let count = build(database, &[("state", hex(database, "state")), ("count", "count(*)".to_owned())]);
-    let states = format!("-- destination_states\nSELECT {count} FROM outbox_deliveries WHERE destination = ");
-    let states = Statement::new(states).text(name).sql(" GROUP BY outbox_deliveries.state").load(conn)?;
+    let states = format!("-- destination_states\nSELECT {count} FROM outbox_deliveries WHERE ");
+    let states =
+        Statement::new(states).is(database, "destination", name).sql(" GROUP BY outbox_deliveries.state").load(conn)?;
     let mut states: Vec<(String, u64)> = states
         .iter()
         .map(|json| {
@@ -154,10 +160,10 @@ where
         .collect::<Result<_, Error>>()?;
     states.sort();
     let due = format!(
-        "-- destination_due\nSELECT {} FROM outbox_deliveries WHERE destination = ",
+        "-- destination_due\nSELECT {} FROM outbox_deliveries WHERE ",
         build(database, &[("due_for", due_for)])
     );
-    let due = Statement::new(due).text(name).sql(" AND NOT blocked").load(conn)?;
+    let due = Statement::new(due).is(database, "destination", name).sql(" AND NOT blocked").load(conn)?;
     let due: Option<DueRow> = due.first().map(|json| serde_json::from_str(json).map_err(unreadable)).transpose()?;
     let due = due.and_then(|row| u64::try_from(row.due_for?).ok());
     Ok(Some(Detail { destination, states, oldest_due: due.map(Duration::from_micros) }))
@@ -172,9 +178,10 @@ pub fn waiting<C>(conn: &mut C, name: &str) -> Result<u64, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
-    let count = text(<C::Backend as Dialect>::DATABASE, "count(*)");
-    let select = format!("-- destination_waiting\nSELECT {count} FROM outbox_deliveries WHERE destination = ");
-    let counted = Statement::new(select).text(name).load_numbers(conn)?;
+    let database = <C::Backend as Dialect>::DATABASE;
+    let count = text(database, "count(*)");
+    let select = format!("-- destination_waiting\nSELECT {count} FROM outbox_deliveries WHERE ");
+    let counted = Statement::new(select).is(database, "destination", name).load_numbers(conn)?;
     Ok(counted.first().and_then(|count| u64::try_from(*count).ok()).unwrap_or_default())
 }
 
@@ -190,7 +197,7 @@ where
     let now = now(<C::Backend as Dialect>::DATABASE);
     let update = format!("-- destination_pause\nUPDATE outbox_destinations SET paused_at = {now}, paused_by = ");
     let update = Statement::new(update).text(&by.actor).sql(", pause_reason = ").optional_text(by.reason.as_deref());
-    change(conn, name, by, update.sql(" WHERE paused_at IS NULL AND name = "), "destination.pause")
+    change(conn, name, by, update.sql(" WHERE paused_at IS NULL AND "), "destination.pause")
 }
 
 /// Ends a pause: what waits for the destination is sent.
@@ -203,7 +210,7 @@ where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     let update = "-- destination_resume\nUPDATE outbox_destinations SET paused_at = NULL, paused_by = NULL, \
-                  pause_reason = NULL WHERE paused_at IS NOT NULL AND name = ";
+                  pause_reason = NULL WHERE paused_at IS NOT NULL AND ";
     change(conn, name, by, Statement::new(update), "destination.resume")
 }
 
@@ -211,12 +218,14 @@ fn change<C>(conn: &mut C, name: &str, by: &By, update: Statement, action: &str)
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
+    let database = <C::Backend as Dialect>::DATABASE;
     conn.transaction(|conn| {
-        if update.text(name).execute(conn)? > 0 {
+        if update.is(database, "name", name).execute(conn)? > 0 {
             audit(conn, by, action, &[format!("destination {name}")])?;
             return Ok(Change::Done);
         }
-        let find = Statement::new("-- destination_find\nSELECT name FROM outbox_destinations WHERE name = ").text(name);
+        let find = Statement::new("-- destination_find\nSELECT name FROM outbox_destinations WHERE ");
+        let find = find.is(database, "name", name);
         Ok(if find.load(conn)?.is_empty() { Change::Unknown } else { Change::Already })
     })
 }

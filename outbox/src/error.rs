@@ -40,6 +40,15 @@ pub enum Error {
         /// How many of the oldest were looked at.
         looked_at: u32,
     },
+    /// Happens in [`destinations::remove`](crate::destinations::remove) when another transaction holds rows it needs, and did
+    /// for a second. It does not wait longer, because relays wait for what it holds itself. Its transaction was rolled
+    /// back; try again, or find out who holds them.
+    Locked {
+        /// What is held, for example `the deliveries that wait for it`.
+        what: &'static str,
+        /// The database's answer.
+        answer: DieselError,
+    },
     /// Happens when the migrations cannot be applied; the text says why and what to do.
     Migration(String),
     /// Happens when the database, or the connection to it, fails.
@@ -68,6 +77,11 @@ impl Error {
     /// True when a transaction ran to its end and did not commit.
     pub fn is_not_committed(&self) -> bool {
         matches!(self, Error::NotCommitted(_))
+    }
+
+    /// True when another transaction held what is needed, so that trying again helps.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Error::Locked { .. })
     }
 
     /// True when the message itself can never be enqueued, so that trying again is pointless.
@@ -124,6 +138,13 @@ impl fmt::Display for Error {
                  help: name its number as well, as in `cancel(conn, (message_id, seq))`; it is in the outcome of \
                  `outbox::messages::find` and in the column `seq`.",
             ),
+            Error::Locked { what, answer } => write!(
+                f,
+                "outbox: another transaction holds {what}: {answer}.\n  \
+                 Relays wait for what a removal holds, so it does not wait long; what it had begun was undone.\n  \
+                 help: try again when that transaction has ended. On PostgreSQL `pg_locks` and `pg_stat_activity` show \
+                 whose it is, on MariaDB and MySQL `information_schema.innodb_trx`.",
+            ),
             Error::Migration(text) => write!(f, "outbox: {text}"),
             Error::Database(source) => source.fmt(f),
         }
@@ -147,8 +168,10 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Serialize(source) => Some(source),
-            // `Database` shows its source's own text, so the chain goes on behind it.
-            Error::Database(source) | Error::NotCommitted(source) => source.source(),
+            // These show their source's own text, so the chain goes on behind it.
+            Error::Database(source) | Error::NotCommitted(source) | Error::Locked { answer: source, .. } => {
+                source.source()
+            }
             Error::NotInTransaction { .. }
             | Error::OnlyInTestTransaction { .. }
             | Error::NotLookedAtAll { .. }

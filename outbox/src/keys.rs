@@ -50,6 +50,8 @@ pub use crate::dead_letters::By;
 
 mod sql;
 
+use sql::Key;
+
 /// How many of the dead letters that block one key are returned; [`ParkedKey::blockers`] counts all.
 const LETTERS_SHOWN: u32 = 100;
 
@@ -163,9 +165,9 @@ where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     let database = <C::Backend as Dialect>::DATABASE;
-    let Some(literal) = sql::key(database, key) else { return Ok(Release::Unknown) };
+    let Some(wanted) = Key::of(database, key) else { return Ok(Release::Unknown) };
     let released = conn.transaction(|conn| {
-        let letters = lock(conn, database, destination, &literal)?;
+        let letters = lock(conn, database, destination, &wanted)?;
         let Some(first) = letters.first() else { return Ok(letters) };
         let ids = list_of(letters.iter().map(|letter| letter.id));
         Statement::new(format!(
@@ -185,15 +187,14 @@ where
 }
 
 /// Locks the partition of the key and then the dead letters that block it; returns those, by id.
-fn lock<C>(conn: &mut C, database: Database, destination: &str, key: &str) -> Result<Vec<dead_letters::Locked>, Error>
+fn lock<C>(conn: &mut C, database: Database, destination: &str, key: &Key) -> Result<Vec<dead_letters::Locked>, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     dead_letters::write_lock(conn, database)?;
     let which = |select: String| {
-        Statement::new(format!("{select} FROM outbox_dead_letters WHERE blocks_key = true AND ordering_key = {key}"))
-            .sql(" AND destination = ")
-            .text(destination)
+        let select = format!("{select} FROM outbox_dead_letters WHERE blocks_key = true AND ordering_key = ");
+        key.end(Statement::new(select)).sql(" AND ").is(database, "destination", destination)
     };
     let partitions = format!("-- key_partitions\nSELECT DISTINCT {}", text(database, "partition_no"));
     let partitions = which(partitions).load_numbers(conn)?;
@@ -223,27 +224,28 @@ fn shown(key: &[u8]) -> String {
 
 /// The conditions of a filter, as both tables understand them.
 struct Narrowed<'a> {
+    database: Database,
     destination: Option<&'a str>,
-    key: Option<String>,
+    key: Option<Key>,
 }
 
 impl<'a> Narrowed<'a> {
     /// `None` when no key in this database can be the one that is wanted.
     fn by(database: Database, filter: &'a Filter) -> Option<Narrowed<'a>> {
         let key = match &filter.key {
-            Some(key) => Some(sql::key(database, key)?),
+            Some(key) => Some(Key::of(database, key)?),
             None => None,
         };
-        Some(Narrowed { destination: filter.destination.as_deref(), key })
+        Some(Narrowed { database, destination: filter.destination.as_deref(), key })
     }
 
     /// Appends them, and what comes after.
     fn end(&self, mut select: Statement, end: &str) -> Statement {
         if let Some(destination) = self.destination {
-            select = select.sql(" AND destination = ").text(destination);
+            select = select.sql(" AND ").is(self.database, "destination", destination);
         }
         if let Some(key) = &self.key {
-            select = select.sql(format!(" AND ordering_key = {key}"));
+            select = key.end(select.sql(" AND ordering_key = "));
         }
         select.sql(end)
     }
@@ -383,17 +385,21 @@ fn any_of<'f>(
     database: Database,
     some: impl Iterator<Item = (&'f ParkedKey, Option<i64>)>,
 ) -> Statement {
-    let mut by_destination: BTreeMap<&str, (Vec<String>, Vec<i64>)> = BTreeMap::new();
+    let mut by_destination: BTreeMap<&str, (Vec<Key>, Vec<i64>)> = BTreeMap::new();
     for (parked, number) in some {
         let (keys, numbers) = by_destination.entry(&parked.destination).or_default();
         // All of them: what the database gave us can be written down again.
-        keys.extend(sql::key(database, &parked.key));
+        keys.extend(Key::of(database, &parked.key));
         numbers.extend(number);
     }
     let mut word = " AND (";
     for (destination, (keys, numbers)) in by_destination {
-        select = select.sql(std::mem::replace(&mut word, " OR ")).sql("(destination = ").text(destination);
-        select = select.sql(format!(" AND ordering_key IN ({})", list_of(keys.iter())));
+        select = select.sql(std::mem::replace(&mut word, " OR ")).sql("(").is(database, "destination", destination);
+        let mut before = " AND ordering_key IN (";
+        for key in keys {
+            select = key.end(select.sql(std::mem::replace(&mut before, ", ")));
+        }
+        select = select.sql(")");
         if !numbers.is_empty() {
             select = select.sql(format!(" AND seq IN ({})", list_of(numbers.iter())));
         }

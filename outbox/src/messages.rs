@@ -189,8 +189,8 @@ pub struct Waiting {
     pub blocked: bool,
     /// Attempts that were judged.
     pub attempts: u32,
-    /// Attempts by a handler that began since the last verdict. Of a suspect: how often its process died in one.
-    pub starts: u32,
+    /// How often a relay died while its handler had it, since the last verdict.
+    pub deaths: u32,
     /// How often it was redriven.
     pub life: u32,
     /// From when it may be attempted.
@@ -386,7 +386,7 @@ where
         ("state", &filter.state),
     ] {
         if let Some(text) = text {
-            select = next(select).sql(format!("{column} = ")).text(text);
+            select = next(select).is(database, column, text);
         }
     }
     if let Some(text) = &filter.error {
@@ -481,7 +481,7 @@ struct WaitingRow {
     state: String,
     blocked: u8,
     attempts: u32,
-    starts: u32,
+    deaths: u32,
     life: u32,
     due_at: i64,
     expires_at: Option<i64>,
@@ -506,7 +506,7 @@ impl WaitingRow {
             state: self.state,
             blocked: self.blocked == 1,
             attempts: self.attempts,
-            starts: self.starts,
+            deaths: self.deaths,
             life: self.life,
             due_at: instant(self.due_at),
             expires_at: self.expires_at.map(instant),

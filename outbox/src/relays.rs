@@ -1,7 +1,8 @@
 //! The relays that are there, and which partitions they own. Looks only.
 //!
 //! A relay proves that it lives by raising its beat a few times per lease. The table holds no time for it: clocks differ,
-//! so whoever wants to know looks twice.
+//! so whoever wants to know looks twice, for the lease with which that relay registered: a beat that did not move for so
+//! long is that of a dead relay.
 //!
 //! ```
 //! # use diesel::prelude::*;
@@ -12,6 +13,8 @@
 //! assert!(seen.owner(17).is_none());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::connection::LoadConnection;
@@ -44,6 +47,8 @@ pub struct Relay {
     pub name: String,
     /// Its version.
     pub version: String,
+    /// After how long without a beat it counts as dead; it renews a few times meanwhile.
+    pub lease: Duration,
     /// Rises while it lives.
     pub beat: i64,
     /// True when it is stopping.
@@ -79,6 +84,7 @@ where
             ("id", uuid(database, "id")),
             ("name", hex(database, "name")),
             ("version", hex(database, "version")),
+            ("lease_ms", "lease_ms".to_owned()),
             ("beat", "beat".to_owned()),
             ("draining", flag("draining")),
             ("serves", hex(database, "serves")),
@@ -122,6 +128,7 @@ struct RelayRow {
     id: String,
     name: Hex,
     version: Hex,
+    lease_ms: i64,
     beat: i64,
     draining: u8,
     serves: Hex,
@@ -134,6 +141,7 @@ impl RelayRow {
             id: Uuid::parse_str(&self.id).map_err(unreadable)?,
             name: self.name.text(),
             version: self.version.text(),
+            lease: Duration::from_millis(u64::try_from(self.lease_ms).unwrap_or_default()),
             beat: self.beat,
             draining: self.draining == 1,
             serves: serde_json::from_str(&self.serves.text()).unwrap_or_default(),

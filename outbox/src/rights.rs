@@ -56,7 +56,7 @@ const NEEDS: &[Needs] = &[
                   destination, life, attempts, in_order, history, reason, fingerprint, blocks_key, died_at",
     },
     Needs { table: "outbox_partitions", rights: &["SELECT", "UPDATE"], columns: "partition_no" },
-    Needs { table: "outbox_relays", rights: ALL, columns: "id, name, version" },
+    Needs { table: "outbox_relays", rights: ALL, columns: "id, name, version, lease_ms" },
     Needs { table: "outbox_destinations", rights: &["SELECT", "INSERT", "UPDATE"], columns: "name, patterns" },
     Needs { table: "outbox_audit", rights: &["SELECT", "INSERT"], columns: "actor, action, target" },
     Needs { table: "outbox_meta", rights: &["SELECT", "UPDATE"], columns: "schema_version" },

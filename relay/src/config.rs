@@ -228,7 +228,7 @@ pub struct Sources {
 pub enum Scope {
     /// All of it: the relay runs by it.
     Everything,
-    /// All but `[database]`: what is sent where, and how.
+    /// All but `[database]`: what is sent where, and how. To know of no destination is no mistake here.
     Destinations,
     /// `[database]` alone: an operator looking at dead letters need not have every destination's secrets at hand.
     Database,
@@ -257,7 +257,9 @@ impl Config {
         let mut problems = reader.finish();
         match scope {
             Scope::Everything => {}
-            Scope::Destinations => problems.retain(|problem| problem.section != "database"),
+            Scope::Destinations => {
+                problems.retain(|problem| problem.section != "database" && problem.message != sections::NOWHERE);
+            }
             Scope::Database => problems.retain(|problem| problem.section == "database"),
         }
         if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }

@@ -43,6 +43,7 @@ mod followers;
 mod inherit;
 mod ownership;
 mod routing;
+mod search;
 mod settle;
 mod start;
 mod stuck;
@@ -258,7 +259,14 @@ impl Engine {
     }
 
     /// Runs until asked to stop, drained, or expelled.
-    pub(crate) async fn run(mut self) -> End {
+    ///
+    /// Says too which partitions it knew as its own and had read to the end of what dead relays left there.
+    pub(crate) async fn run(mut self) -> (End, PartitionSet) {
+        let end = self.until_end().await;
+        (end, self.owned.without(self.inheritance.partitions()))
+    }
+
+    async fn until_end(&mut self) -> End {
         loop {
             self.ticks.fetch_add(1, Ordering::Relaxed);
             let now = Instant::now();
@@ -368,7 +376,7 @@ impl Engine {
     }
 
     /// Stops feeding, lets attempts finish within the grace, writes every outcome.
-    async fn wind_down(mut self) -> End {
+    async fn wind_down(&mut self) -> End {
         let mut deadline = Instant::now() + self.pace.shutdown_grace;
         let mut cut_off = false;
         info!(attempts = self.running.len(), in_hands = self.hands.open(), "finishing what is under way");
@@ -379,7 +387,7 @@ impl Engine {
             let now = Instant::now();
             let may_work = !cut_off && self.ownership.borrow().usable_at(Moment::now());
             if may_work {
-                self.start_counted(now);
+                self.start_marked(now);
                 self.start_bring_forward(now);
                 // What a dead relay left is read to its end: nobody would know of it any more.
                 if !self.inheritance.partitions().is_empty() {
@@ -437,9 +445,7 @@ impl Engine {
     fn keep_half_done(&mut self) {
         let unfinished: Vec<(usize, Work)> = self.running.drain().map(|(_, running)| running.into_work()).collect();
         for (lane, work) in unfinished {
-            if work.origin != Origin::Fresh {
-                self.clear_start(lane, &work);
-            } else if self.hands.is_half_done(work.message.seq) {
+            if work.origin == Origin::Fresh && self.hands.is_half_done(work.message.seq) {
                 self.put_aside(lane, vec![work]);
             }
         }

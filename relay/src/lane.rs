@@ -39,8 +39,8 @@ pub(crate) struct Work {
     pub(crate) care: Care,
     /// A relay may have died of it.
     pub(crate) suspect: bool,
-    /// The number of attempts without a verdict, this one included.
-    pub(crate) starts: u32,
+    /// How often its relay died while it was being attempted.
+    pub(crate) deaths: u32,
 }
 
 /// What has to be done before a delivery is attempted.
@@ -48,9 +48,11 @@ pub(crate) struct Work {
 pub(crate) enum Care {
     /// Nothing, or nothing any more.
     Plain,
-    /// Its start is counted.
-    Counted,
-    /// The same, and no other handler of this process is at work meanwhile.
+    /// It is marked as under way.
+    Marked,
+    /// Nothing any more: it was marked with the one before it in its line.
+    Ahead,
+    /// It is marked, and no other handler of this process is at work meanwhile.
     Alone,
 }
 
@@ -185,13 +187,13 @@ impl Lane {
 
     /// The one of them that goes first: it was started least often, and is the oldest of those.
     pub(crate) fn first_alone(&self) -> Option<(u32, Seq)> {
-        self.alone.iter().map(|work| (work.starts, work.message.seq)).min()
+        self.alone.iter().map(|work| (work.deaths, work.message.seq)).min()
     }
 
     /// Starts that one.
     pub(crate) fn start_alone(&mut self) -> Option<Work> {
         let first = self.first_alone()?;
-        let at = self.alone.iter().position(|work| (work.starts, work.message.seq) == first)?;
+        let at = self.alone.iter().position(|work| (work.deaths, work.message.seq) == first)?;
         self.running += 1;
         Some(self.alone.remove(at))
     }

@@ -234,6 +234,7 @@ mod tests {
             id: RelayId::from_u128(id),
             name: String::new(),
             version: String::new(),
+            lease: Duration::from_secs(3),
             beat,
             draining: false,
             serves: Vec::new(),

@@ -163,8 +163,8 @@ pub struct WaitingDelivery {
     pub attempts: u32,
     /// True when a relay may have died of it.
     pub suspect: bool,
-    /// Attempts begun since the last verdict: of a suspect, how often a relay died while it was being attempted.
-    pub starts: u32,
+    /// How often its relay died while it was being attempted, since the last verdict.
+    pub deaths: u32,
     /// How long ago the first attempt was, by the database's clock.
     pub first_attempt_age: Option<Duration>,
     /// The attempts, newest last.

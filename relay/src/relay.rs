@@ -278,6 +278,7 @@ impl Relay {
             id,
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            lease: self.lease,
             serves: specs.iter().map(|spec| spec.name.clone()).collect(),
         };
         self.store.relay_register(&row).await?;
@@ -294,6 +295,7 @@ impl Relay {
         }
 
         let (publish, ownership) = watch::channel(Ownership::default());
+        let owned = ownership.clone();
         let (stop, stopped) = watch::channel(false);
         let (tell_quiet, quiet) = watch::channel(PartitionSet::EMPTY);
         let membership = MembershipLoop {
@@ -321,10 +323,10 @@ impl Relay {
         // On a worker of its own, not on the thread that waits for it; it ends with this future.
         let mut engine_task = JoinSet::new();
         engine_task.spawn(engine.run());
-        let end = match engine_task.join_next().await {
-            Some(Ok(end)) => end,
+        let (end, read) = match engine_task.join_next().await {
+            Some(Ok(ended)) => ended,
             Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Some(Err(_)) | None => End::Stopped,
+            Some(Err(_)) | None => (End::Stopped, PartitionSet::EMPTY),
         };
         let _ = stop.send(true);
         // A renewal under way must not bring back what is given up next. A database that does not answer must not keep
@@ -332,7 +334,9 @@ impl Relay {
         if tokio::time::timeout(self.lease, &mut membership).await.is_err() {
             membership.abort();
         }
-        let problem = match tokio::time::timeout(self.lease, self.store.relay_leave(id)).await {
+        // Whoever comes next must hear that these were a dead relay's, and are still.
+        let unread = owned.borrow().inherited.without(read);
+        let problem = match tokio::time::timeout(self.lease, self.store.relay_leave(id, unread)).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(crate::cause::chain(&error)),
             Err(_) => Some("the database does not answer".to_owned()),

@@ -25,9 +25,11 @@ pub mod mysql;
 pub mod open;
 pub mod postgres;
 pub mod sqlite;
+mod unrouted;
 
 pub use self::error::StoreError;
 pub use self::labels::{Reason, State};
+pub use self::unrouted::{UnroutedAfter, UnroutedRow};
 pub use crate::poll::{Evidence, Page, Probe, Row, Wanted};
 
 /// The hour a question is asked at; `None` is the database's own clock.
@@ -86,16 +88,15 @@ pub trait Store: Send + Sync + 'static {
     /// A lane named `""` asks for rows that are not routed yet.
     async fn delivery_due(&self, lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Result<Due, StoreError>;
 
-    /// Rows in state `unrouted` without a destination, whatever their `due_at` and blocked or not: those after
-    /// (seq, id), in that order, at most `limit`. Asked for when the routes changed: a head that still has no route must
-    /// not keep its followers from theirs.
-    async fn delivery_unrouted(
-        &self,
-        after: (Seq, i64),
-        owned: PartitionSet,
-        limit: u32,
-        now: Now,
-    ) -> Result<Vec<WaitingDelivery>, StoreError>;
+    /// The topics of rows in state `unrouted` without a destination, whatever their `due_at` and blocked or not: for each
+    /// partition those after the topic given, in the order of the database, at most `limit` of each.
+    ///
+    /// Asked for when the routes changed, and in partitions that were gained. It is a walk over an index, whose price are
+    /// the topics and not the rows.
+    async fn unrouted_topics(&self, after: &[(u8, String)], limit: u32) -> Result<Vec<(u8, String)>, StoreError>;
+
+    /// Those rows: at each place those with higher ids, ascending, at most `limit`; place by place.
+    async fn unrouted_rows(&self, wanted: &[UnroutedAfter], limit: u32) -> Result<Vec<UnroutedRow>, StoreError>;
 
     /// For each key: its in-order rows above the number given, in order, at most `limit`, up to the first that is not due.
     ///
@@ -103,11 +104,12 @@ pub trait Store: Send + Sync + 'static {
     /// are is told too, as they are now or were later than the followers.
     async fn delivery_followers(&self, keys: &[KeyAfter], limit: u32, now: Now) -> Result<Followers, StoreError>;
 
-    /// Writes down that these rows are about to be attempted, in one transaction under the locks of their partitions:
-    /// `starts` becomes what is given, where `relay` owns the partition under the epoch given and `attempts` are those
-    /// that were read. Returns the rows that were counted; a row that is locked by somebody else is not waited for.
+    /// Writes down that `relay` is about to attempt these rows, in one transaction under the locks of their partitions,
+    /// where it owns the partition under the epoch given and `attempts` are those that were read. Returns the rows that
+    /// were marked; a row that is locked by somebody else is not waited for.
     ///
-    /// A settle zeroes `starts`. So a row that has some, and whose relay is dead, was being attempted when it died.
+    /// A settle takes the mark off. A row that bears the name of a dead relay, in a partition that was still that
+    /// relay's, was being attempted when it died; whoever acquires the partition adds one to its deaths.
     async fn delivery_start(&self, relay: RelayId, batch: &StartBatch) -> Result<Vec<i64>, StoreError>;
 
     // ---- the clock was put back ----
@@ -180,14 +182,15 @@ pub trait Store: Send + Sync + 'static {
 
     /// Takes those of the wanted partitions that nobody owns, or whose owner has no row any more, raising their
     /// epochs. Ends by repairing the keys of what was taken (exactly the lowest in-order row unblocked). In partitions
-    /// whose owner had no row, waiting rows whose attempt had been counted become suspect.
+    /// whose owner had no row, waiting rows that bear its name become suspect, with one more death.
     async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<Taken>, StoreError>;
 
     /// Gives partitions up, those that are still the relay's.
     async fn partition_release(&self, relay: RelayId, given_up: PartitionSet) -> Result<(), StoreError>;
 
-    /// Removes the relay's row and frees whatever it owned.
-    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError>;
+    /// Removes the relay's row and frees whatever it owned, but for `unread`: these are left as a dead relay's, because
+    /// what that left was not read to its end.
+    async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError>;
 
     // ---- destinations ----
 
@@ -293,10 +296,10 @@ pub struct Start {
     pub id: i64,
     /// Its partition.
     pub partition_no: u8,
+    /// The message it is of: after a restore the numbers of rows are handed out again.
+    pub message_id: MessageId,
     /// `attempts` as it was read.
     pub attempts_read: u32,
-    /// What `starts` is to be. A value rather than a step, so that repeating the call changes nothing.
-    pub starts: u32,
 }
 
 /// A partition that was taken.
@@ -484,6 +487,8 @@ pub struct RelayRow {
     pub name: String,
     /// Its version.
     pub version: String,
+    /// After how long without a beat it may be declared dead.
+    pub lease: Duration,
     /// The destinations it serves.
     pub serves: Vec<String>,
 }
@@ -506,6 +511,8 @@ pub struct RelaySeen {
     pub name: String,
     /// Its version.
     pub version: String,
+    /// After how long without a beat it may be declared dead.
+    pub lease: Duration,
     /// Its beat counter.
     pub beat: i64,
     /// True when it is stopping.

@@ -34,7 +34,7 @@ async fn main() {
     };
     let after = if after == "block" { AfterDeadLetter::Block } else { AfterDeadLetter::Continue };
     Relay::builder(url)
-        .name("poison")
+        .name(format!("poison-{}", std::process::id()))
         .lease(Duration::from_secs(1))
         .in_hands(64, 64 << 20)
         .poll(Duration::from_millis(1), Duration::from_millis(20))

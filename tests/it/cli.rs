@@ -417,7 +417,7 @@ fn status_says_what_needs_a_person_when_asked_to() {
     };
     assert_eq!(codes(&[]), ["partitions"], "nobody delivers");
     database
-        .exec("INSERT INTO outbox_relays (id, name, version) VALUES (x'01000000000000000000000000000000', 'a', '1')");
+        .exec("INSERT INTO outbox_relays (id, name, version, lease_ms) VALUES (x'01000000000000000000000000000000', 'a', '1', 5000)");
     database.exec("UPDATE outbox_partitions SET owner = x'01000000000000000000000000000000'");
     assert_eq!(codes(&[]), [""; 0]);
     Plant::new(1).dead(&database);

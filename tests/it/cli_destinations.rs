@@ -5,14 +5,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use diesel::connection::SimpleConnection;
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
-use outbox_tests::process::{Ended, Process, relay};
+use outbox_tests::process::{Process, relay};
 use outbox_tests::receiver::{Answer, Receiver};
 use serde_json::{Value, json};
 
 use crate::cli::{LIMIT, assert_ended, json, on, with};
 use crate::dead_letters::Plant;
+use crate::delivery::stage::with_connection;
 
 fn register(database: &TestDatabase, name: &str, pattern: &str) {
     let insert = "INSERT INTO outbox_destinations (name, patterns) VALUES";
@@ -66,8 +68,8 @@ async fn destinations_are_listed_with_what_waits_and_is_dead(database: TestDatab
         Kind::Postgres => "'00000000-0000-4000-8000-000000000001'",
         Kind::Mariadb | Kind::Sqlite => "x'00000000000040008000000000000001'",
     };
-    let insert = "INSERT INTO outbox_relays (id, name, version, serves) VALUES";
-    database.exec(&format!("{insert} ({id}, 'shop-1', '1', '[\"audit\"]')"));
+    let insert = "INSERT INTO outbox_relays (id, name, version, lease_ms, serves) VALUES";
+    database.exec(&format!("{insert} ({id}, 'shop-1', '1', 1000, '[\"audit\"]')"));
     stands(&database, &listed, "**       key       0        0     open");
     stands(&database, &listed, "order.*  key       1        2     not served");
     let see = "see `relay messages list --destination billing`";
@@ -187,8 +189,8 @@ fn plant_relay(database: &TestDatabase, number: u8, name: &str, serves: &str) {
         Kind::Postgres => format!("'00000000-0000-4000-8000-0000000000{number:02}'"),
         Kind::Mariadb | Kind::Sqlite => format!("x'000000000000400080000000000000{number:02}'"),
     };
-    let insert = "INSERT INTO outbox_relays (id, name, version, serves) VALUES";
-    database.exec(&format!("{insert} ({id}, '{name}', '1', '[\"{serves}\"]')"));
+    let insert = "INSERT INTO outbox_relays (id, name, version, lease_ms, serves) VALUES";
+    database.exec(&format!("{insert} ({id}, '{name}', '1', 1000, '[\"{serves}\"]')"));
 }
 
 /// Raises the beat of some relays until it is dropped.
@@ -215,11 +217,6 @@ impl Drop for Heart {
     }
 }
 
-/// Runs the command with a lease that is not waited for long.
-fn with_lease(database: &TestDatabase, arguments: &[&str]) -> Ended {
-    with("[relay]\nlease = \"1s\"\n", &[&["--database-url", database.url()], arguments].concat())
-}
-
 async fn the_row_of_a_dead_relay_neither_serves_nor_owns(database: TestDatabase) {
     let database = Arc::new(database);
     register(&database, "billing", "order.*");
@@ -231,7 +228,7 @@ async fn the_row_of_a_dead_relay_neither_serves_nor_owns(database: TestDatabase)
     database.exec(&format!("UPDATE outbox_partitions SET {} WHERE partition_no >= 20", owned_by("dead")));
     let heart = Heart::of(&database, "living");
 
-    let ended = with_lease(&database, &["status"]);
+    let ended = on(&database, &["status"]);
     assert_ended(&ended, 0);
     let says = |text: &str| assert!(ended.stdout.contains(text), "no `{text}` in\n{}", ended.stdout);
     says(
@@ -240,16 +237,16 @@ async fn the_row_of_a_dead_relay_neither_serves_nor_owns(database: TestDatabase)
     says("dead is dead, stuck, or cut off from the database: its beat did not move for 1s");
     says("billing      order.*  key       not served");
     says("audit        **       key       open");
-    let shown = json(&with_lease(&database, &["status", "--exit-code", "-o", "json"]));
+    let shown = json(&on(&database, &["status", "--exit-code", "-o", "json"]));
     let lives: Vec<_> =
         shown["relays"].as_array().unwrap().iter().map(|r| (r["name"].clone(), r["lives"].clone())).collect();
     assert_eq!(lives, [(json!("living"), json!(true)), (json!("dead"), json!(false))]);
-    assert_eq!(shown["partitions_without_owner"], 12);
+    assert_eq!(shown["partitions_without_living_owner"], 12);
     assert!(shown["attention"].as_array().unwrap().iter().any(|found| found["code"] == "partitions"), "{shown}");
     // Believed without a look, all is well.
-    let shown = json(&with_lease(&database, &["status", "-o", "json", "--wait", "0s"]));
-    assert_eq!((&shown["partitions_without_owner"], &shown["relays"][1]["lives"]), (&json!(0), &Value::Null));
-    let shown = json(&with_lease(&database, &["destinations", "show", "billing", "-o", "json"]));
+    let shown = json(&on(&database, &["status", "-o", "json", "--wait", "0s"]));
+    assert_eq!((&shown["partitions_without_living_owner"], &shown["relays"][1]["lives"]), (&json!(0), &Value::Null));
+    let shown = json(&on(&database, &["destinations", "show", "billing", "-o", "json"]));
     assert_eq!((&shown["served"], &shown["served_by"][0]["lives"]), (&json!(false), &json!(false)));
 
     // All that live is known at once; nobody waits for a lease then.
@@ -262,6 +259,77 @@ async fn the_row_of_a_dead_relay_neither_serves_nor_owns(database: TestDatabase)
 }
 for_each_database!(the_row_of_a_dead_relay_neither_serves_nor_owns);
 
+/// Starts commands whose own configuration has the shortest lease, and leaves them alone for longer than that.
+fn start_with_a_short_lease<const N: usize>(database: &TestDatabase, commands: [&[&str]; N]) -> [Process; N] {
+    let mut running = commands.map(|arguments| {
+        let arguments = [&["--database-url", database.url()], arguments].concat();
+        Process::start_relay("[relay]\nlease = \"1s\"\n", &arguments)
+    });
+    std::thread::sleep(Duration::from_secs(3));
+    for process in &mut running {
+        assert!(process.is_running(), "it has decided already:\n{}", process.output());
+    }
+    running
+}
+
+const REMOVE: [&str; 6] = ["destinations", "remove", "billing", "--waiting", "dead", "--yes"];
+
+async fn a_relay_is_judged_by_its_own_lease_and_not_by_that_of_whoever_looks(database: TestDatabase) {
+    register(&database, "billing", "order.*");
+    plant_relay(&database, 1, "slow", "billing");
+    database.exec("UPDATE outbox_relays SET lease_ms = 60000");
+    let commands: [&[&str]; 4] =
+        [&REMOVE, &["status", "-o", "json"], &["destinations", "list"], &["destinations", "show", "billing"]];
+    let running = start_with_a_short_lease(&database, commands);
+    database.exec("UPDATE outbox_relays SET beat = beat + 1");
+    let [remove, status, list, show] = running.map(|command| command.wait(LIMIT));
+    assert_ended(&remove, 1);
+    assert!(remove.stderr.contains("relay: billing is not removed: slow serves it\n"), "{}", remove.stderr);
+    let relay = &json(&status)["relays"][0];
+    assert_eq!((&relay["lives"], &relay["lease_ms"]), (&json!(true), &json!(60_000)));
+    assert!(list.stdout.trim_end().ends_with("open"), "{}", list.stdout);
+    assert!(show.stdout.contains("\nserved by    slow\n"), "{}", show.stdout);
+}
+for_each_database!(a_relay_is_judged_by_its_own_lease_and_not_by_that_of_whoever_looks);
+
+async fn a_relay_that_leaves_while_it_is_looked_at_is_in_nobodys_way(database: TestDatabase) {
+    register(&database, "billing", "order.*");
+    plant_relay(&database, 1, "leaving", "billing");
+    database.exec("UPDATE outbox_relays SET lease_ms = 60000");
+    let commands: [&[&str]; 3] = [&REMOVE, &["status", "-o", "json"], &["destinations", "show", "billing"]];
+    let [remove, status, show] = start_with_a_short_lease(&database, commands);
+    // It is shown first, because the removal takes it away.
+    database.exec("DELETE FROM outbox_relays");
+    let (status, show) = (status.wait(LIMIT), show.wait(LIMIT));
+    let remove = remove.wait(LIMIT);
+    assert_ended(&remove, 0);
+    assert_eq!(remove.stdout, "removed billing; nothing waits for it\n");
+    assert_eq!(json(&status)["relays"], json!([]));
+    assert!(show.stdout.contains("\nserved by    nobody\n"), "{}", show.stdout);
+}
+for_each_database!(a_relay_that_leaves_while_it_is_looked_at_is_in_nobodys_way);
+
+async fn who_looks_for_less_than_a_lease_does_not_know(database: TestDatabase) {
+    register(&database, "billing", "order.*");
+    plant_relay(&database, 1, "shop-1", "billing");
+    database.exec("UPDATE outbox_relays SET lease_ms = 60000");
+    database.exec("UPDATE outbox_partitions SET owner = (SELECT id FROM outbox_relays)");
+    let status = ["status", "--wait", "300ms"];
+    let ended = on(&database, &status);
+    assert_ended(&ended, 0);
+    assert!(ended.stdout.contains("owners    all 32 partitions are owned\n"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("  not known, still for 3"), "{}", ended.stdout);
+    assert!(!ended.stdout.contains("dead, stuck"), "{}", ended.stdout);
+    let shown = json(&on(&database, &[&status[..], &["-o", "json"]].concat()));
+    assert_eq!((&shown["relays"][0]["lives"], &shown["partitions_without_living_owner"]), (&Value::Null, &json!(0)));
+    let show = ["destinations", "show", "billing", "--wait", "300ms"];
+    let ended = on(&database, &show);
+    assert!(ended.stdout.contains("\nstands       open\n"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("shop-1 (not known: its beat did not move for 3"), "{}", ended.stdout);
+    assert_eq!(json(&on(&database, &[&show[..], &["-o", "json"]].concat()))["served_by"][0]["lives"], Value::Null);
+}
+for_each_database!(who_looks_for_less_than_a_lease_does_not_know);
+
 // ---- remove ----
 
 async fn a_destination_is_removed_when_no_living_relay_serves_it(database: TestDatabase) {
@@ -273,7 +341,7 @@ async fn a_destination_is_removed_when_no_living_relay_serves_it(database: TestD
     let remove = ["destinations", "remove", "billing", "--waiting", "dead", "--actor", "ada"];
     let heart = Heart::of(&database, "shop-1");
     for more in [&["--yes"][..], &["--dry-run"]] {
-        let ended = with_lease(&database, &[&remove[..], more].concat());
+        let ended = on(&database, &[&remove[..], more].concat());
         assert_ended(&ended, 1);
         assert!(
             ended.stderr.starts_with("relay: billing is not removed: shop-1 serves it\n  help: "),
@@ -283,26 +351,30 @@ async fn a_destination_is_removed_when_no_living_relay_serves_it(database: TestD
     }
     drop(heart);
 
-    let ended = with_lease(&database, &[&remove[..], &["--dry-run"]].concat());
+    let ended = on(&database, &[&remove[..], &["--dry-run"]].concat());
     assert_ended(&ended, 0);
     let says = "shop-1 serves it too, but its beat has not moved for 1s: it counts as dead\n\
                 would be removed: billing; 1 waiting delivery would become a dead letter; its dead letter stays\n";
     assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("", says));
     assert_eq!((count(&database, "outbox_destinations"), count(&database, "outbox_audit")), (1, 0));
 
-    let ended = with_lease(&database, &[&remove[..], &["--yes"]].concat());
+    let ended = on(&database, &[&remove[..], &["--yes"]].concat());
     assert_ended(&ended, 0);
     assert_eq!(ended.stdout, "removed billing; 1 waiting delivery became a dead letter\n");
     assert_eq!((count(&database, "outbox_destinations"), count(&database, "outbox_dead_letters")), (0, 2));
     assert_eq!((count(&database, "outbox_relays"), count(&database, "outbox_audit")), (0, 1));
 
-    let ended = with_lease(&database, &[&remove[..], &["--yes"]].concat());
+    let ended = on(&database, &[&remove[..], &["--yes"]].concat());
     assert_ended(&ended, 1);
     assert!(ended.stderr.starts_with("relay: there is no destination `billing`"), "{}", ended.stderr);
     // What names a destination that nobody has can be dealt with in the same way.
     Plant { destination: "typo", ..Plant::new(3) }.waiting(&database, false);
-    let ended =
-        with_lease(&database, &["destinations", "remove", "typo", "--waiting", "discard", "--yes", "-o", "json"]);
+    let ended = on(&database, &["destinations", "show", "typo"]);
+    assert_ended(&ended, 1);
+    let says =
+        "1 delivery waits for it; `relay destinations remove typo --waiting dead` or `--waiting discard` decides";
+    assert!(ended.stderr.starts_with(says), "{}", ended.stderr);
+    let ended = on(&database, &["destinations", "remove", "typo", "--waiting", "discard", "--yes", "-o", "json"]);
     assert_ended(&ended, 0);
     let said =
         json!({ "destination": "typo", "registered": false, "removed": true, "dead_lettered": 0, "discarded": 1 });
@@ -311,6 +383,26 @@ async fn a_destination_is_removed_when_no_living_relay_serves_it(database: TestD
     assert_ended(&ended, 64);
 }
 for_each_database!(a_destination_is_removed_when_no_living_relay_serves_it);
+
+#[test]
+fn a_removal_that_would_wait_for_others_says_so_and_changes_nothing() {
+    for kind in [Kind::Postgres, Kind::Mariadb] {
+        let database = TestDatabase::with_schema(kind);
+        register(&database, "billing", "order.*");
+        Plant::new(1).waiting(&database, false);
+        let ended = with_connection!(database, |holder| {
+            holder.batch_execute("BEGIN; SELECT id FROM outbox_deliveries FOR UPDATE").unwrap();
+            on(&database, &REMOVE)
+        });
+        assert_ended(&ended, 69);
+        let says = "billing is not removed: nothing was changed\n\
+                    relay: outbox: another transaction holds deliveries that wait for the destination: ";
+        assert!(ended.stderr.starts_with(says), "{kind:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains("\n  help: try again when that transaction has ended. "), "{}", ended.stderr);
+        assert_eq!((count(&database, "outbox_destinations"), count(&database, "outbox_deliveries")), (1, 1));
+        assert_ended(&on(&database, &REMOVE), 0);
+    }
+}
 
 // ---- ping ----
 
@@ -355,6 +447,12 @@ async fn a_ping_is_sent_like_a_message_and_says_that_it_is_none() {
         (&json!(true), &json!("200"), &json!("thank you"))
     );
     assert_ne!(said["message_id"].as_str(), Some(header("webhook-id").as_str()), "each ping has an id of its own");
+
+    // Where none is configured it is none of these either.
+    let ended = with("[relay]\nlease = \"5s\"\n", &["destinations", "ping", "billing"]);
+    assert_ended(&ended, 1);
+    let said = "relay: the configuration has no destination `billing`\n  help: only a destination with a `url`";
+    assert!(ended.stderr.starts_with(said), "{}", ended.stderr);
 
     let ended = ping(&["biling"]);
     assert_ended(&ended, 1);

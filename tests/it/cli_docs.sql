@@ -2,8 +2,8 @@
 -- relay serves any more, one key that waits, three dead letters of two kinds, one of which blocks its key, and a message
 -- nobody wants. Times are counted back from now.
 -- Errors, histories and fingerprints are what the relay itself would have written.
-INSERT INTO outbox_relays (id, name, version, serves, started_at) VALUES
-    (x'0199c0de000070008000000000000101', 'shop-1', '0.1.0', '["billing","warehouse"]',
+INSERT INTO outbox_relays (id, name, version, lease_ms, serves, started_at) VALUES
+    (x'0199c0de000070008000000000000101', 'shop-1', '0.1.0', 5000, '["billing","warehouse"]',
      CAST(unixepoch('subsec') * 1000 AS INTEGER) - 93780000);
 UPDATE outbox_partitions SET owner = x'0199c0de000070008000000000000101', epoch = 3;
 INSERT INTO outbox_destinations (name, patterns, paused_at, paused_by, pause_reason, served_at) VALUES

@@ -13,11 +13,11 @@ use crate::cli::{LIMIT, assert_ended, json, on};
 use crate::cli_messages::{enqueue, newest};
 use crate::dead_letters::Plant;
 
-/// Explains with a short lease, for which a silent relay is watched.
+/// Explains a message.
 fn explain(database: &TestDatabase, id: &str, arguments: &[&str]) -> Ended {
     let folder = tempfile::tempdir().unwrap();
     let mut command = relay(["--database-url", database.url(), "explain", id]);
-    command.args(arguments).current_dir(folder.path()).env("RELAY__RELAY__LEASE", "1s");
+    command.args(arguments).current_dir(folder.path());
     Process::run(command, LIMIT)
 }
 
@@ -40,8 +40,8 @@ fn plant_relay(database: &TestDatabase, serves: &str) {
         Kind::Postgres => "'00000000-0000-4000-8000-000000000001'",
         Kind::Mariadb | Kind::Sqlite => "x'00000000000040008000000000000001'",
     };
-    let columns = "(id, name, version, serves)";
-    database.exec(&format!("INSERT INTO outbox_relays {columns} VALUES ({id}, 'shop-1', '1', '{serves}')"));
+    let columns = "(id, name, version, lease_ms, serves)";
+    database.exec(&format!("INSERT INTO outbox_relays {columns} VALUES ({id}, 'shop-1', '1', 1000, '{serves}')"));
     database.exec(&format!("UPDATE outbox_partitions SET owner = {id}"));
 }
 
@@ -162,11 +162,14 @@ async fn what_keeps_a_waiting_delivery_is_named(database: TestDatabase) {
     database.exec("UPDATE outbox_deliveries SET state = 'suspect', destination = 'audit' WHERE seq = 900");
     let (found, answer) = codes(&database, &first);
     assert_eq!(found, ["relay_silent", "failed", "suspect", "unknown_destination"]);
-    assert_eq!(answer["reasons"][2]["text"], "it was in the hands of a relay that died, so its attempts are counted");
-    database.exec("UPDATE outbox_deliveries SET starts = 2 WHERE seq = 900");
+    assert_eq!(
+        answer["reasons"][2]["text"],
+        "it was in the hands of a relay that died, so it is marked while its handler has it"
+    );
+    database.exec("UPDATE outbox_deliveries SET deaths = 2 WHERE seq = 900");
     let (_, answer) = codes(&database, &first);
     let told = answer["reasons"][2]["text"].as_str().unwrap();
-    assert!(told.contains("begun 2 times without an outcome"), "{told}");
+    assert!(told.contains("had it at 2 deaths of a relay"), "{told}");
     database
         .exec("UPDATE outbox_deliveries SET state = 'unrouted', destination = '', topic = 'user.left' WHERE seq = 900");
     let (found, _) = codes(&database, &first);

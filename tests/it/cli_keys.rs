@@ -93,7 +93,8 @@ async fn a_key_is_released_by_a_named_person(database: TestDatabase) {
         assert!(ended.stderr.trim_end().ends_with(" --seq 7"), "{}", ended.stderr);
     }
     let answer = json(&on(&database, &[&command[..], &["-o", "json"]].concat()));
-    assert_eq!(answer, json!({ "destination": "billing", "key": "k", "dead_letters": [], "changed": false }));
+    let expected = json!({ "destination": "billing", "key": "k", "blockers": 0, "dead_letters": [], "changed": false });
+    assert_eq!(answer, expected);
 
     let ended = on(&database, &["keys", "release", "billing", "K"]);
     assert_ended(&ended, 1);
@@ -102,6 +103,20 @@ async fn a_key_is_released_by_a_named_person(database: TestDatabase) {
     assert_eq!(database.query_i64("SELECT count(*) FROM outbox_audit"), 1, "what changed nothing was audited");
 }
 for_each_database!(a_key_is_released_by_a_named_person);
+
+#[test]
+fn a_dry_run_says_when_it_does_not_name_every_letter() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    let ids: Vec<i64> = (0..103).map(|seq| Plant::blocking(seq, "k").dead(&database)).collect();
+    let command = ["keys", "release", "billing", "k", "-o", "json"];
+    let ended = on(&database, &[&command[..], &["--dry-run"]].concat());
+    assert_ended(&ended, 0);
+    let answer = json(&ended);
+    assert_eq!((&answer["blockers"], &answer["dead_letters"]), (&json!(103), &json!(ids[..100])));
+    assert_eq!(ended.stderr, "only the oldest 100 of the 103 dead letters are named\n");
+    let released = json(&on(&database, &command));
+    assert_eq!((&released["blockers"], &released["dead_letters"]), (&json!(103), &json!(ids)));
+}
 
 #[test]
 fn a_key_that_is_no_text_is_named_by_its_bytes() {

@@ -223,8 +223,9 @@ async fn who_cancels_what_a_relay_may_be_sending_is_told(database: TestDatabase)
         Kind::Postgres => "'00000000-0000-4000-8000-000000000001'",
         Kind::Mariadb | Kind::Sqlite => "x'00000000000040008000000000000001'",
     };
-    database
-        .exec(&format!("INSERT INTO outbox_relays (id, name, version, serves) VALUES ({relay}, 'shop-1', '1', '[]')"));
+    database.exec(&format!(
+        "INSERT INTO outbox_relays (id, name, version, lease_ms) VALUES ({relay}, 'shop-1', '1', 5000)"
+    ));
     database.exec(&format!("UPDATE outbox_partitions SET owner = {relay}"));
     let ended = on(&database, &["messages", "cancel", &id, "--yes"]);
     assert_ended(&ended, 0);

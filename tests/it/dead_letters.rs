@@ -268,7 +268,7 @@ async fn a_redriven_letter_waits_in_its_next_life_and_only_once(database: TestDa
     let row = database.query_i64(&format!(
         "SELECT count(*) FROM outbox_deliveries WHERE {same_id} AND seq = 9 AND partition_no = 9 AND life = 1 \
          AND attempts = 0 AND redriven_from = {id} AND NOT in_order AND NOT blocked AND NOT suspect AND state = 'retry' \
-         AND starts = 0 AND first_attempt_at IS NULL AND history = '[{{\"n\":3}}]' AND due_at <= {now} \
+         AND deaths = 0 AND attempted_by IS NULL AND first_attempt_at IS NULL AND history = '[{{\"n\":3}}]' AND due_at <= {now} \
          AND due_at > {} AND {hex} = '00626f6479' AND headers = '{{\"a\":\"b\"}}' AND destination = 'billing'",
         time(database.kind(), 1_000),
     ));

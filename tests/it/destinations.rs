@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use diesel::RunQueryDsl;
+use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
+use diesel::sql_types::Text;
 use outbox::Envelope;
 use outbox::destinations::{self, By, Removal, Waiting};
 use outbox::relays::{self, Relay};
+use outbox::{dead_letters, keys, messages};
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
 
@@ -39,8 +44,8 @@ fn plant_relay(database: &TestDatabase, name: &str, serves: &str) {
         Kind::Mariadb => "random_bytes(16)",
         Kind::Sqlite => "randomblob(16)",
     };
-    let insert = "INSERT INTO outbox_relays (id, name, version, serves) VALUES";
-    database.exec(&format!("{insert} ({id}, '{name}', '1', '[\"{serves}\"]')"));
+    let insert = "INSERT INTO outbox_relays (id, name, version, lease_ms, serves) VALUES";
+    database.exec(&format!("{insert} ({id}, '{name}', '1', 5000, '[\"{serves}\"]')"));
 }
 
 fn count(database: &TestDatabase, from: &str) -> i64 {
@@ -248,6 +253,118 @@ async fn a_destination_is_renamed_without_losing_what_waits(database: TestDataba
     assert_eq!(log.accepted("new"), ["three", "four"]);
 }
 for_each_database!(a_destination_is_renamed_without_losing_what_waits);
+
+/// MariaDB takes texts for equal that differ in the spaces at their ends.
+async fn a_name_is_taken_as_it_is_written(database: TestDatabase) {
+    use outbox::destinations::Change;
+
+    register(&database, "billing", "order.*");
+    register(&database, "here ", "order.*");
+    for (seq, destination) in [(1, "billing"), (2, "billing "), (3, "billing")] {
+        Plant { key: Some("w"), destination, ..Plant::new(seq) }.waiting(&database, false);
+        Plant { destination, ..Plant::blocking(seq + 10, "k") }.dead(&database);
+    }
+    let listed = with_connection!(database, |conn| destinations::list(conn)).unwrap();
+    let billing = listed.iter().find(|destination| destination.name == "billing").unwrap();
+    assert_eq!((billing.waiting, billing.dead), (2, 2));
+    let get = |name: &str| with_connection!(database, |conn| destinations::get(conn, name)).unwrap();
+    assert_eq!(get("billing").unwrap().states, [("blocked".to_owned(), 2)]);
+    assert_eq!(get("billing "), None);
+    let waiting = |name: &str| with_connection!(database, |conn| destinations::waiting(conn, name)).unwrap();
+    assert_eq!(["billing", "billing ", "billing  ", "Billing"].map(waiting), [2, 1, 0, 0]);
+
+    for name in ["billing ", "here", "Billing"] {
+        let changes = with_connection!(database, |conn| (
+            destinations::pause(conn, name, &ada()).unwrap(),
+            destinations::resume(conn, name, &ada()).unwrap()
+        ));
+        assert_eq!(changes, (Change::Unknown, Change::Unknown), "{name:?}");
+    }
+    let only = |name: &str| Some(name.to_owned());
+    let dead = |destination, topic, group| {
+        let filter = dead_letters::Filter { destination, topic, group, ..dead_letters::Filter::default() };
+        with_connection!(database, |conn| dead_letters::list(conn, &filter, 9)).unwrap().len()
+    };
+    assert_eq!([dead(only("billing"), None, None), dead(only("billing "), None, None)], [2, 1]);
+    assert_eq!([dead(None, only("order.placed "), None), dead(None, None, only("f-exhausted "))], [0, 0]);
+    assert_eq!([dead(None, only("order.placed"), None), dead(None, None, only("f-exhausted"))], [3, 3]);
+    let seen = |destination| {
+        let filter = messages::Filter { destination, ..messages::Filter::default() };
+        let bounds = messages::Bounds { shown: 9, looked_at: 9 };
+        with_connection!(database, |conn| messages::waiting(conn, &filter, bounds)).unwrap().rows.len()
+    };
+    assert_eq!([seen(only("billing")), seen(only("billing "))], [2, 1]);
+    let parked = |destination| {
+        let filter = keys::Filter { destination, only_blocked: true, ..keys::Filter::default() };
+        let parked = with_connection!(database, |conn| keys::list(conn, &filter, 9)).unwrap();
+        parked.iter().map(|parked| parked.blockers).collect::<Vec<_>>()
+    };
+    assert_eq!([parked(only("billing")), parked(only("billing "))], [vec![2], vec![1]]);
+    let released = with_connection!(database, |conn| keys::release(conn, "billing ", b"k", &ada())).unwrap();
+    assert!(matches!(&released, keys::Release::Done(letters) if letters.len() == 1), "{released:?}");
+
+    let removal = remove(&database, "billing ", Waiting::Discard, &[]);
+    assert_eq!(removal, Removal::Done { registered: false, waiting: 1 });
+    assert_eq!(remove(&database, "here", Waiting::Discard, &[]), Removal::Unknown);
+    assert_eq!((count(&database, "destinations"), count(&database, "deliveries")), (2, 2));
+}
+for_each_database!(a_name_is_taken_as_it_is_written);
+
+/// How long a removal of `billing` may take that waits for nobody longer than a moment.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Somebody else locks what `select` finds, while a removal is tried; returns what the removal says and how long it took.
+fn remove_while_held(database: &TestDatabase, select: &str) -> (outbox::Error, Duration) {
+    let (hold, waits) = match database.kind() {
+        // Not for ever, should somebody wait for it.
+        Kind::Postgres => (
+            format!("SET idle_in_transaction_session_timeout = '30s'; BEGIN; {select} FOR UPDATE"),
+            "current_setting('lock_timeout')",
+        ),
+        Kind::Mariadb => {
+            (format!("BEGIN; {select} FOR UPDATE"), "concat(@@innodb_lock_wait_timeout, ' ', @@lock_wait_timeout)")
+        }
+        // There whoever writes holds everything.
+        Kind::Sqlite => ("BEGIN IMMEDIATE".to_owned(), "''"),
+    };
+    with_connection!(database, |holder| {
+        holder.batch_execute(&hold).unwrap();
+        let told = with_connection!(database, |conn| {
+            if database.kind() == Kind::Sqlite {
+                conn.batch_execute("PRAGMA busy_timeout = 300").unwrap();
+            }
+            let waits = |conn: &mut _| -> String { diesel::select(sql::<Text>(waits)).get_result(conn).unwrap() };
+            let (before, began) = (waits(conn), Instant::now());
+            let error = destinations::remove(conn, "billing", Waiting::Dead, &[], &ada()).unwrap_err();
+            let took = began.elapsed();
+            assert_eq!(waits(conn), before, "the connection waits as it did before");
+            (error, took)
+        });
+        holder.batch_execute("ROLLBACK").unwrap();
+        told
+    })
+}
+
+async fn a_removal_does_not_wait_for_rows_that_another_holds(database: TestDatabase) {
+    register(&database, "billing", "order.*");
+    Plant::new(1).waiting(&database, false);
+    for (held, select) in [
+        ("deliveries that wait for the destination", "SELECT id FROM outbox_deliveries"),
+        ("partitions", "SELECT partition_no FROM outbox_partitions WHERE partition_no = 7"),
+        ("the destination", "SELECT name FROM outbox_destinations"),
+    ] {
+        let (error, took) = remove_while_held(&database, select);
+        assert!(error.is_locked(), "{error}");
+        let held = if database.kind() == Kind::Sqlite { "the file's write lock" } else { held };
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("outbox: another transaction holds {held}: ")), "{text}");
+        assert!(took < SOON, "{took:?}");
+        assert_eq!((count(&database, OF_BILLING), count(&database, "destinations")), (1, 1), "{held}");
+        assert_eq!((count(&database, "dead_letters"), count(&database, "audit")), (0, 0), "{held}");
+    }
+    assert_eq!(remove(&database, "billing", Waiting::Dead, &[]), Removal::Done { registered: true, waiting: 1 });
+}
+for_each_database!(a_removal_does_not_wait_for_rows_that_another_holds);
 
 /// Does something once, before the relay's first call of this name.
 async fn relay_with(

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use outbox_tests::database::{Kind, TestDatabase};
-use relay::message::{Key, Message, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
+use relay::message::{Key, Message, MessageId, PartitionSet, RelayId, Seq};
 use relay::poll::Evidence;
 use relay::retry::RetryPolicy;
 use relay::sink::{Attempt, Judgement, Settings, Sink};
 use relay::store::{
     Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted, Written,
+    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow,
+    WaitingChange, WaitingOutcome, Wanted, Written,
 };
 use relay::store::{StoreOptions, open::open};
 use relay::{Destination, Relay, RelayBuilder, RelayError};
@@ -50,6 +51,15 @@ macro_rules! calls {
                 (self.before)(call).await?;
                 self.inner.partition_acquire(relay, wanted).await
             }
+            async fn unrouted_topics(&self, after: &[(u8, String)], limit: u32) -> Result<Vec<(u8, String)>, StoreError> {
+                (self.before)(if after.len() > 16 { "unrouted_topics_many" } else { "unrouted_topics" }).await?;
+                self.inner.unrouted_topics(after, limit).await
+            }
+            async fn settle(&self, relay: RelayId, batch: &Settlement, now: Now) -> Result<Settled, StoreError> {
+                let routes = |row: &WaitingOutcome| matches!(row.change, WaitingChange::Routed(_));
+                (self.before)(if batch.waiting.iter().any(routes) { "settle_routed" } else { "settle" }).await?;
+                self.inner.settle(relay, batch, (self.hour)(now)).await
+            }
             $(async fn $name(&self, $($argument: $kind,)* $($now: Now)?) -> Result<$answer, StoreError> {
                 (self.before)(stringify!($name)).await?;
                 self.inner.$name($($argument,)* $((self.hour)($now))?).await
@@ -68,20 +78,19 @@ calls! {
     key_parked(keys: &[(String, Key)]) -> Vec<bool>;
     delivery_due(lanes: &[LaneDemand], owned: PartitionSet; now) -> Due;
     delivery_followers(keys: &[KeyAfter], limit: u32; now) -> Followers;
-    delivery_unrouted(after: (Seq, i64), owned: PartitionSet, limit: u32; now) -> Vec<WaitingDelivery>;
+    unrouted_rows(wanted: &[UnroutedAfter], limit: u32) -> Vec<UnroutedRow>;
     delivery_start(relay: RelayId, batch: &StartBatch) -> Vec<i64>;
     delivery_last() -> i64;
     delivery_ahead(after: i64, until: i64, owned: PartitionSet, limit: u32; now) -> Vec<RowAhead>;
     delivery_bring_forward(relay: RelayId, rows: &[RowAhead], by: Duration) -> ();
     destination_bring_forward(holds: &[(String, Written)], by: Duration) -> ();
     message_delivered(messages: &[(Seq, MessageId)], routes_version: i64) -> Delivered;
-    settle(relay: RelayId, batch: &Settlement; now) -> Settled;
     relay_register(relay: &RelayRow) -> ();
     relay_beat(relay: RelayId, draining: bool) -> Option<Membership>;
     membership_read() -> Membership;
     relay_bury(dead: &[(RelayId, i64)]) -> Vec<RelayId>;
     partition_release(relay: RelayId, given_up: PartitionSet) -> ();
-    relay_leave(relay: RelayId) -> ();
+    relay_leave(relay: RelayId, unread: PartitionSet) -> ();
     destination_register(served: &[DestinationSpec]) -> ();
     destination_read(; now) -> Routing;
     destination_hold(name: &str, pause: Duration; now) -> ();

@@ -187,6 +187,25 @@ async fn a_key_that_is_no_text_is_found_by_its_bytes(database: TestDatabase) {
 }
 for_each_database!(a_key_that_is_no_text_is_found_by_its_bytes);
 
+/// The database converts what it is sent, and so must what names a key.
+#[test]
+fn a_key_is_found_in_a_database_of_another_encoding() {
+    let (database, neighbour) = (TestDatabase::create(Kind::Postgres), TestDatabase::create(Kind::Postgres));
+    let (name, latin) = (database.name(), "ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'");
+    neighbour.exec(&format!("DROP DATABASE {name}"));
+    neighbour.exec(&format!("CREATE DATABASE {name} {latin}"));
+    database.apply_schema();
+    Plant::blocking(5, "kä").dead(&database);
+    waiting(&database, 7, "kä", true);
+    waiting(&database, 8, "ß", false);
+    assert_eq!(all_told(&database, &Filter::default(), 10), ["billing kä 1 7: 5", "billing ß 1 8: "]);
+    assert!(matches!(release(&database, "billing", "kä"), Release::Done(letters) if letters.len() == 1));
+    assert_eq!(unblocked(&database), [7, 8]);
+    let released = on!(database, conn => keys::release(conn, "billing", "k€".as_bytes(), &by()));
+    let answer = released.unwrap_err().to_string();
+    assert!(answer.contains("has no equivalent in encoding \"LATIN1\""), "{answer}");
+}
+
 async fn of_a_release_a_redrive_and_a_discard_at_once_each_letter_has_one(database: TestDatabase) {
     for round in 0..5 {
         let seqs = [round * 10 + 1, round * 10 + 2, round * 10 + 3];

@@ -43,3 +43,4 @@ mod suspects;
 mod tables;
 mod testing_kit;
 mod toy;
+mod unrouted;

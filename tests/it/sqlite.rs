@@ -109,7 +109,13 @@ async fn a_file_put_in_its_place_is_another_incarnation() {
     assert!(beside(database.path(), "-wal").exists());
     assert_eq!(store.destination_read(None).await.unwrap().version, 7);
     // The writing connection follows too.
-    let relay = RelayRow { id: Uuid::new_v4(), name: "r".into(), version: "1".into(), serves: Vec::new() };
+    let relay = RelayRow {
+        id: Uuid::new_v4(),
+        name: "r".into(),
+        version: "1".into(),
+        lease: Duration::from_secs(5),
+        serves: Vec::new(),
+    };
     store.relay_register(&relay).await.unwrap();
     assert_eq!(database.query_i64("SELECT count(*) FROM outbox_relays"), 1);
 }
@@ -153,7 +159,13 @@ async fn a_write_waits_for_the_applications_transaction_and_a_read_does_not() {
         .unwrap();
 
     let writer = Arc::clone(&store);
-    let relay = RelayRow { id: Uuid::new_v4(), name: "r".into(), version: "1".into(), serves: Vec::new() };
+    let relay = RelayRow {
+        id: Uuid::new_v4(),
+        name: "r".into(),
+        version: "1".into(),
+        lease: Duration::from_secs(5),
+        serves: Vec::new(),
+    };
     let write = tokio::spawn(async move { writer.relay_register(&relay).await });
     assert!(poll_from(&*store, 0).await.from_tail.is_empty());
     assert!(!write.is_finished());
@@ -180,7 +192,13 @@ async fn a_transaction_that_lasts_too_long_makes_the_relay_try_again() {
 async fn a_call_whose_future_was_dropped_runs_to_its_end() {
     let database = TestDatabase::with_schema(Kind::Sqlite);
     let store = store(&database).await;
-    let relay = RelayRow { id: Uuid::new_v4(), name: "r".into(), version: "1".into(), serves: Vec::new() };
+    let relay = RelayRow {
+        id: Uuid::new_v4(),
+        name: "r".into(),
+        version: "1".into(),
+        lease: Duration::from_secs(5),
+        serves: Vec::new(),
+    };
     store.relay_register(&relay).await.unwrap();
     let mut application = database.sqlite();
     application.batch_execute("BEGIN IMMEDIATE").unwrap();

@@ -51,14 +51,14 @@ async fn park(database: &TestDatabase, destinations: &[&str], bodies: &[&str]) {
 }
 
 /// Marks the row of a message as one that was under way at so many deaths.
-fn suspect(database: &TestDatabase, body: &str, starts: u32) {
+fn suspect(database: &TestDatabase, body: &str, deaths: u32) {
     let flag = if database.kind() == Kind::Postgres { "true" } else { "1" };
     let payload = match database.kind() {
         Kind::Postgres => format!("coalesce(payload, convert_from(payload_bytes, 'UTF8')) = '{body}'"),
         Kind::Mariadb => format!("payload = '{body}'"),
         Kind::Sqlite => format!("CAST(payload AS TEXT) = '{body}'"),
     };
-    let set = format!("suspect = {flag}, state = 'suspect', starts = {starts}");
+    let set = format!("suspect = {flag}, state = 'suspect', deaths = {deaths}");
     database.exec(&format!("UPDATE outbox_deliveries SET {set} WHERE {payload}"));
 }
 
@@ -107,8 +107,8 @@ fn watched(name: &str, topic: &str, watch: &Arc<Watch>, in_process: bool) -> Des
 
 async fn whoever_was_under_way_at_a_death_is_tried_alone(database: TestDatabase) {
     park(&database, &["a", "b"], &["twice", "once", "never", "plain"]).await;
-    for (body, starts) in [("twice", 2), ("once", 1), ("never", 0)] {
-        suspect(&database, body, starts);
+    for (body, deaths) in [("twice", 2), ("once", 1), ("never", 0)] {
+        suspect(&database, body, deaths);
     }
     // Fresh ones come meanwhile, for handlers and for a destination elsewhere.
     enqueue(&database, (0..200).map(|n| plain(&format!("fresh {n}"))));
@@ -131,9 +131,9 @@ async fn whoever_was_under_way_at_a_death_is_tried_alone(database: TestDatabase)
 }
 for_each_database!(whoever_was_under_way_at_a_death_is_tried_alone);
 
-async fn after_three_deaths_a_suspect_is_given_up_and_a_redrive_begins_anew(database: TestDatabase) {
+async fn after_three_deaths_alone_a_suspect_is_given_up_and_a_redrive_begins_anew(database: TestDatabase) {
     park(&database, &["d"], &["bad", "good"]).await;
-    suspect(&database, "bad", 3);
+    suspect(&database, "bad", 4);
     let log = Log::default();
     let running = Running::start(relay_on(&database).destination(log.accepting("d"))).await;
     until_dead(&database, &["d crashed"]).await;
@@ -142,13 +142,13 @@ async fn after_three_deaths_a_suspect_is_given_up_and_a_redrive_begins_anew(data
     let letter = &dead_letters(&database)[0].letter;
     assert_eq!(letter.attempts, 1, "the deaths are no attempts that were judged");
     let said = letter.last_error.as_deref().unwrap();
-    assert!(said.starts_with("the process died each of the last 3 times") && said.contains("redrive"), "{said}");
+    assert!(said.starts_with("the process died each of the last 4 times") && said.contains("redrive"), "{said}");
     running.stop().await;
 
     redrive_all(&database);
     let rows = lines(
         &database,
-        "SELECT concat_ws('|', state, CASE WHEN suspect THEN 'suspect' ELSE 'trusted' END, starts) \
+        "SELECT concat_ws('|', state, CASE WHEN suspect THEN 'suspect' ELSE 'trusted' END, deaths) \
          FROM outbox_deliveries",
     );
     assert_eq!(rows, ["retry|trusted|0"]);
@@ -157,9 +157,9 @@ async fn after_three_deaths_a_suspect_is_given_up_and_a_redrive_begins_anew(data
     until_nothing_is_left(&database).await;
     running.stop().await;
 }
-for_each_database!(after_three_deaths_a_suspect_is_given_up_and_a_redrive_begins_anew);
+for_each_database!(after_three_deaths_alone_a_suspect_is_given_up_and_a_redrive_begins_anew);
 
-async fn what_a_dead_relay_may_have_had_in_a_handler_is_counted_first(database: TestDatabase) {
+async fn what_a_dead_relay_may_have_had_in_a_handler_is_marked_first(database: TestDatabase) {
     enqueue(&database, (0..10).map(|n| keyed(&format!("k{}", n % 2), &n.to_string())));
     enqueue(&database, [outbox::Envelope::raw("far", "far")]);
     somebody_died(&database);
@@ -182,8 +182,8 @@ async fn what_a_dead_relay_may_have_had_in_a_handler_is_counted_first(database: 
         Left::of(&database).waiting() == Some(["d suspect"; 10].iter().map(ToString::to_string).collect())
     })
     .await;
-    tokio::time::timeout(Duration::from_secs(20), counted.notified()).await.expect("they are to be counted");
-    assert!(log.arrivals().is_empty(), "nothing is attempted that is not counted");
+    tokio::time::timeout(Duration::from_secs(20), counted.notified()).await.expect("they are to be marked");
+    assert!(log.arrivals().is_empty(), "nothing is attempted that is not marked");
     assert_eq!(*far.order.lock().unwrap(), ["far"], "what cannot kill is not held back");
     open.store(true, Ordering::SeqCst);
     until_nothing_is_left(&database).await;
@@ -194,7 +194,7 @@ async fn what_a_dead_relay_may_have_had_in_a_handler_is_counted_first(database: 
         assert!(of_key.len() == 5 && of_key.is_sorted(), "{of_key:?}");
     }
 }
-for_each_database!(what_a_dead_relay_may_have_had_in_a_handler_is_counted_first);
+for_each_database!(what_a_dead_relay_may_have_had_in_a_handler_is_marked_first);
 
 fn quickly(store: Arc<dyn relay::store::Store>) -> RelayBuilder {
     Relay::builder_from_store(store).poll(millis(1), millis(20)).retry(quick(1000)).lease(millis(900))
@@ -217,12 +217,12 @@ async fn a_relay_that_left_in_order_leaves_no_suspects() {
         until_nothing_is_left(&database).await;
         running.stop().await;
     }
-    assert_eq!(counts.load(Ordering::SeqCst), 0, "nothing had to wait, so nothing was counted");
+    assert_eq!(counts.load(Ordering::SeqCst), 0, "nothing had to wait, so nothing was marked");
     assert_eq!(log.accepted("d").len(), 60);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_of_destinations_elsewhere_are_never_counted() {
+async fn rows_of_destinations_elsewhere_are_never_marked() {
     let database = TestDatabase::with_schema(Kind::Sqlite);
     let store = store(&database, |call| {
         assert_ne!(call, "delivery_start", "nobody there can kill this process");
@@ -231,7 +231,7 @@ async fn rows_of_destinations_elsewhere_are_never_counted() {
     .await;
     let far = Arc::new(Watch::default());
     park(&database, &["far"], &["parked"]).await;
-    suspect(&database, "parked", 3);
+    suspect(&database, "parked", 4);
     enqueue(&database, (0..10).map(|n| plain(&n.to_string())));
     somebody_died(&database);
     let running = Running::start(quickly(store).destination(watched("far", "t", &far, false))).await;
@@ -310,6 +310,65 @@ async fn a_stop_reads_first_what_a_dead_relay_left() {
     assert!(log.arrivals().is_empty(), "nothing was begun any more");
 }
 
+/// What could not be read to the end is left as it was found: a dead relay's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_may_not_read_what_a_dead_relay_left_says_so_to_the_next() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    enqueue(&database, (0..40).map(|n| plain(&n.to_string())));
+    somebody_died(&database);
+    let blind = store(&database, |call| if call == "message_read" { fail() } else { pass() }).await;
+    let log = Log::default();
+    let first = Running::start(quickly(blind).shutdown_grace(millis(50)).destination(log.accepting("d"))).await;
+    let owned = "SELECT count(*) FROM outbox_partitions p JOIN outbox_relays r ON r.id = p.owner";
+    until(&database, "it has everything", || database.query_i64(owned) == 32).await;
+    first.stop().await;
+    assert_eq!(database.query_i64("SELECT count(*) FROM outbox_relays"), 0, "it left");
+    let marks = Arc::new(AtomicUsize::new(0));
+    let counter = marks.clone();
+    let seeing = store(&database, move |call| {
+        counter.fetch_add(usize::from(call == "delivery_start"), Ordering::SeqCst);
+        pass()
+    })
+    .await;
+    let second = Running::start(quickly(seeing).destination(log.accepting("d"))).await;
+    until_nothing_is_left(&database).await;
+    second.stop().await;
+    assert!(marks.load(Ordering::SeqCst) > 0, "they were attempted as if nobody had died");
+    assert_eq!(log.accepted("d").len(), 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_whose_destination_is_paused_while_it_is_marked_is_not_attempted() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    park(&database, &["d"], &["parked"]).await;
+    let (open, marks, looks) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (may, marked, looked) = (open.clone(), marks.clone(), looks.clone());
+    let store = store(&database, move |call| {
+        looked.fetch_add(usize::from(call == "destination_read"), Ordering::SeqCst);
+        marked.fetch_add(usize::from(call == "delivery_start"), Ordering::SeqCst);
+        if call == "delivery_start" && !may.load(Ordering::SeqCst) { fail() } else { pass() }
+    })
+    .await;
+    let log = Log::default();
+    let running = Running::start(quickly(store).destination(log.accepting("d"))).await;
+    until(&database, "it is to be marked", || marks.load(Ordering::SeqCst) > 0).await;
+    let by = outbox::destinations::By { actor: "ada".to_owned(), reason: None };
+    outbox::destinations::pause(&mut database.sqlite(), "d", &by).unwrap();
+    let before = looks.load(Ordering::SeqCst);
+    until(&database, "the pause is seen", || looks.load(Ordering::SeqCst) >= before + 2).await;
+    let before = marks.load(Ordering::SeqCst);
+    open.store(true, Ordering::SeqCst);
+    until(&database, "it was marked", || marks.load(Ordering::SeqCst) > before).await;
+    let before = looks.load(Ordering::SeqCst);
+    until(&database, "time has passed", || looks.load(Ordering::SeqCst) >= before + 2).await;
+    assert!(log.arrivals().is_empty(), "it was attempted");
+    outbox::destinations::resume(&mut database.sqlite(), "d", &by).unwrap();
+    until_nothing_is_left(&database).await;
+    running.stop().await;
+    assert_eq!(log.accepted("d"), ["parked"]);
+}
+
 /// A suspect is given up for deaths it met alone. One that has ended and is not written down would be taken for one that
 /// was under way.
 #[tokio::test(flavor = "multi_thread")]
@@ -342,18 +401,26 @@ async fn an_attempt_that_a_stop_cut_off_counts_as_no_death(database: TestDatabas
     park(&database, &["d"], &["long"]).await;
     suspect(&database, "long", 2);
     let began = Arc::new(Notify::new());
-    let tell = began.clone();
-    let long = relay::Handler::raw("d", move |_: Message, _: relay::Context| {
-        tell.notify_one();
-        std::future::pending::<relay::HandlerResult>()
-    });
-    let running = Running::start(relay_on(&database).shutdown_grace(millis(100)).destination(long)).await;
-    tokio::time::timeout(Duration::from_secs(20), began.notified()).await.expect("it is attempted");
-    let rows = "SELECT concat_ws('|', state, CASE WHEN suspect THEN 'suspect' ELSE 'trusted' END, starts, attempts) \
+    let rows = "SELECT concat_ws('|', state, CASE WHEN suspect THEN 'suspect' ELSE 'trusted' END, deaths, attempts) \
                 FROM outbox_deliveries";
-    assert_eq!(lines(&database, rows), ["suspect|suspect|3|1"]);
+    for deaths_between in [0, 1] {
+        let tell = began.clone();
+        let long = relay::Handler::raw("d", move |_: Message, _: relay::Context| {
+            tell.notify_one();
+            std::future::pending::<relay::HandlerResult>()
+        });
+        let running = Running::start(relay_on(&database).shutdown_grace(millis(100)).destination(long)).await;
+        tokio::time::timeout(Duration::from_secs(20), began.notified()).await.expect("it is attempted");
+        assert_eq!(lines(&database, rows), ["suspect|suspect|2|1"]);
+        running.stop().await;
+        // Whoever owned the partitions since then had not begun with it.
+        (0..deaths_between).for_each(|_| somebody_died(&database));
+    }
+    let log = Log::default();
+    let running = Running::start(relay_on(&database).destination(log.accepting("d"))).await;
+    until_nothing_is_left(&database).await;
     running.stop().await;
-    assert_eq!(lines(&database, rows), ["suspect|suspect|0|1"], "the process lived on");
+    assert_eq!(log.accepted("d"), ["long"], "given up, or lost");
 }
 for_each_database!(an_attempt_that_a_stop_cut_off_counts_as_no_death);
 

@@ -61,7 +61,8 @@ CREATE TABLE IF NOT EXISTS outbox_deliveries (
     blocked          BOOLEAN          NOT NULL DEFAULT false,
     suspect          BOOLEAN          NOT NULL DEFAULT false,
     in_order         BOOLEAN          NOT NULL DEFAULT true,
-    starts           INT              NOT NULL DEFAULT 0,
+    attempted_by     BINARY(16),
+    deaths           INT              NOT NULL DEFAULT 0,
     life             INT              NOT NULL DEFAULT 0,
     attempts         INT              NOT NULL DEFAULT 0,
     due_at           DATETIME(6)      NOT NULL,
@@ -73,7 +74,8 @@ CREATE TABLE IF NOT EXISTS outbox_deliveries (
     CONSTRAINT one_delivery_per_destination UNIQUE (message_id, destination, life),
     INDEX delivery_by_due (destination, blocked, due_at),
     INDEX delivery_by_key (destination, ordering_key, seq),
-    INDEX delivery_by_partition (partition_no)
+    -- The last three are for what waits for a route, which is searched topic by topic when the routes change.
+    INDEX delivery_by_partition (partition_no, destination, state, topic)
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- Given up, with the reason and the attempts. Redriven or discarded by a person.
@@ -120,11 +122,12 @@ INSERT IGNORE INTO outbox_partitions (partition_no) VALUES
     (0), (1), (2), (3), (4), (5), (6), (7), (8), (9), (10), (11), (12), (13), (14), (15),
     (16), (17), (18), (19), (20), (21), (22), (23), (24), (25), (26), (27), (28), (29), (30), (31);
 
--- One row per running relay, alive while `beat` changes.
+-- One row per running relay, alive while `beat` changes, dead when it stood still for `lease_ms`.
 CREATE TABLE IF NOT EXISTS outbox_relays (
     id         BINARY(16)   NOT NULL PRIMARY KEY,
     name       VARCHAR(255) NOT NULL,
     version    VARCHAR(255) NOT NULL,
+    lease_ms   BIGINT       NOT NULL,
     beat       BIGINT       NOT NULL DEFAULT 0,
     draining   BOOLEAN      NOT NULL DEFAULT false,
     serves     LONGTEXT     NOT NULL DEFAULT ('[]'),

@@ -59,7 +59,8 @@ CREATE TABLE outbox_deliveries (
     blocked          boolean     NOT NULL DEFAULT false,
     suspect          boolean     NOT NULL DEFAULT false,
     in_order         boolean     NOT NULL DEFAULT true,
-    starts           integer     NOT NULL DEFAULT 0,
+    attempted_by     uuid,
+    deaths           integer     NOT NULL DEFAULT 0,
     life             integer     NOT NULL DEFAULT 0,
     attempts         integer     NOT NULL DEFAULT 0,
     due_at           timestamptz NOT NULL,
@@ -73,6 +74,9 @@ CREATE TABLE outbox_deliveries (
 CREATE INDEX delivery_by_due ON outbox_deliveries (destination, blocked, due_at);
 CREATE INDEX delivery_by_key ON outbox_deliveries (destination, ordering_key, seq);
 CREATE INDEX delivery_by_partition ON outbox_deliveries (partition_no);
+-- What waits for a route is searched topic by topic when the routes change. The other rows pay nothing for it.
+CREATE INDEX unrouted_by_topic ON outbox_deliveries (partition_no, topic, id)
+    WHERE destination = '' AND state = 'unrouted';
 
 -- Given up, with the reason and the attempts. Redriven or discarded by a person.
 CREATE TABLE outbox_dead_letters (
@@ -117,11 +121,12 @@ CREATE TABLE outbox_partitions (
 );
 INSERT INTO outbox_partitions (partition_no) SELECT generate_series(0, 31);
 
--- One row per running relay; alive while `beat` changes.
+-- One row per running relay; alive while `beat` changes, dead when it stood still for `lease_ms`.
 CREATE TABLE outbox_relays (
     id         uuid        PRIMARY KEY,
     name       text        NOT NULL,
     version    text        NOT NULL,
+    lease_ms   bigint      NOT NULL,
     beat       bigint      NOT NULL DEFAULT 0,
     draining   boolean     NOT NULL DEFAULT false,
     serves     text        NOT NULL DEFAULT '[]',

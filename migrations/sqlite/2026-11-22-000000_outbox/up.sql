@@ -87,7 +87,8 @@ CREATE TABLE outbox_deliveries (
     blocked          INTEGER NOT NULL DEFAULT 0,
     suspect          INTEGER NOT NULL DEFAULT 0,
     in_order         INTEGER NOT NULL DEFAULT 1,
-    starts           INTEGER NOT NULL DEFAULT 0,
+    attempted_by     BLOB,
+    deaths           INTEGER NOT NULL DEFAULT 0,
     life             INTEGER NOT NULL DEFAULT 0,
     attempts         INTEGER NOT NULL DEFAULT 0,
     due_at           INTEGER NOT NULL,
@@ -104,6 +105,9 @@ CREATE TABLE outbox_deliveries (
 CREATE INDEX delivery_by_due ON outbox_deliveries (destination, blocked, due_at);
 CREATE INDEX delivery_by_key ON outbox_deliveries (destination, ordering_key, seq);
 CREATE INDEX delivery_by_partition ON outbox_deliveries (partition_no);
+-- What waits for a route is searched topic by topic when the routes change. The other rows pay nothing for it.
+CREATE INDEX unrouted_by_topic ON outbox_deliveries (partition_no, topic)
+    WHERE destination = '' AND state = 'unrouted';
 
 -- Given up, with the reason and the attempts. Redriven or discarded by a person.
 CREATE TABLE outbox_dead_letters (
@@ -152,11 +156,12 @@ INSERT INTO outbox_partitions (partition_no)
     WITH RECURSIVE numbers (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < 31)
     SELECT n FROM numbers;
 
--- One row per running relay; alive while `beat` changes.
+-- One row per running relay; alive while `beat` changes, dead when it stood still for `lease_ms`.
 CREATE TABLE outbox_relays (
     id         BLOB    NOT NULL PRIMARY KEY,
     name       TEXT    NOT NULL,
     version    TEXT    NOT NULL,
+    lease_ms   INTEGER NOT NULL,
     beat       INTEGER NOT NULL DEFAULT 0,
     draining   INTEGER NOT NULL DEFAULT 0,
     serves     TEXT    NOT NULL DEFAULT '[]',

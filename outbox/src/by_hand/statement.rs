@@ -8,7 +8,7 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::result::QueryResult;
 use diesel::sql_types::Text;
 
-use crate::connection::{OutboxBackend, TextColumn};
+use crate::connection::{Database, OutboxBackend, TextColumn};
 use crate::error::Error;
 
 /// SQL and texts in their order.
@@ -44,6 +44,18 @@ impl Statement {
         match text {
             Some(text) => self.text(text),
             None => self.sql("NULL"),
+        }
+    }
+
+    /// Appends the condition that a column holds exactly this text.
+    ///
+    /// MariaDB and MySQL compare texts as if the shorter one ended in spaces; the length tells such texts apart. The
+    /// comparison itself stays, for the sake of the indexes.
+    pub(crate) fn is(self, database: Database, column: &str, text: &str) -> Statement {
+        let compared = self.sql(format!("{column} = ")).text(text);
+        match database {
+            Database::Mysql => compared.sql(format!(" AND octet_length({column}) = {}", text.len())),
+            Database::Postgres | Database::Sqlite => compared,
         }
     }
 

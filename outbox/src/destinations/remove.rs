@@ -7,6 +7,7 @@
 //!   comes after those that are dealt with here.
 //! - A bounded number of waiting deliveries goes with each transaction, whole keys from their ends: the first of a key
 //!   is the last to go, so that nothing else of it comes free before its turn.
+//! - All relays wait for what it holds, so it waits for nobody longer than a moment.
 //! - Done again after it broke off, it goes on with what is left.
 
 use diesel::connection::LoadConnection;
@@ -14,6 +15,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::By;
+use crate::by_hand::lock_wait::{locking, with_short_waits};
 use crate::by_hand::sql::{current_read, now, text, uuid_literal};
 use crate::by_hand::{Statement, audit, list_of};
 use crate::connection::sealed::Dialect;
@@ -55,7 +57,8 @@ pub enum Removal {
 
 /// Removes a destination: it is no longer routed to, and what waits for it becomes dead letters or is dropped.
 ///
-/// `silent` are relays the caller knows to be dead: it has looked at their beats for a lease, and they did not move.
+/// `silent` are relays the caller knows to be dead: it has looked at their beats, each for the
+/// [lease](Relay::lease) of that relay, and they did not move.
 /// Those whose beat is still the same are declared dead here, as another relay would do, and do not count. Every other
 /// relay that serves the destination keeps it from being removed.
 ///
@@ -83,7 +86,8 @@ pub enum Removal {
 ///
 /// # Errors
 ///
-/// [`Error::Database`] when the database refuses; what earlier transactions did stays done.
+/// [`Error::Locked`] when another transaction holds what it needs for longer than a second, and [`Error::Database`] when
+/// the database refuses; what earlier transactions did stays done.
 pub fn remove<C>(conn: &mut C, name: &str, waiting: Waiting, silent: &[Relay], by: &By) -> Result<Removal, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
@@ -92,6 +96,13 @@ where
     if name.is_empty() {
         return Ok(Removal::Unknown);
     }
+    with_short_waits(conn, |conn| steps(conn, name, waiting, silent, by))
+}
+
+fn steps<C>(conn: &mut C, name: &str, waiting: Waiting, silent: &[Relay], by: &By) -> Result<Removal, Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
     let (mut registered, mut total) = (false, 0);
     loop {
         match conn.transaction(|conn| step(conn, name, waiting, silent, by))? {
@@ -137,10 +148,9 @@ where
     for relay in &dead {
         bury(conn, database, relay.id, relay.beat)?;
     }
-    let removed = Statement::new("-- destination_remove\nDELETE FROM outbox_destinations WHERE name = ")
-        .text(name)
-        .execute(conn)?
-        > 0;
+    let delete = Statement::new("-- destination_remove\nDELETE FROM outbox_destinations WHERE ");
+    let delete = delete.is(database, "name", name);
+    let removed = locking("the destination", || delete.execute(conn))? > 0;
     if removed {
         let raise = "-- routes_raise\nUPDATE outbox_meta SET routes_version = routes_version + 1";
         Statement::new(raise).execute(conn)?;
@@ -164,16 +174,17 @@ where
 {
     if database == Database::Sqlite {
         // The first statement writes, so it waits for the write lock before anything is read.
-        Statement::new("-- write_lock\nDELETE FROM outbox_deliveries WHERE id IS NULL").execute(conn)?;
+        let write = Statement::new("-- write_lock\nDELETE FROM outbox_deliveries WHERE id IS NULL");
+        locking("the file's write lock", || write.execute(conn))?;
     }
     let lock = current_read(database);
     let partitions = format!(
         "-- partition_lock\nSELECT {} FROM outbox_partitions ORDER BY outbox_partitions.partition_no{lock}",
         text(database, "partition_no")
     );
-    Statement::new(partitions).load(conn)?;
+    locking("partitions", || Statement::new(partitions).load(conn))?;
     let routes = format!("-- routes_lock\nSELECT {} FROM outbox_meta{lock}", text(database, "routes_version"));
-    Statement::new(routes).load(conn)?;
+    locking("the routes", || Statement::new(routes).load(conn))?;
     Ok(())
 }
 
@@ -185,7 +196,7 @@ where
 {
     let id = uuid_literal(database, id);
     let bury = format!("-- relay_bury\nDELETE FROM outbox_relays WHERE id = {id} AND beat = {beat}");
-    if Statement::new(bury).execute(conn)? > 0 {
+    if locking("the row of a dead relay", || Statement::new(bury).execute(conn))? > 0 {
         let free = format!("-- partition_raise\nUPDATE outbox_partitions SET epoch = epoch + 1 WHERE owner = {id}");
         Statement::new(free).execute(conn)?;
     }
@@ -198,20 +209,21 @@ where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     // In the order of the index, from its end.
-    let select =
-        format!("-- delivery_lock\nSELECT {} FROM outbox_deliveries WHERE destination = ", text(database, "id"));
+    let select = format!("-- delivery_lock\nSELECT {} FROM outbox_deliveries WHERE ", text(database, "id"));
     let order = format!(
         " ORDER BY outbox_deliveries.ordering_key DESC, outbox_deliveries.seq DESC, outbox_deliveries.id DESC \
          LIMIT {AT_ONCE}{}",
         current_read(database)
     );
-    let ids = Statement::new(select).text(name).sql(order).load_numbers(conn)?;
+    let select = Statement::new(select).is(database, "destination", name).sql(order);
+    let ids = locking("deliveries that wait for the destination", || select.load_numbers(conn))?;
     if ids.is_empty() {
         return Ok(0);
     }
     let list = list_of(ids.iter());
     if waiting == Waiting::Dead {
-        insert_dead(database, name, &list).execute(conn)?;
+        let insert = insert_dead(database, name, &list);
+        locking("a dead letter of what waits for the destination", || insert.execute(conn))?;
     }
     let delete = format!("-- delivery_remove\nDELETE FROM outbox_deliveries WHERE id IN ({list})");
     Statement::new(delete).execute(conn)?;

@@ -3,22 +3,39 @@
 //! All of them go by the index (destination, ordering_key, seq) of the waiting deliveries or by the index
 //! (destination, blocks_key, ordering_key) of the dead letters. Conditions are appended by the caller, hence the ends.
 
+use crate::by_hand::Statement;
 use crate::by_hand::sql::{build, hex};
 use crate::connection::Database;
 use crate::{dead_letters, messages};
 
-/// The key's bytes as a literal of the column's type; `None` for what cannot stand in the column.
-pub(super) fn key(database: Database, key: &[u8]) -> Option<String> {
-    let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-    match database {
-        // Text there is valid and has no zero byte; asking for another would be an error, not an empty answer.
-        Database::Postgres if key.contains(&0) || std::str::from_utf8(key).is_err() => None,
-        // A constant, which `convert_from` is not: planners would not look it up in their statistics.
-        Database::Postgres => {
-            Some(format!("E'{}'", key.iter().map(|byte| format!("\\x{byte:02x}")).collect::<String>()))
+/// A key as a value of its column's type.
+pub(super) enum Key {
+    /// Bound, so that a database in another encoding than ours converts it.
+    Text(String),
+    /// Bytes that stand in the SQL.
+    Literal(String),
+}
+
+impl Key {
+    /// The key with these bytes; `None` for what cannot stand in the column.
+    pub(super) fn of(database: Database, key: &[u8]) -> Option<Key> {
+        let hex = || key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        match database {
+            // Text there is valid and has no zero byte; asking for another would be an error, not an empty answer.
+            Database::Postgres => {
+                std::str::from_utf8(key).ok().filter(|key| !key.contains('\0')).map(|key| Key::Text(key.to_owned()))
+            }
+            Database::Mysql => Some(Key::Literal(format!("x'{}'", hex()))),
+            Database::Sqlite => Some(Key::Literal(format!("CAST(x'{}' AS TEXT)", hex()))),
         }
-        Database::Mysql => Some(format!("x'{hex}'")),
-        Database::Sqlite => Some(format!("CAST(x'{hex}' AS TEXT)")),
+    }
+
+    /// Appends it.
+    pub(super) fn end(&self, statement: Statement) -> Statement {
+        match self {
+            Key::Text(text) => statement.text(text),
+            Key::Literal(literal) => statement.sql(literal.clone()),
+        }
     }
 }
 

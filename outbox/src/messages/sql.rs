@@ -78,7 +78,7 @@ pub(crate) fn waiting(database: Database, content: bool) -> String {
         fields.push((column, hex(database, column)));
     }
     times(database, &["due_at", "expires_at", "created_at", "first_attempt_at"], &mut fields);
-    plain(&["id", "seq", "partition_no", "topic", "state", "attempts", "starts", "life", "last_verdict"], &mut fields);
+    plain(&["id", "seq", "partition_no", "topic", "state", "attempts", "deaths", "life", "last_verdict"], &mut fields);
     carry(database, content, &mut fields);
     build(database, &fields)
 }

@@ -257,7 +257,7 @@ pub(super) enum Secret {
 /// How long beats are looked at.
 #[derive(Debug, Args)]
 pub(super) struct Look {
-    /// How long to wait for each relay's beat to move; 0s does not look [default: the lease]
+    /// How long to wait for each relay's beat to move; 0s does not look [default: its lease]
     #[arg(long, value_name = "SPAN", value_parser = span)]
     pub(super) wait: Option<Duration>,
 }

@@ -1,7 +1,7 @@
 //! `relay destinations`: what messages are sent to, trying it, holding it back and removing it by hand.
 
 use outbox::destinations::{self, By, Change, Destination, Detail};
-use outbox::relays::{self, Relays};
+use outbox::relays::{Relay, Relays};
 use serde_json::{Value, json};
 
 use super::args::{Destinations, Global, Look};
@@ -11,7 +11,7 @@ use super::output::{Format, say, table, visible};
 use super::stored::time;
 use super::{Exit, Failure, settings, status};
 use crate::admin::{Connection, with_connection};
-use crate::config::{Scope, suggestion};
+use crate::config::suggestion;
 
 mod ping;
 mod remove;
@@ -31,7 +31,7 @@ pub(super) fn run(global: &Global, command: &Destinations) -> Result<Exit, Failu
 fn list(global: &Global, look: &Look) -> Result<Exit, Failure> {
     let mut conn = connect(global)?;
     let mut destinations = with_connection!(&mut conn, conn => destinations::list(conn))?;
-    let serving = Serving::seen(global, &mut conn, look)?;
+    let serving = Serving::seen(&mut conn, look)?;
     let limit = global.limit.map_or(usize::MAX, |limit| limit as usize);
     let has_more = destinations.len() > limit;
     destinations.truncate(limit);
@@ -56,24 +56,26 @@ struct Serving {
 }
 
 impl Serving {
-    fn seen(global: &Global, conn: &mut Connection, look: &Look) -> Result<Serving, Failure> {
-        let lease = settings::load(global, Scope::Database)?.relay.lease;
-        let relays = with_connection!(&mut *conn, conn => relays::list(conn))?;
-        let all = relays.relays.iter().map(|relay| (relay.id, relay.beat));
-        let beats = beats::look(conn, all, look.wait.unwrap_or(lease))?;
+    fn seen(conn: &mut Connection, look: &Look) -> Result<Serving, Failure> {
+        let (beats, relays) = beats::look(conn, |_| true, look.wait)?;
         Ok(Serving { relays, beats })
     }
 
     /// The relays that have it, and whether each was seen to live.
-    fn of(&self, name: &str) -> impl Iterator<Item = (&str, Option<bool>)> {
-        let serving = self.relays.relays.iter().filter(move |relay| relay.serves.iter().any(|served| served == name));
-        serving.map(|relay| (relay.name.as_str(), self.beats.lives(relay.id)))
+    fn of(&self, name: &str) -> impl Iterator<Item = (&Relay, Option<bool>)> {
+        let serving = self.relays.relays.iter().filter(move |relay| serves(relay, name));
+        serving.map(|relay| (relay, self.beats.lives(relay.id)))
     }
 
     /// Those that are not known to be dead.
-    fn by(&self, name: &str) -> Vec<&str> {
+    fn by(&self, name: &str) -> Vec<&Relay> {
         self.of(name).filter(|(_, lives)| *lives != Some(false)).map(|(relay, _)| relay).collect()
     }
+}
+
+/// True for a relay that has the destination.
+fn serves(relay: &Relay, name: &str) -> bool {
+    relay.serves.iter().any(|served| served == name)
 }
 
 fn show(global: &Global, name: &str, look: &Look) -> Result<Exit, Failure> {
@@ -82,15 +84,23 @@ fn show(global: &Global, name: &str, look: &Look) -> Result<Exit, Failure> {
         let waiting = with_connection!(&mut conn, conn => destinations::waiting(conn, name))?;
         if waiting > 0 {
             let wait = if waiting == 1 { "1 delivery waits".to_owned() } else { format!("{waiting} deliveries wait") };
-            say(&format!("{wait} for it; `relay destinations remove {name}` decides about them"));
+            say(&format!(
+                "{wait} for it; `relay destinations remove {name} --waiting dead` or `--waiting discard` decides about them"
+            ));
         }
         return Err(unknown(name));
     };
-    let serving = Serving::seen(global, &mut conn, look)?;
+    let serving = Serving::seen(&mut conn, look)?;
     let Detail { destination, states, oldest_due, .. } = &detail;
-    let shown = |(relay, lives): (&str, Option<bool>)| match lives {
-        Some(false) => format!("{relay} (dead: its beat did not move for {})", status::rounded(serving.beats.looked())),
-        Some(true) | None => relay.to_owned(),
+    let shown = |(Relay { id, name, .. }, lives): (&Relay, Option<bool>)| {
+        let still = serving.beats.still(*id);
+        match lives {
+            Some(false) => format!("{name} (dead: its beat did not move for {})", status::rounded(still)),
+            None if !still.is_zero() => {
+                format!("{name} (not known: its beat did not move for {})", status::rounded(still))
+            }
+            Some(true) | None => name.clone(),
+        }
     };
     let by: Vec<String> = serving.of(name).map(shown).collect();
     let states_text: Vec<String> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
@@ -115,7 +125,7 @@ fn show(global: &Global, name: &str, look: &Look) -> Result<Exit, Failure> {
     let mut value = as_json(destination, &serving);
     value["waiting_by_state"] = states.iter().map(|(state, count)| (state.clone(), json!(count))).collect();
     value["oldest_due_ms"] = json!(oldest_due.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
-    value["served_by"] = serving.of(name).map(|(relay, lives)| json!({ "name": relay, "lives": lives })).collect();
+    value["served_by"] = serving.of(name).map(|(relay, lives)| json!({ "name": relay.name, "lives": lives })).collect();
     global.output().one(&text, &value)?;
     Ok(Exit::Ok)
 }

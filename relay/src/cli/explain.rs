@@ -4,7 +4,6 @@
 //! database. Nothing is changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use outbox::destinations;
@@ -19,9 +18,8 @@ use super::database::connect;
 use super::messages::{found_json, look};
 use super::output::visible;
 use super::stored::key;
-use super::{Exit, Failure, settings};
+use super::{Exit, Failure};
 use crate::admin::{Connection, with_connection};
-use crate::config::Scope;
 
 mod reasons;
 
@@ -30,12 +28,11 @@ use reasons::{Facts, Reason, ago, reasons};
 /// Explains one message.
 pub(super) fn run(global: &Global, message: &OneMessage) -> Result<Exit, Failure> {
     let (id, look) = (message.id, look(message));
-    let lease = settings::load(global, Scope::Database)?.relay.lease;
     let mut conn = connect(global)?;
     let found = with_connection!(&mut conn, conn => messages::find(conn, id, &look))?;
     let destinations = with_connection!(&mut conn, conn => destinations::list(conn))?;
     let relays = with_connection!(&mut conn, conn => relays::list(conn))?;
-    let silent = silent(&mut conn, &found, &relays, lease)?;
+    let (silent, relays) = silent(&mut conn, &found, &relays)?;
     let mut ahead = BTreeMap::new();
     for waiting in found.waiting.iter().filter(|waiting| waiting.blocked) {
         ahead.insert(waiting.id, with_connection!(&mut conn, conn => messages::ahead(conn, waiting.id))?);
@@ -46,7 +43,7 @@ pub(super) fn run(global: &Global, message: &OneMessage) -> Result<Exit, Failure
     };
     let now = Utc::now();
     let facts =
-        Facts { found: &found, look, destinations: &destinations, relays: &relays, silent, lease, ahead, writers, now };
+        Facts { found: &found, look, destinations: &destinations, relays: &relays, silent, ahead, writers, now };
     let reasons = reasons(&facts);
     let next = reasons.iter().find_map(|reason| reason.next.clone());
     let mut value = found_json(id, &found);
@@ -56,15 +53,15 @@ pub(super) fn run(global: &Global, message: &OneMessage) -> Result<Exit, Failure
     Ok(if found.is_nowhere() { Exit::Failed } else { Exit::Ok })
 }
 
-/// The relays that own a partition of the message and have not raised their beat for a lease. Returns as soon as all of
-/// them did.
-fn silent(conn: &mut Connection, found: &Found, seen: &Relays, lease: Duration) -> Result<BTreeSet<Uuid>, Failure> {
+/// The relays that own a partition of the message and have not raised their beat for their lease, and who is there then.
+/// Returns as soon as all of them did.
+fn silent(conn: &mut Connection, found: &Found, seen: &Relays) -> Result<(BTreeSet<Uuid>, Relays), Failure> {
     let partitions = found.pending.iter().map(|pending| pending.partition_no);
     let partitions = partitions.chain(found.waiting.iter().map(|waiting| waiting.partition_no));
     let owners = partitions.filter_map(|partition| seen.owner(partition));
-    let owners: BTreeMap<Uuid, i64> = owners.map(|relay| (relay.id, relay.beat)).collect();
-    let beats = beats::look(conn, owners.clone(), lease)?;
-    Ok(owners.into_keys().filter(|id| beats.is_still(*id)).collect())
+    let owners: BTreeSet<Uuid> = owners.map(|relay| relay.id).collect();
+    let (beats, seen) = beats::look(conn, |relay| owners.contains(&relay.id), None)?;
+    Ok((owners.into_iter().filter(|id| beats.is_dead(*id)).collect(), seen))
 }
 
 fn text(id: Uuid, found: &Found, reasons: &[Reason], next: Option<&str>, now: DateTime<Utc>) -> String {

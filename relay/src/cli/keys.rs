@@ -119,13 +119,13 @@ fn release(global: &Global, destination: &str, bytes: &[u8]) -> Result<Exit, Fai
         Release::Done(letters) => {
             let count = letters.len() as u64;
             let text = format!("released {shown} at {destination} from {}", named(letters.iter().copied(), count));
-            global.output().one(&text, &answer(destination, bytes, &letters, true))?;
+            global.output().one(&text, &answer(destination, bytes, &letters, count, true))?;
         }
         Release::NotBlocked(parked) => {
             let text = format!("no dead letter blocks {shown} at {destination}: {}", head_text(&parked));
             match global.output().format() {
                 Format::Table => say(&text),
-                _ => global.output().one(&text, &answer(destination, bytes, &[], false))?,
+                _ => global.output().one(&text, &answer(destination, bytes, &[], 0, false))?,
             }
         }
         _ => return unknown(&mut conn, destination, &shown),
@@ -152,13 +152,26 @@ fn dry_run(global: &Global, parked: &ParkedKey) -> Result<Exit, Failure> {
     let text = format!("would be released: {shown} at {} from {from}; {} wait", parked.destination, parked.waiting);
     match global.output().format() {
         Format::Table => say(&text),
-        _ => global.output().one(&text, &answer(&parked.destination, &parked.key, &letters, false))?,
+        _ => {
+            let answer = answer(&parked.destination, &parked.key, &letters, parked.blockers, false);
+            global.output().one(&text, &answer)?;
+            if parked.blockers > letters.len() as u64 {
+                say(&format!("only the oldest {} of the {} dead letters are named", letters.len(), parked.blockers));
+            }
+        }
     }
     Ok(Exit::Ok)
 }
 
-fn answer(destination: &str, bytes: &[u8], letters: &[i64], is_changed: bool) -> Value {
-    json!({ "destination": destination, "key": key(bytes), "dead_letters": letters, "changed": is_changed })
+/// `blockers` counts all letters, also those that are not named.
+fn answer(destination: &str, bytes: &[u8], letters: &[i64], blockers: u64, is_changed: bool) -> Value {
+    json!({
+        "destination": destination,
+        "key": key(bytes),
+        "blockers": blockers,
+        "dead_letters": letters,
+        "changed": is_changed,
+    })
 }
 
 fn unknown(conn: &mut Connection, destination: &str, shown: &str) -> Result<Exit, Failure> {

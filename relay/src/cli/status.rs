@@ -19,12 +19,11 @@ use crate::store::{RelaySeen, State, Status, StoreError};
 /// Shows the figures, and what needs a person when asked to.
 pub(super) fn run(global: &Global, options: &Options) -> Result<Exit, Failure> {
     let config = settings::load(global, Scope::Database)?;
-    let wait = options.look.wait.unwrap_or(config.relay.lease);
     let seen = block_on(async {
         let store = open_store(&config).await?;
         store.verify().await?;
         let mut status = store.status(None).await?;
-        let beats = beats::watch(&*store, &mut status.membership, wait).await?;
+        let beats = beats::watch(&*store, &mut status.membership, options.look.wait).await?;
         Ok((status, beats))
     })?;
     let (status, beats) = seen.map_err(|error: StoreError| Failure::from(error))?;
@@ -85,7 +84,7 @@ fn attention(status: &Status, beats: &Beats, options: &Options) -> Vec<(&'static
 
 /// The relays that are not known to be dead.
 fn living<'s>(status: &'s Status, beats: &'s Beats) -> impl Iterator<Item = &'s RelaySeen> {
-    status.membership.relays.iter().filter(|relay| !beats.is_still(relay.id))
+    status.membership.relays.iter().filter(|relay| !beats.is_dead(relay.id))
 }
 
 /// Whether one of them has this destination.
@@ -194,8 +193,10 @@ pub(super) fn as_text(status: &Status, beats: &Beats) -> String {
 fn beat(relay: &RelaySeen, beats: &Beats) -> String {
     match beats.lives(relay.id) {
         Some(true) => "moves".to_owned(),
-        Some(false) => format!("still for {}", rounded(beats.looked())),
-        None => "not looked at".to_owned(),
+        Some(false) => format!("still for {}", rounded(beats.still(relay.id))),
+        None if beats.still(relay.id).is_zero() => "not looked at".to_owned(),
+        // Shorter than its lease: that proves nothing.
+        None => format!("not known, still for {}", rounded(beats.still(relay.id))),
     }
 }
 
@@ -214,8 +215,8 @@ fn remarks(status: &Status, beats: &Beats) -> Vec<String> {
     let mut remarks = Vec::new();
     for relay in relays {
         let name = &relay.name;
-        if beats.is_still(relay.id) {
-            let looked = rounded(beats.looked());
+        if beats.is_dead(relay.id) {
+            let looked = rounded(beats.still(relay.id));
             remarks.push(format!(
                 "{name} is dead, stuck, or cut off from the database: its beat did not move for {looked}"
             ));
@@ -251,7 +252,7 @@ fn owners(status: &Status, beats: &Beats) -> String {
     format!("{unowned} of {all} partitions have no living owner, and nothing of them is delivered: {next}")
 }
 
-/// How many partitions nobody owns who lives. An owner without a row was declared dead or was removed; what it had is as
+/// How many partitions nobody owns who lives, or of whom it is not known. An owner without a row was declared dead or was removed; what it had is as
 /// good as free.
 fn unowned(status: &Status, beats: &Beats) -> usize {
     let is_there = |owner| living(status, beats).any(|relay| relay.id == owner);
@@ -310,6 +311,7 @@ pub(super) fn as_json(status: &Status, beats: &Beats) -> Value {
             "id": relay.id.to_string(),
             "name": relay.name,
             "version": relay.version,
+            "lease_ms": ms(relay.lease),
             "beat": relay.beat,
             "lives": beats.lives(relay.id),
             "draining": relay.draining,
@@ -317,7 +319,7 @@ pub(super) fn as_json(status: &Status, beats: &Beats) -> Value {
             "started_at": relay.started_at,
             "partitions": owned_by(status, Some(relay.id)),
         })).collect::<Vec<_>>(),
-        "partitions_without_owner": unowned(status, beats),
+        "partitions_without_living_owner": unowned(status, beats),
         "partitions": membership.partitions.iter().map(|(partition_no, owner, epoch)| {
             json!({ "partition": partition_no, "owner": owner.map(|owner| owner.to_string()), "epoch": epoch })
         }).collect::<Vec<_>>(),
@@ -331,11 +333,14 @@ mod tests {
     use super::*;
     use crate::store::Membership;
 
+    const LEASE: Duration = Duration::from_secs(5);
+
     fn status(relays: &[Uuid], owners: &[Option<Uuid>]) -> Status {
         let relay = |id: &Uuid| RelaySeen {
             id: *id,
             name: "shop-1".into(),
             version: "0.1.0".into(),
+            lease: LEASE,
             beat: 1,
             draining: false,
             serves: vec![],
@@ -355,13 +360,16 @@ mod tests {
         let missing = "of 3 partitions have no living owner, and nothing of them is delivered";
         let taken = format!("2 {missing}: a running relay takes them within a lease");
         assert_eq!(owners(&status(&[a], &[Some(a), None, Some(b)]), &alive), taken);
-        let dead = Beats::still_for(&[b], Duration::from_secs(5));
+        let dead = Beats::still_for(&[b], LEASE, LEASE);
         assert_eq!(owners(&status(&[a, b], &[Some(a), Some(b), Some(b)]), &dead), taken);
-        let dead = Beats::still_for(&[a, b], Duration::from_secs(5));
+        let dead = Beats::still_for(&[a, b], LEASE, LEASE);
         assert_eq!(
             owners(&status(&[a, b], &[Some(a), Some(b), Some(b)]), &dead),
             format!("3 {missing}: start a relay")
         );
+        let doubtful = Beats::still_for(&[a, b], LEASE, LEASE / 2);
+        assert_eq!(owners(&status(&[a, b], &[Some(a), Some(b)]), &doubtful), "all 2 partitions are owned");
+        assert_eq!(beat(&status(&[a], &[]).membership.relays[0], &doubtful), "not known, still for 2s");
         let mut leaving = status(&[a], &[Some(a), None, None]);
         leaving.membership.relays[0].draining = true;
         assert_eq!(owners(&leaving, &alive), format!("2 {missing}: start a relay"));
@@ -379,7 +387,7 @@ mod tests {
             relay.name = name.to_owned();
             relay.serves = serves.iter().map(|name| (*name).to_owned()).collect();
         }
-        let dead = Beats::still_for(&[c], Duration::from_secs(5));
+        let dead = Beats::still_for(&[c], LEASE, LEASE);
         let told = remarks(&status, &dead);
         assert_eq!(
             told,

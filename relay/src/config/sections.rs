@@ -22,6 +22,9 @@ use crate::route::Pattern;
 use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
 
+/// What is wrong with the configuration of a relay without destinations.
+pub(super) const NOWHERE: &str = "no destination is configured";
+
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -38,7 +41,7 @@ pub(super) fn read(config: &mut Config, root: Section<'_, '_>, sources: &Sources
     let destinations = root.section("destinations");
     if destinations.keys().is_empty() {
         let help = "add a section [destinations.NAME] with `url` and `topics`";
-        destinations.problem("", "no destination is configured".to_owned(), Some(help));
+        destinations.problem("", NOWHERE.to_owned(), Some(help));
     }
     for name in destinations.keys() {
         if !is_name(&name) {

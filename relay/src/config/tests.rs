@@ -189,6 +189,7 @@ fn a_relay_that_delivers_nowhere_is_a_problem_of_everything_and_not_of_the_datab
     let help = "help: add a section [destinations.NAME] with `url` and `topics`";
     assert_eq!(error, format!("relay: no destination is configured\n  {help}"));
     assert!(Config::load(&sources, Scope::Database).is_ok());
+    assert!(Config::load(&sources, Scope::Destinations).is_ok_and(|config| config.destinations.is_empty()));
 }
 
 #[test]

@@ -44,7 +44,7 @@ impl Running {
 impl Engine {
     /// Starts what the lanes allow.
     pub(super) fn start_attempts(&mut self, now: Instant) {
-        self.start_counted(now);
+        self.start_marked(now);
         let turn = self.turn(now);
         for lane in 0..self.lanes.len() {
             if self.lanes[lane].in_process && turn != Turn::Everybody {
@@ -72,8 +72,11 @@ impl Engine {
                 }
                 self.conclude(lane, &work, outcome);
             }
-            None if work.care == Care::Plain => self.start_attempt(lane, work, now),
-            None => self.count(lane, work),
+            None => match work.care {
+                Care::Plain => self.start_attempt(lane, work, now),
+                Care::Ahead => self.start_ahead(lane, work, now),
+                Care::Marked | Care::Alone => self.mark(lane, work),
+            },
         }
     }
 

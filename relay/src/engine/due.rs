@@ -1,20 +1,21 @@
 //! Fetches waiting rows that are due and gives them to their lanes.
 //!
 //! One look for all lanes. A row stays in hands until a look that began after its settle committed, for the same reason
-//! as a message does.
+//! as a message does. Looks at rows without a destination take turns with the others; `routes` tells of those.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use self::routes::{Doubts, Told};
 use super::feed::doom;
 use super::followers::Followers;
+use super::search::Search;
 use super::{Answer, Engine, TICK};
 use crate::lane::{Care, Origin, Work};
-use crate::message::{Key, PartitionSet, Seq, WaitingDelivery};
-use crate::outcome::{expired_unrouted, waits};
-use crate::store::{
-    Due, DueIn, LaneDemand, LaneWaiting, Reason, RoutedUnit, State, StoreError, WaitingChange, WaitingOutcome,
-};
+use crate::message::{Key, PartitionSet, WaitingDelivery};
+use crate::store::{Due, LaneDemand, LaneWaiting, Reason, StoreError, WaitingChange, WaitingOutcome};
+
+mod routes;
 
 /// The state of the looks.
 pub(super) struct DueState {
@@ -27,16 +28,10 @@ pub(super) struct DueState {
     leaving: VecDeque<(u64, i64)>,
     /// Lost since the look under way began: what it shows of them may be out of date, even if they are ours again.
     lost: PartitionSet,
-    unrouted_next: Instant,
-    /// The routes changed: every unrouted row is worth a look, and those up to this one have had it.
-    unrouted_after: Option<(Seq, i64)>,
-    /// Looks numbered below this one began before that, with other routes or fewer partitions.
-    unrouted_from: u64,
-    /// Messages in order wait for what these looks find: a row that has a route now is older than they are.
-    order_waits: bool,
-    /// Rows these looks found a route for, until that is written.
-    finding: HashSet<i64>,
-    routes_changed_at: Instant,
+    /// Looks for rows that have a route by now.
+    pub(super) search: Search,
+    /// Due rows of each lane that could not start when they were looked at last: the next look has to reach beyond them.
+    not_certain: HashMap<usize, usize>,
     safety_next: Instant,
     pass_from: u64,
     pass_empty: bool,
@@ -64,11 +59,11 @@ pub(super) enum Found {
     },
     Due {
         demands: Vec<(Option<usize>, LaneDemand)>,
-        result: Result<Due, StoreError>,
+        result: Result<(Due, Doubts), StoreError>,
         asked: Instant,
         answered: Instant,
     },
-    Unrouted(Result<Vec<WaitingDelivery>, StoreError>),
+    Unrouted(Told),
 }
 
 impl DueState {
@@ -80,12 +75,8 @@ impl DueState {
             held: HashMap::new(),
             leaving: VecDeque::new(),
             lost: PartitionSet::EMPTY,
-            unrouted_next: now,
-            unrouted_after: Some(START),
-            unrouted_from: 0,
-            order_waits: true,
-            finding: HashSet::new(),
-            routes_changed_at: now,
+            search: Search::new(now),
+            not_certain: HashMap::new(),
             safety_next: now,
             pass_from: 0,
             pass_empty: false,
@@ -109,6 +100,7 @@ impl DueState {
         self.busy = true;
         self.number += 1;
         self.lost = PartitionSet::EMPTY;
+        self.search.look_begins();
         self.number
     }
 
@@ -125,7 +117,7 @@ impl DueState {
     /// The row was not taken after all; it will be read again.
     pub(super) fn forget(&mut self, id: i64) {
         self.held.remove(&id);
-        self.finding.remove(&id);
+        self.search.released(id);
     }
 
     /// Its settle committed, or was refused.
@@ -134,7 +126,7 @@ impl DueState {
             row.settled = true;
             self.leaving.push_back((self.number + 1, id));
         } else {
-            self.finding.remove(&id);
+            self.search.released(id);
         }
     }
 
@@ -158,43 +150,8 @@ impl DueState {
 
     pub(super) fn evict(&mut self, lost: PartitionSet) {
         self.held.retain(|_, row| !lost.contains(row.partition_no));
-        let held = &self.held;
-        self.finding.retain(|id| held.contains_key(id));
+        self.search.lose(lost);
         self.lost = self.lost.or(lost);
-    }
-
-    /// True while there may be rows without destination that have a route by now. What comes later of their keys must not
-    /// pass them.
-    pub(super) fn may_find_routes(&self) -> bool {
-        self.order_waits && (self.unrouted_after.is_some() || !self.finding.is_empty())
-    }
-
-    /// A look at rows without destination answered: it reached this row, or the last one there is.
-    fn unrouted_read(&mut self, number: u64, reached: Option<(Seq, i64)>) {
-        // One that began before says nothing about the routes and the partitions there are since.
-        if number >= self.unrouted_from {
-            self.unrouted_after = reached;
-        }
-    }
-
-    pub(super) fn routes_changed(&mut self, now: Instant) {
-        self.unrouted_after = Some(START);
-        self.unrouted_from = self.number + 1;
-        self.order_waits = true;
-        self.unrouted_next = now;
-        self.routes_changed_at = now;
-    }
-
-    /// A row without destination was written. The routes may have changed between the decision and the write.
-    pub(super) fn unrouted_written(&mut self, now: Instant) {
-        if !self.may_find_routes() {
-            self.order_waits = false;
-        }
-        if self.unrouted_after.is_none() && now.saturating_duration_since(self.routes_changed_at) < ROUTES_FRESH {
-            self.unrouted_after = Some(START);
-            self.unrouted_from = self.number + 1;
-            self.unrouted_next = now + SAFETY_PERIOD;
-        }
     }
 
     pub(super) fn restart_pass(&mut self) {
@@ -208,7 +165,7 @@ impl DueState {
     }
 
     pub(super) fn pass_is_empty(&self) -> bool {
-        self.pass_empty && self.unrouted_after.is_none()
+        self.pass_empty && self.search.is_done()
     }
 
     fn held_in(&self, lane: usize) -> usize {
@@ -230,18 +187,20 @@ impl Engine {
             return;
         }
         self.due.followers.other_look();
-        if let Some(after) = self.due.unrouted_after
-            && now >= self.due.unrouted_next
+        let kept = self.kept();
+        if self.due.search.wake() <= now
+            && let Some(question) = self.due.search.ask(kept, now)
         {
-            self.start_unrouted(after, now);
+            self.start_search(question);
             return;
         }
         let mut demands: Vec<(Option<usize>, LaneDemand)> = (0..self.lanes.len())
             .map(|lane| {
                 let state = &self.lanes[lane];
                 let room = state.lane.room_for_rows();
-                // Rows in hands come back too, and first.
-                let limit = if room == 0 { 0 } else { room + self.due.held_in(lane) };
+                // Rows in hands come back too, and first; so do those that cannot start yet.
+                let not_certain = self.due.not_certain.get(&lane).copied().unwrap_or(0).min(NOT_CERTAIN_MAX);
+                let limit = if room == 0 { 0 } else { room + self.due.held_in(lane) + not_certain };
                 let limit = u32::try_from(limit).unwrap_or(u32::MAX).min(ROWS_MAX);
                 (Some(lane), LaneDemand { destination: state.served.name.to_string(), limit })
             })
@@ -253,26 +212,19 @@ impl Engine {
             state.next_due = None;
         }
         let (store, answers) = (self.store.clone(), self.answers.clone());
-        let owned = self.kept();
+        let doubtful = self.due.search.open();
         tokio::spawn(async move {
             let lanes: Vec<LaneDemand> = demands.iter().map(|(_, demand)| demand.clone()).collect();
             let asked = Instant::now();
-            let result = store.delivery_due(&lanes, owned, None).await;
-            let found = Found::Due { demands, result, asked, answered: Instant::now() };
+            let due = store.delivery_due(&lanes, kept, None).await;
+            let answered = Instant::now();
+            let result = match due {
+                // After the rows: what a key's row must not pass was there when it was read, or is in our hands.
+                Ok(due) => Doubts::ask(&*store, doubtful, &due.rows).await.map(|doubts| (due, doubts)),
+                Err(error) => Err(error),
+            };
+            let found = Found::Due { demands, result, asked, answered };
             let _ = answers.send(Answer::Due(DueAnswer { number, found }));
-        });
-    }
-
-    /// Looks at the next of the rows without destination: the routes changed.
-    fn start_unrouted(&mut self, after: (Seq, i64), now: Instant) {
-        let number = self.due.begin_look();
-        // Ordinary looks take turns with these.
-        self.due.unrouted_next = now + NOT_YET_PAUSE;
-        let (store, answers) = (self.store.clone(), self.answers.clone());
-        let owned = self.kept();
-        tokio::spawn(async move {
-            let result = store.delivery_unrouted(after, owned, UNROUTED_LIMIT, None).await;
-            let _ = answers.send(Answer::Due(DueAnswer { number, found: Found::Unrouted(result) }));
         });
     }
 
@@ -285,8 +237,7 @@ impl Engine {
 
     fn rows_wake(&self, now: Instant) -> Instant {
         let lanes = self.lanes.iter().filter(|l| l.lane.room_for_rows() > 0).filter_map(|l| l.next_due);
-        let unrouted = self.due.unrouted_after.map(|_| self.due.unrouted_next);
-        lanes.chain(unrouted).chain([self.due.safety_next]).min().unwrap_or(now + TICK).max(self.due.retry_at)
+        lanes.chain([self.due.search.wake(), self.due.safety_next]).min().unwrap_or(now + TICK).max(self.due.retry_at)
     }
 
     pub(super) fn due_answered(&mut self, answer: DueAnswer) {
@@ -299,11 +250,11 @@ impl Engine {
         let (now, number) = (Instant::now(), answer.number);
         match answer.found {
             Found::Due { demands, result, asked, answered } => {
-                if let Some(due) = self.due_result("delivery_due", result, now) {
+                if let Some((due, doubts)) = self.due_result("delivery_due", result, now) {
                     if let Some(hour) = due.hour {
                         self.hour_told(hour, asked, answered);
                     }
-                    self.due_found(number, &demands, due, now);
+                    self.due_found(number, &demands, due, &doubts, now);
                     self.looked(number);
                 }
             }
@@ -315,9 +266,8 @@ impl Engine {
                     self.due.followers.give_up(&asked);
                 }
             }
-            Found::Unrouted(result) => {
-                if let Some(rows) = self.due_result("delivery_unrouted", result, now) {
-                    self.unrouted_found(number, rows);
+            Found::Unrouted(told) => {
+                if self.search_told(told, now) {
                     self.looked(number);
                 }
             }
@@ -342,24 +292,6 @@ impl Engine {
         }
     }
 
-    fn unrouted_found(&mut self, number: u64, rows: Vec<WaitingDelivery>) {
-        let is_last = rows.len() < UNROUTED_LIMIT as usize;
-        let mut reached = rows.last().filter(|_| !is_last).map(|row| (row.message.seq, row.id));
-        for row in rows {
-            let is_ours = self.kept_since_look().contains(row.message.partition_no);
-            if !is_ours || self.destinations_of(&row.message).is_empty() || self.due.finding.contains(&row.id) {
-                continue;
-            }
-            if self.due.holds(row.id) {
-                // It is being written once more by routes that had none for it: it has to be looked at again.
-                reached = self.due.unrouted_after;
-            } else {
-                self.route_row(row);
-            }
-        }
-        self.due.unrouted_read(number, reached);
-    }
-
     /// What has been ours without a break since the look under way began.
     pub(super) fn kept_since_look(&self) -> PartitionSet {
         self.kept().without(self.due.lost)
@@ -373,21 +305,41 @@ impl Engine {
         }
     }
 
-    fn due_found(&mut self, number: u64, demands: &[(Option<usize>, LaneDemand)], due: Due, now: Instant) {
+    fn due_found(
+        &mut self,
+        number: u64,
+        demands: &[(Option<usize>, LaneDemand)],
+        due: Due,
+        doubts: &Doubts,
+        now: Instant,
+    ) {
         let returned = due.rows.len();
         let mut taken = 0;
         let mut not_yet = vec![false; self.lanes.len()];
+        self.due.not_certain.clear();
+        if due.rows.iter().filter(|row| row.destination.is_empty()).count() >= UNROUTED_LIMIT as usize {
+            // There are more, and what was scheduled must not wait long for those nobody wants.
+            self.due.look_soon(now + IN_HANDS_PAUSE);
+        }
         for row in due.rows {
             if self.due.held.contains_key(&row.id) || !self.kept_since_look().contains(row.message.partition_no) {
                 continue;
             }
             if row.destination.is_empty() {
-                self.route_row(row);
+                if row.message.expired && self.routes.route(&row.message.topic).is_empty() {
+                    self.expire_row(row);
+                } else {
+                    self.route_row(row.into());
+                }
                 taken += 1;
                 continue;
             }
             let Some(&lane) = self.lane_by_name.get(&row.destination) else { continue };
-            if self.take_row(lane, row, number, now) {
+            if self.must_wait_in_line(lane, &row, doubts) {
+                *self.due.not_certain.entry(lane).or_default() += 1;
+                // What waits for a row that cannot be written waits for long.
+                not_yet[lane] |= !row.message.ordering_key.as_ref().is_some_and(|key| self.due.search.is_stuck(key));
+            } else if self.take_row(lane, row, number, now) {
                 taken += 1;
             } else {
                 not_yet[lane] = true;
@@ -444,10 +396,6 @@ impl Engine {
         if state.lane.is_closed() || state.lane.room_for_rows() == 0 {
             return false;
         }
-        let keeps_order = row.in_order && row.message.ordering_key.is_some() && state.served.limits.keyed;
-        if keeps_order && !self.is_certain(&row) {
-            return false;
-        }
         let (id, work) = (row.id, self.work(lane, row, now));
         let partition_no = work.message.partition_no;
         if !self.lanes[lane].lane.offer_row(work, look) {
@@ -460,20 +408,19 @@ impl Engine {
     /// A waiting row on its way.
     pub(super) fn work(&self, lane: usize, row: WaitingDelivery, now: Instant) -> Work {
         let in_process = self.lanes[lane].in_process;
-        let crashed = in_process && row.suspect && row.starts >= DEATHS_MAX;
-        let doomed = doom(&row.message).or_else(|| crashed.then(|| (Reason::Crashed, crash_text(row.starts))));
+        let crashed = in_process && row.suspect && row.deaths >= DEATHS_MAX;
+        let doomed = doom(&row.message).or_else(|| crashed.then(|| (Reason::Crashed, crash_text(row.deaths))));
         let care = match in_process {
             _ if doomed.is_some() => Care::Plain,
             false => Care::Plain,
-            true if row.suspect && row.starts > 0 => Care::Alone,
-            true => Care::Counted,
+            true if row.suspect && row.deaths > 0 => Care::Alone,
+            true => Care::Marked,
         };
         Work {
             doomed,
             care,
             suspect: row.suspect,
-            // What a relay left that ended in order is no death: only those of a suspect add up.
-            starts: if row.suspect { row.starts.saturating_add(1) } else { 1 },
+            deaths: row.deaths,
             origin: Origin::Waiting(row.id),
             attempts: row.attempts,
             in_order: row.in_order,
@@ -483,53 +430,19 @@ impl Engine {
         }
     }
 
-    /// False while something older of its key may not have been read yet, or has had no route until now.
-    pub(super) fn is_certain(&self, row: &WaitingDelivery) -> bool {
-        let message = &row.message;
-        let is_read = self.feed.has_caught_up() || self.frontier.cursor() >= message.seq;
-        let writes_unrouted = |key: &Key| self.feed.unrouted.may_have_route(key, self.routes.version());
-        let has_found_routes =
-            !self.due.may_find_routes() && !message.ordering_key.as_ref().is_some_and(writes_unrouted);
-        is_read && has_found_routes && !self.frontier.gain_pending(message.partition_no, message.seq)
+    /// True when the row has to keep the order of its key and something older of it may not have gone before.
+    fn must_wait_in_line(&self, lane: usize, row: &WaitingDelivery, doubts: &Doubts) -> bool {
+        let keeps_order = row.in_order && row.message.ordering_key.is_some() && self.lanes[lane].served.limits.keyed;
+        keeps_order && !self.is_certain(row, Some(doubts))
     }
 
-    /// A row without destination is due, or the routes changed: it becomes one row for each destination.
-    fn route_row(&mut self, row: WaitingDelivery) {
-        let units: Vec<RoutedUnit> = self
-            .destinations_of(&row.message)
-            .iter()
-            .map(|&destination| {
-                let state = if self.lane_of(destination).is_some() { State::Overflow } else { State::Unserved };
-                RoutedUnit {
-                    destination: self.routing.destinations[destination].spec.name.clone(),
-                    remains: waits(state, row.in_order && self.keeps_order(destination), DueIn::Pause(Duration::ZERO)),
-                }
-            })
-            .collect();
-        let change = if units.is_empty() && row.message.expired {
-            self.tell_expired(&row.message);
-            WaitingChange::Dies(expired_unrouted())
-        } else if units.is_empty() {
-            let crate::store::Remains::Waits(waits) =
-                waits(State::Unrouted, row.in_order, DueIn::Pause(super::feed::UNROUTED_PAUSE))
-            else {
-                return;
-            };
-            WaitingChange::Waits(waits)
-        } else {
-            self.due.finding.insert(row.id);
-            WaitingChange::Routed(units)
-        };
-        self.due.held.insert(row.id, HeldRow { partition_no: row.message.partition_no, lane: None, settled: false });
-        self.settling.push_row(WaitingOutcome {
-            id: row.id,
-            message_id: row.message.id,
-            partition_no: row.message.partition_no,
-            destination: String::new(),
-            ordering_key: row.message.ordering_key,
-            attempts_read: row.attempts,
-            change,
-        });
+    /// False while something older of its key may not have been read yet, or has had no route until now.
+    pub(super) fn is_certain(&self, row: &WaitingDelivery, doubts: Option<&Doubts>) -> bool {
+        let message = &row.message;
+        let is_read = self.feed.has_caught_up() || self.frontier.cursor() >= message.seq;
+        is_read
+            && !self.may_pass_unrouted(row, doubts)
+            && !self.frontier.gain_pending(message.partition_no, message.seq)
     }
 
     pub(super) fn conclude_row(&mut self, id: i64, work: &Work, destination: &str, change: WaitingChange) {
@@ -548,67 +461,23 @@ impl Engine {
 /// What the people who find the dead letter have to know.
 fn crash_text(deaths: u32) -> String {
     format!(
-        "the process died each of the last {deaths} times the handler had this message, lately with no other handler \
-         at work; it is not tried again: repair the handler, then redrive it"
+        "the process died each of the last {deaths} times the handler had this message, but for the first with no other \
+         handler at work; it is not tried again: repair the handler, then redrive it"
     )
 }
 
 /// A suspect that was being attempted at so many deaths is given up: at the first it may have had neighbours, at the
-/// others it was alone.
-const DEATHS_MAX: u32 = 3;
+/// three others it was alone.
+const DEATHS_MAX: u32 = 4;
 /// Rows of one lane in one look, at most.
 const ROWS_MAX: u32 = 1_000;
+/// So many rows that cannot start yet are looked beyond.
+const NOT_CERTAIN_MAX: usize = 100;
 /// Rows without destination in one look.
 const UNROUTED_LIMIT: u32 = 200;
-/// For so long after a change of the routes, rows written without destination are looked at once more.
-const ROUTES_FRESH: Duration = Duration::from_secs(60);
-/// Before the first row.
-const START: (Seq, i64) = (i64::MIN, 0);
 /// A look in any case: somebody may have redriven, or another relay left rows.
 const SAFETY_PERIOD: Duration = Duration::from_secs(1);
 /// A row that has to wait for the feed or for its key is looked at again.
 const NOT_YET_PAUSE: Duration = Duration::from_millis(10);
 /// Rows in hands hide how many more are due.
 const IN_HANDS_PAUSE: Duration = Duration::from_millis(100);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_look_that_began_before_partitions_were_gained_does_not_end_the_search_for_routes() {
-        let now = Instant::now();
-        let mut due = DueState::new(now);
-        let before = due.begin_look();
-        due.routes_changed(now);
-        due.unrouted_read(before, None);
-        assert!(due.may_find_routes(), "nothing of what was gained has been looked at");
-        let after = due.begin_look();
-        due.unrouted_read(after, Some((7, 1)));
-        assert!(due.may_find_routes(), "there is more");
-        let last = due.begin_look();
-        due.unrouted_read(last, None);
-        assert!(!due.may_find_routes());
-        // What is written later is looked at once more, and nobody waits for that.
-        due.unrouted_written(now);
-        assert!(!due.may_find_routes() && due.unrouted_after.is_some());
-    }
-
-    #[test]
-    fn a_row_that_found_its_route_is_waited_for_until_a_look_can_have_seen_it() {
-        let now = Instant::now();
-        let mut due = DueState::new(now);
-        let look = due.begin_look();
-        due.hold(5, 0, 0);
-        due.finding.insert(5);
-        due.unrouted_read(look, None);
-        assert!(due.may_find_routes());
-        due.settled(5);
-        assert!(due.may_find_routes(), "a look under way does not know where it stands now");
-        due.looked(look);
-        assert!(due.may_find_routes());
-        let next = due.begin_look();
-        due.looked(next);
-        assert!(!due.may_find_routes());
-    }
-}

@@ -1,7 +1,8 @@
 //! Reads new messages, routes them and hands them to the lanes.
 //!
 //! One operation at a time: a poll and the look-up of its keys, a locking probe, or one step of the sweep. Rows are
-//! handed out only after the look-up, and what the look-up says is acted upon before the next one begins.
+//! handed out only after the look-up, and what the look-up says is acted upon before the next one begins. How they are
+//! handed out is told in `hand_out`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,15 +10,16 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
 
+pub(super) use self::hand_out::{UNROUTED_PAUSE, doom, fresh};
 use super::unrouted::Unrouted;
 use super::{Answer, Engine};
 use crate::frontier::{Reading, Stamp};
-use crate::lane::{Care, Origin, Work};
-use crate::message::{Headers, Key, Message, PartitionSet, Seq};
-use crate::outcome::{EXPIRED, waits};
+use crate::message::{Key, Message, PartitionSet, Seq};
 use crate::poll::Evidence;
 use crate::sink::Ordering;
-use crate::store::{DueIn, Page, Probe, Reason, Remains, Row, State, StoreError, Wanted};
+use crate::store::{Page, Probe, Row, StoreError, Wanted};
+
+mod hand_out;
 
 /// The feed's own state.
 pub(super) struct Feeding {
@@ -257,10 +259,14 @@ impl Engine {
                     self.outages.recovered("key_parked");
                     self.feed.busy = false;
                     let messages = self.feed.pending.take().unwrap_or_default();
-                    let asked_unrouted = keys.iter().any(|(lane, _)| lane.is_none());
+                    let asked: HashSet<Key> =
+                        keys.iter().filter(|(lane, _)| lane.is_none()).map(|(_, key)| key.clone()).collect();
                     let parked = keys.into_iter().zip(parked).filter(|(_, parked)| *parked).map(|(key, _)| key);
-                    if self.due.may_find_routes() && !asked_unrouted {
-                        // The routes changed meanwhile, or partitions were gained.
+                    if messages
+                        .iter()
+                        .any(|message| self.may_pass_found(message).is_some_and(|key| !asked.contains(key)))
+                    {
+                        // The routes changed meanwhile, or partitions were gained, or a row of the key was found.
                         self.look_up_and_hand_out(messages);
                     } else {
                         self.hand_out(messages, &parked.collect());
@@ -365,29 +371,36 @@ impl Engine {
 
     /// The keys whose waiting rows only the table knows.
     ///
-    /// A key comes without a lane when there may be rows of it that were written without a destination and have one now.
+    /// A key comes without a lane as well when there may be rows of it that were written without a destination and have
+    /// one now.
     fn keys_to_look_up(&self, messages: &[Arc<Message>]) -> Vec<(Option<usize>, Key)> {
         let mut keys: HashSet<(Option<usize>, Key)> = HashSet::new();
-        let may_find_routes = self.due.may_find_routes();
         for message in messages {
             let Some(key) = &message.ordering_key else { continue };
             if message.scheduled {
                 continue;
             }
-            if may_find_routes {
+            let may_find_route = self.may_pass_found(message).is_some();
+            if may_find_route {
                 keys.insert((None, key.clone()));
             }
             for destination in self.destinations_of(message).iter() {
                 let Some(lane) = self.lane_of(*destination) else { continue };
                 let state = &self.lanes[lane];
                 // A row that finds its route while this is asked stands on one side or on the other.
-                let occupied = state.occupied || may_find_routes;
+                let occupied = state.occupied || may_find_route;
                 if occupied && state.served.limits.keyed && !state.lane.is_parked(key) {
                     keys.insert((Some(lane), key.clone()));
                 }
             }
         }
         keys.into_iter().collect()
+    }
+
+    /// The message's key, when an earlier message of it may have a route since.
+    fn may_pass_found<'a>(&self, message: &'a Message) -> Option<&'a Key> {
+        let key = message.ordering_key.as_ref().filter(|_| !message.scheduled)?;
+        self.may_find_route(message.partition_no, key).then_some(key)
     }
 
     fn spawn_look_up(&self, keys: Vec<(Option<usize>, Key)>, pause: Duration) {
@@ -400,135 +413,6 @@ impl Engine {
             let result = store.key_parked(&named).await;
             FeedAnswer::Parked { keys, result }
         });
-    }
-
-    fn hand_out(&mut self, messages: Vec<Arc<Message>>, parked: &HashSet<(Option<usize>, Key)>) {
-        for message in messages {
-            // Ownership may have changed while the keys were looked up.
-            if !self.kept_since_read().contains(message.partition_no) || self.hands.contains(message.seq) {
-                continue;
-            }
-            if self.would_pass_unrouted(&message, parked) {
-                // Read again, until what has come before it has found its routes.
-                self.frontier.reopen(message.seq);
-                continue;
-            }
-            self.hand_out_one(message, parked);
-        }
-        self.acted_upon_read();
-        self.resume_due();
-    }
-
-    /// True when an earlier message of the same key stands, or is about to stand, in a row without destination although
-    /// there may be a route for it now.
-    fn would_pass_unrouted(&self, message: &Message, parked: &HashSet<(Option<usize>, Key)>) -> bool {
-        let Some(key) = message.ordering_key.as_ref().filter(|_| !message.scheduled) else { return false };
-        parked.contains(&(None, key.clone())) || self.feed.unrouted.may_have_route(key, self.routes.version())
-    }
-
-    fn hand_out_one(&mut self, message: Arc<Message>, parked: &HashSet<(Option<usize>, Key)>) {
-        let (version, routes_read) = (self.routes.version(), self.settling.routing_read());
-        if message.scheduled {
-            let destination = message.only_destination.clone().unwrap_or_default();
-            self.hands.take(&message, 1, version, routes_read);
-            self.conclude_fresh(&message, &destination, Some(waits(State::Scheduled, false, DueIn::DeliverAt)));
-            return;
-        }
-        let destinations = self.destinations_of(&message);
-        if destinations.is_empty() {
-            let destination = message.only_destination.clone().unwrap_or_default();
-            if self.feed.unrouted_told.len() < UNROUTED_TOLD_MAX
-                && self.feed.unrouted_told.insert(message.topic.clone())
-            {
-                if destination.is_empty() {
-                    warn!(topic = %message.topic, "no destination takes this topic; its messages wait");
-                } else {
-                    warn!(topic = %message.topic, destination, "nobody has registered this destination; what is for it waits");
-                }
-            }
-            self.hands.take(&message, 1, version, routes_read);
-            if destination.is_empty() {
-                self.feed.unrouted.writing(&message, version);
-            }
-            // A named destination that nobody has registered is asked for by nobody; whoever comes to serve it finds the
-            // row due.
-            let pause = if destination.is_empty() && !message.expired { UNROUTED_PAUSE } else { Duration::ZERO };
-            self.conclude_fresh(&message, &destination, Some(waits(State::Unrouted, true, DueIn::Pause(pause))));
-            return;
-        }
-        self.hands.take(&message, destinations.len(), version, routes_read);
-        if self.hand_inherited(&message, &destinations) {
-            return;
-        }
-        // A sink that deletes its delivery's row needs one of its own. All of them get one at once: were the others
-        // attempted first, the slowest would decide when it may begin.
-        let apart = destinations.len() > 1 && destinations.iter().any(|&destination| self.deletes_rows(destination));
-        for &destination in destinations.iter() {
-            if apart {
-                self.hand_apart(&message, destination);
-            } else {
-                self.hand_to(&message, destination, parked);
-            }
-        }
-    }
-
-    fn deletes_rows(&self, destination: usize) -> bool {
-        self.lane_of(destination).is_some_and(|lane| self.lanes[lane].served.sink.deletes_rows())
-    }
-
-    /// The delivery becomes a waiting row, due now.
-    fn hand_apart(&mut self, message: &Arc<Message>, destination: usize) {
-        match self.lane_of(destination) {
-            Some(lane) => {
-                let in_order = self.lanes[lane].served.limits.keyed;
-                let work = fresh(message, in_order);
-                self.must_wait(lane, &work, waits(State::Overflow, in_order, DueIn::Pause(Duration::ZERO)));
-            }
-            None => self.unserved(message, destination),
-        }
-    }
-
-    pub(super) fn unserved(&mut self, message: &Arc<Message>, destination: usize) {
-        let name = self.routing.destinations[destination].spec.name.clone();
-        let remains = waits(State::Unserved, self.keeps_order(destination), DueIn::Pause(Duration::ZERO));
-        self.conclude_fresh(message, &name, Some(remains));
-    }
-
-    fn hand_to(&mut self, message: &Arc<Message>, destination: usize, parked: &HashSet<(Option<usize>, Key)>) {
-        let Some(lane) = self.lane_of(destination) else { return self.unserved(message, destination) };
-        let in_order = self.lanes[lane].served.limits.keyed;
-        let work = fresh(message, in_order);
-        let state = &mut self.lanes[lane];
-        let is_parked = message.ordering_key.as_ref().is_some_and(|key| parked.contains(&(Some(lane), key.clone())));
-        let refused = if state.lane.is_closed() || state.lane.is_full() {
-            Some((work, State::Overflow))
-        } else if is_parked {
-            Some((work, State::Blocked))
-        } else {
-            state.lane.offer(work).map(|work| (work, State::Blocked))
-        };
-        if let Some((work, label)) = refused {
-            self.must_wait(lane, &work, waits(label, in_order, DueIn::Pause(Duration::ZERO)));
-        }
-    }
-
-    /// A fresh delivery becomes a waiting row without having been attempted.
-    pub(super) fn must_wait(&mut self, lane: usize, work: &Work, remains: Remains) {
-        let name = self.lanes[lane].served.name.clone();
-        self.lanes[lane].lane.writing(work);
-        self.conclude_fresh(&work.message, &name, Some(remains));
-    }
-
-    /// Gives back what a lane no longer takes: fresh messages become rows, rows are simply read again later.
-    pub(super) fn put_aside(&mut self, lane: usize, left: Vec<Work>) {
-        for work in left {
-            match work.origin {
-                Origin::Fresh => {
-                    self.must_wait(lane, &work, waits(State::Overflow, work.in_order, DueIn::Pause(Duration::ZERO)));
-                }
-                Origin::Waiting(id) => self.due.forget(id),
-            }
-        }
     }
 
     /// Everything the last read said has been acted upon: older knowledge may go.
@@ -592,30 +476,6 @@ impl Engine {
     }
 }
 
-/// A message on its way to a destination for the first time.
-pub(super) fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
-    Work {
-        message: message.clone(),
-        origin: Origin::Fresh,
-        attempts: 0,
-        in_order,
-        first_attempt_at: None,
-        history: Vec::new(),
-        doomed: doom(message),
-        care: Care::Plain,
-        suspect: false,
-        starts: 0,
-    }
-}
-
-/// What can never be delivered takes its turn and is then given up.
-pub(super) fn doom(message: &Message) -> Option<(Reason, String)> {
-    if let Headers::Undecodable(problem) = &message.headers {
-        return Some((Reason::Undecodable, problem.clone()));
-    }
-    message.expired.then(|| (Reason::Expired, EXPIRED.to_owned()))
-}
-
 /// What a message may cost before any was read.
 const TYPICAL_BYTES_FIRST: usize = 256 << 10;
 /// Rows of a poll, at most.
@@ -624,11 +484,6 @@ const PAGE_MAX: u32 = 1_000;
 const SWEEP_LIMIT: u32 = 5_000;
 /// Between two sweeps of the whole table.
 const SWEEP_PERIOD: Duration = Duration::from_secs(20);
-/// Rows that match no route are looked at when the routes change, and now and then.
-pub(super) const UNROUTED_PAUSE: Duration = Duration::from_secs(600);
-/// Unknown topics told by name; a producer with a loop must not fill the log.
-const UNROUTED_TOLD_MAX: usize = 1_000;
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -186,7 +186,7 @@ impl Engine {
     fn take_follower(&mut self, lane: usize, row: WaitingDelivery, number: u64, now: Instant) -> bool {
         let state = &self.lanes[lane];
         let has_room = !state.lane.is_closed() && !state.lane.is_full() && state.served.limits.keyed;
-        if !has_room || !self.kept_since_look().contains(row.message.partition_no) || !self.is_certain(&row) {
+        if !has_room || !self.kept_since_look().contains(row.message.partition_no) || !self.is_certain(&row, None) {
             return false;
         }
         let (id, work) = (row.id, self.work(lane, row, now));

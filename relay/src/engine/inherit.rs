@@ -2,11 +2,11 @@
 //!
 //! It may have died of a message it was attempting, and nothing is written before a first attempt. So the first messages
 //! of its partitions, as many as a relay may have in hands, are not attempted but moved by the ordinary settle to waiting
-//! rows: suspect where their destination is a handler in this process, due at once. Before a waiting row of a handler is
-//! attempted its start is counted, so the next death tells more.
+//! rows: suspect where their destination is a handler in this process, due at once. A waiting row of a handler is marked
+//! before it is attempted, so the next death tells more.
 //!
 //! It ends when so many were moved, or when the end of the table was read once. Until then these partitions are not
-//! given up: whoever took them next would not know that they were a dead relay's.
+//! given up: whoever took them next would not know that they were a dead relay's. Nor when the relay ends before that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,7 +88,7 @@ impl Engine {
             warn!(
                 partitions = partitions.len(),
                 messages = moved,
-                "a relay died; it may have been one of these messages, so their attempts are counted from now on"
+                "a relay died; it may have been one of these messages, so they are marked while they are attempted"
             );
         } else {
             info!(partitions = partitions.len(), "partitions of a dead relay taken over; nothing of it was under way");

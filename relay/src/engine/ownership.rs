@@ -75,7 +75,7 @@ impl Engine {
             state.occupied_until = self.due.next_number();
             state.next_due = Some(now);
         }
-        self.due.routes_changed(now);
+        self.due.search.want(gained);
         self.feed.poll_soon(now);
         // What was not ours was not looked at.
         self.feed.restart_pass();
@@ -89,7 +89,11 @@ impl Engine {
     pub(super) fn let_go(&mut self, leaving: PartitionSet) {
         debug!(partitions = ?leaving, "letting go of partitions");
         self.leaving = self.leaving.or(leaving);
-        self.leave_uncounted(leaving);
+        self.due.search.let_go(leaving);
+        for id in self.settling.leave_unrouted(leaving) {
+            self.due.forget(id);
+        }
+        self.leave_unmarked(leaving);
         let begun: HashSet<Seq> = self.running.values().filter_map(super::attempt::Running::fresh).collect();
         for lane in 0..self.lanes.len() {
             let mut aside = Vec::new();

@@ -85,7 +85,7 @@ impl Engine {
             let used: HashSet<i64> = self.hands.routes_versions().chain(self.settling.routes_versions()).collect();
             self.old_routes.retain(|old| used.contains(&old.version));
             self.tell_unusable();
-            self.due.routes_changed(now);
+            self.due.search.routes_changed(now);
         }
         self.follow_pauses(number, now);
     }

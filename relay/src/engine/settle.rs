@@ -4,17 +4,18 @@
 //! locks). Whatever has gathered while the last write was under way is the next batch: small when there is little to
 //! do, large when there is much.
 //!
-//! A batch that fails stays and is written again: nothing here is ever dropped but by an answer of the database. One
-//! that fails twice for its content is halved until the row that cannot be written stands alone; it is set aside, tried
-//! again now and then, and told about.
+//! A batch that fails stays and is written again: nothing here is ever dropped but by an answer of the database. What
+//! cannot be written even by itself is set aside, tried again now and then, and told about.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
+use self::tray::Tray;
 use super::{Answer, Engine, TICK};
+use crate::cause::chain;
 use crate::event::Event;
 use crate::frontier::Stamp;
 use crate::hands::Concluded;
@@ -24,6 +25,8 @@ use crate::store::{
     Delivered, DueIn, MessageMove, Remains, Settled, Settlement, State, StoreError, UnitMove, WaitingChange,
     WaitingOutcome, Waits,
 };
+
+mod tray;
 
 /// Outcomes on their way to the database.
 #[derive(Default)]
@@ -59,88 +62,6 @@ enum Rest {
 pub(super) enum SettleAnswer {
     Deleted { stamp: Stamp, result: Result<Delivered, StoreError> },
     Settled { stamp: Stamp, result: Result<Settled, StoreError> },
-}
-
-/// A queue of outcomes of which at most one batch is being written.
-struct Tray<T> {
-    items: VecDeque<T>,
-    writing: Vec<T>,
-    batch_max: usize,
-    failures: u32,
-    retry_at: Option<Instant>,
-    aside: VecDeque<(Instant, T)>,
-}
-
-impl<T> Default for Tray<T> {
-    fn default() -> Self {
-        Tray {
-            items: VecDeque::new(),
-            writing: Vec::new(),
-            batch_max: BATCH_MAX,
-            failures: 0,
-            retry_at: None,
-            aside: VecDeque::new(),
-        }
-    }
-}
-
-impl<T: Clone> Tray<T> {
-    fn len(&self) -> usize {
-        self.items.len() + self.writing.len() + self.aside.len()
-    }
-
-    fn is_ready(&self, now: Instant) -> bool {
-        self.writing.is_empty() && !self.items.is_empty() && self.retry_at.is_none_or(|at| at <= now)
-    }
-
-    /// When what could not be written is to be tried again.
-    fn next_try(&self) -> Option<Instant> {
-        self.retry_at.filter(|_| self.writing.is_empty() && !self.items.is_empty())
-    }
-
-    fn bring_back(&mut self, now: Instant) {
-        while self.aside.front().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, item)) = self.aside.pop_front() {
-                self.items.push_back(item);
-            }
-        }
-    }
-
-    fn begin(&mut self, fits: impl Fn(&T, &T) -> bool) -> Vec<T> {
-        let mut count = 1;
-        while count < self.items.len().min(self.batch_max) && fits(&self.items[0], &self.items[count]) {
-            count += 1;
-        }
-        self.writing = self.items.drain(..count.min(self.items.len())).collect();
-        self.writing.clone()
-    }
-
-    fn written(&mut self) -> Vec<T> {
-        self.failures = 0;
-        self.retry_at = None;
-        self.batch_max = (self.batch_max * 2).min(BATCH_MAX);
-        std::mem::take(&mut self.writing)
-    }
-
-    /// Keeps the batch for another try. `content` says that the rows themselves may be at fault.
-    fn failed(&mut self, content: bool, pause: Duration, now: Instant) {
-        let batch = std::mem::take(&mut self.writing);
-        self.failures += 1;
-        self.retry_at = Some(now + pause);
-        if content && self.failures >= 2 {
-            self.failures = 0;
-            if batch.len() <= 1 {
-                error!("an outcome cannot be written; it is set aside and tried again, its neighbours go on");
-                self.aside.extend(batch.into_iter().map(|item| (now + ASIDE_PAUSE, item)));
-                return;
-            }
-            self.batch_max = batch.len() / 2;
-            self.retry_at = None;
-        }
-        for item in batch.into_iter().rev() {
-            self.items.push_front(item);
-        }
-    }
 }
 
 impl Settling {
@@ -188,6 +109,21 @@ impl Settling {
         dropped
     }
 
+    /// Drops what would be written of rows without a destination in partitions that are given up: they stand in their
+    /// table, and their next owner finds them. Returns those rows.
+    pub(super) fn leave_unrouted(&mut self, leaving: PartitionSet) -> Vec<i64> {
+        let mut left = Vec::new();
+        let mut keep = |item: &Rest| {
+            let Rest::Row(outcome) = item else { return true };
+            let keep = !outcome.destination.is_empty() || !leaving.contains(outcome.partition_no);
+            left.extend((!keep).then_some(outcome.id));
+            keep
+        };
+        self.rest.items.retain(&mut keep);
+        self.rest.aside.retain(|(_, item)| keep(item));
+        left
+    }
+
     /// The partitions of which waiting rows are to be written.
     pub(super) fn partitions(&self) -> PartitionSet {
         let rest = self.rest.items.iter().chain(&self.rest.writing).chain(self.rest.aside.iter().map(|(_, item)| item));
@@ -222,6 +158,13 @@ impl Rest {
         match self {
             Rest::Move { moved, .. } => !moved.units.is_empty(),
             Rest::Row(outcome) => matches!(outcome.change, WaitingChange::Routed(_)),
+        }
+    }
+
+    fn message_id(&self) -> MessageId {
+        match self {
+            Rest::Move { moved, .. } => moved.id,
+            Rest::Row(outcome) => outcome.message_id,
         }
     }
 
@@ -318,7 +261,9 @@ impl Engine {
                 Err(error) => {
                     let pause = self.outages.failed("message_delivered", &error);
                     let content = matches!(error, StoreError::Refused { .. });
-                    self.settling.delivered.failed(content, pause, now);
+                    if let Some(gone) = self.settling.delivered.failed(content, pause, now) {
+                        tell_aside(gone.id, &error);
+                    }
                 }
             },
             SettleAnswer::Settled { stamp, result } => match result {
@@ -327,7 +272,12 @@ impl Engine {
                 Err(error) => {
                     let pause = self.outages.failed("settle", &error);
                     let content = matches!(error, StoreError::Refused { .. });
-                    self.settling.rest.failed(content, pause, now);
+                    if let Some(item) = self.settling.rest.failed(content, pause, now) {
+                        tell_aside(item.message_id(), &error);
+                        if let Rest::Row(outcome) = item {
+                            self.due.search.stuck(outcome.id);
+                        }
+                    }
                 }
             },
         }
@@ -405,7 +355,7 @@ impl Engine {
                 row => self.settling.rest.items.push_front(row),
             }
         }
-        self.due.routes_changed(now);
+        self.due.search.routes_changed(now);
         self.routing_next = now;
     }
 
@@ -459,6 +409,7 @@ impl Engine {
         self.due.restart_pass();
         let next_read = self.feed.next_read();
         let refused: HashSet<Seq> = settled.refused_messages.iter().copied().collect();
+        let refused_rows: HashSet<i64> = settled.refused_waiting.iter().copied().collect();
         for item in self.settling.rest.written() {
             match item {
                 Rest::Move { moved, .. } => {
@@ -483,6 +434,9 @@ impl Engine {
                     match &outcome.change {
                         WaitingChange::Delivered => self.look_soon(&outcome.destination, now),
                         WaitingChange::Waits(waits) => {
+                            if outcome.destination.is_empty() {
+                                self.due.search.written(outcome.partition_no, now);
+                            }
                             let remains = Remains::Waits(waits.clone());
                             self.row_written(&outcome.destination, key, &remains, next_read, now);
                         }
@@ -492,6 +446,10 @@ impl Engine {
                             self.look_soon(&outcome.destination, now);
                         }
                         WaitingChange::Routed(units) => {
+                            if refused_rows.contains(&outcome.id) {
+                                // Gone, or other than it was read: then it is read again.
+                                self.due.search.again(outcome.partition_no, now);
+                            }
                             for unit in units {
                                 self.occupy(&unit.destination);
                                 self.look_soon(&unit.destination, now);
@@ -505,11 +463,16 @@ impl Engine {
 
     /// A message that had no route stands in a row now, or was refused.
     fn unrouted_settled(&mut self, moved: &MessageMove, now: Instant) {
+        let is_unrouted =
+            |unit: &UnitMove| matches!(&unit.remains, Remains::Waits(Waits { state: State::Unrouted, .. }));
+        if moved.units.iter().any(|unit| unit.destination.is_empty() && is_unrouted(unit)) {
+            self.due.search.written(moved.partition_no, now);
+        }
         let Some(key) = &moved.ordering_key else { return };
         let routed_by = self.feed.unrouted.written(key, moved.seq);
         if routed_by.is_some_and(|version| version != self.routes.version()) {
             // There may be one by now, and what comes later of its key waits for that.
-            self.due.routes_changed(now);
+            self.due.search.want(PartitionSet::EMPTY.with(moved.partition_no));
         }
     }
 
@@ -535,9 +498,6 @@ impl Engine {
         next_read: u64,
         now: Instant,
     ) {
-        if destination.is_empty() {
-            self.due.unrouted_written(now);
-        }
         let Some(&lane) = self.lane_by_name.get(destination) else { return };
         let (parks, due) = match remains {
             Remains::Waits(Waits { in_order, due: DueIn::Pause(pause), .. }) => (*in_order, Some(now + *pause)),
@@ -571,12 +531,15 @@ impl Engine {
     }
 }
 
+/// One outcome cannot be written.
+fn tell_aside(message_id: MessageId, error: &StoreError) {
+    error!(
+        message.id = %message_id, error = %chain(error),
+        "an outcome cannot be written; it is set aside and tried again, its neighbours go on"
+    );
+}
+
 /// True for what waits only because the relay does not serve its destination: nobody has attempted it.
 fn was_never_served(unit: &UnitMove) -> bool {
     matches!(&unit.remains, Remains::Waits(Waits { state: State::Unserved, .. }))
 }
-
-/// Outcomes in one write.
-const BATCH_MAX: usize = 1_000;
-/// How long an outcome that cannot be written rests.
-const ASIDE_PAUSE: Duration = Duration::from_secs(30);

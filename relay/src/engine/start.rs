@@ -1,53 +1,53 @@
-//! Counts the attempts of waiting rows of handlers before they begin.
+//! Marks waiting rows of handlers before they are attempted.
 //!
 //! A handler may end the process, and then nothing is left that could write what happened. So what is about to be
-//! attempted is written down first, many rows in one transaction under the partition locks, and begins when that has
-//! committed. Every outcome zeroes the count; whatever has one when its relay is dead was under way at that moment.
+//! attempted is given this relay's name first, many rows in one transaction under the partition locks, and begins when
+//! that has committed. Every outcome takes the mark off; what bears the name of a relay that died as the owner was under
+//! way at that moment. A relay that ended in order owns nothing, so its marks say nothing, whatever it had to cut off.
 //!
 //! Invariants
-//! - No row of a handler is attempted without its start being counted under the epoch it is owned under.
-//! - From the count to the settle of the outcome the row is *open*; nothing is tried alone meanwhile.
-//! - Rows that wait in line behind one of their key are counted with it, a few of them: otherwise a long line would cost
+//! - No waiting row of a handler is attempted without being marked under the epoch it is owned under.
+//! - From the mark to the settle of the outcome an attempted row is *open*; nothing is tried alone meanwhile.
+//! - Rows that wait in line behind one of their key are marked with it, a few of them: otherwise a long line would cost
 //!   a transaction for each. At a death they seem to have been under way, and are tried alone; that is all it costs them.
-//! - A row that could not be counted goes back to its table and is read again; a count that failed is repeated.
+//! - A row that could not be marked goes back to its table and is read again; a mark that failed is repeated.
 
 use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tracing::debug;
 
 use super::{Answer, Engine};
 use crate::lane::{Care, Fate, Origin, Work};
-use crate::message::{Key, PartitionSet};
-use crate::outcome::Outcome;
+use crate::message::{Key, Message, PartitionSet};
 use crate::solitude::{Seen, Solitude, Turn};
-use crate::store::{DueIn, Remains, Start, StartBatch, State, StoreError, Waits};
+use crate::store::{Start, StartBatch, StoreError};
 
 /// Rows between their lane and their attempt.
 #[derive(Default)]
 pub(super) struct Starts {
-    /// To be counted with the next call.
+    /// To be marked with the next call.
     waiting: Vec<(usize, Work)>,
-    /// Being counted, by id.
+    /// Being marked, by id.
     sent: HashMap<i64, (usize, Work)>,
-    /// Keys of whose lines some are being counted.
+    /// Keys of whose lines some are being marked.
     ahead: Vec<(usize, Key)>,
-    /// Counted: they begin as soon as the lease is known to be held.
-    counted: Vec<(usize, Work)>,
+    /// Marked: they begin as soon as the lease is known to be held.
+    marked: Vec<(usize, Work)>,
     busy: bool,
     retry_at: Option<Instant>,
-    /// Counted, or about to be, and not settled: their partitions by id.
+    /// Marked or about to be, and not settled: their partitions by id.
     open: HashMap<i64, u8>,
     solitude: Solitude,
 }
 
-/// What came of a count.
+/// Which rows were marked.
 pub(super) struct StartAnswer(Result<Vec<i64>, StoreError>);
 
 impl Starts {
     /// Nothing is on its way to its attempt.
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.sent.is_empty() && self.counted.is_empty()
+        self.waiting.is_empty() && self.sent.is_empty() && self.marked.is_empty()
     }
 
     /// The outcome was written, or refused.
@@ -57,7 +57,7 @@ impl Starts {
 
     fn take(&mut self, gone: impl Fn(&Work) -> bool) -> Vec<(usize, Work)> {
         let mut taken: Vec<(usize, Work)> = self.waiting.extract_if(.., |(_, work)| gone(work)).collect();
-        taken.extend(self.counted.extract_if(.., |(_, work)| gone(work)));
+        taken.extend(self.marked.extract_if(.., |(_, work)| gone(work)));
         taken.extend(self.sent.extract_if(|_, (_, work)| gone(work)).map(|(_, sent)| sent));
         taken
     }
@@ -85,12 +85,12 @@ impl Engine {
         }
     }
 
-    /// Has the row counted before it begins.
-    pub(super) fn count(&mut self, lane: usize, work: Work) {
+    /// Has the row marked before it begins.
+    pub(super) fn mark(&mut self, lane: usize, work: Work) {
         self.starts.waiting.push((lane, work));
     }
 
-    /// Sends what is to be counted.
+    /// Sends what is to be marked.
     pub(super) fn send_starts(&mut self, now: Instant) {
         if self.starts.busy || self.starts.waiting.is_empty() || self.starts.retry_at.is_some_and(|at| now < at) {
             return;
@@ -102,14 +102,13 @@ impl Engine {
         for (lane, work) in std::mem::take(&mut self.starts.waiting) {
             let Origin::Waiting(id) = work.origin else { continue };
             let partition_no = work.message.partition_no;
-            batch.rows.push(Start { id, partition_no, attempts_read: work.attempts, starts: work.starts });
-            if let Some(key) = work.message.ordering_key.as_ref().filter(|_| work.care == Care::Counted) {
+            batch.rows.push(start(id, &work));
+            if let Some(key) = work.message.ordering_key.as_ref().filter(|_| work.care == Care::Marked) {
                 let line = self.lanes[lane].lane.line_of(key).take(AHEAD_MAX);
                 let before = batch.rows.len();
-                for follower in line.filter(|follower| follower.care == Care::Counted && !follower.suspect) {
+                for follower in line.filter(|follower| follower.care == Care::Marked && !follower.suspect) {
                     let Origin::Waiting(id) = follower.origin else { continue };
-                    let (attempts_read, starts) = (follower.attempts, follower.starts);
-                    batch.rows.push(Start { id, partition_no, attempts_read, starts });
+                    batch.rows.push(start(id, follower));
                 }
                 if batch.rows.len() > before {
                     self.starts.ahead.push((lane, key.clone()));
@@ -132,12 +131,12 @@ impl Engine {
         let sent: Vec<(usize, Work)> = std::mem::take(&mut self.starts.sent).into_values().collect();
         let ahead = std::mem::take(&mut self.starts.ahead);
         match result {
-            Ok(counted) => {
-                let counted: HashSet<i64> = counted.into_iter().collect();
+            Ok(marked) => {
+                let marked: HashSet<i64> = marked.into_iter().collect();
                 for (lane, key) in ahead {
                     for follower in self.lanes[lane].lane.line_of(&key) {
-                        if matches!(follower.origin, Origin::Waiting(id) if counted.contains(&id)) {
-                            follower.care = Care::Plain;
+                        if matches!(follower.origin, Origin::Waiting(id) if marked.contains(&id)) {
+                            follower.care = Care::Ahead;
                         }
                     }
                 }
@@ -145,7 +144,7 @@ impl Engine {
                 self.starts.retry_at = None;
                 for (lane, work) in sent {
                     match work.origin {
-                        Origin::Waiting(id) if counted.contains(&id) => self.starts.counted.push((lane, work)),
+                        Origin::Waiting(id) if marked.contains(&id) => self.starts.marked.push((lane, work)),
                         _ => self.give_back(lane, &work),
                     }
                 }
@@ -153,7 +152,7 @@ impl Engine {
             Err(error) => {
                 self.starts.retry_at = Some(now + self.outages.failed("delivery_start", &error));
                 for (lane, work) in sent {
-                    // Whether it was counted is not known; the count says how many it is to be, so it can be repeated.
+                    // Whether it was marked is not known; doing it again changes nothing.
                     if self.leaving.contains(work.message.partition_no) {
                         self.give_back(lane, &work);
                     } else {
@@ -164,11 +163,22 @@ impl Engine {
         }
     }
 
-    /// Begins what was counted.
-    pub(super) fn start_counted(&mut self, now: Instant) {
-        for (lane, work) in std::mem::take(&mut self.starts.counted) {
-            self.start_attempt(lane, work, now);
+    /// Begins what was marked, unless its destination was closed meanwhile.
+    pub(super) fn start_marked(&mut self, now: Instant) {
+        for (lane, work) in std::mem::take(&mut self.starts.marked) {
+            match self.lanes[lane].lane.is_closed() {
+                true => self.give_back(lane, &work),
+                false => self.start_attempt(lane, work, now),
+            }
         }
+    }
+
+    /// Begins with a row that was marked with the one before it in its line.
+    pub(super) fn start_ahead(&mut self, lane: usize, work: Work, now: Instant) {
+        if let Origin::Waiting(id) = work.origin {
+            self.starts.open.insert(id, work.message.partition_no);
+        }
+        self.start_attempt(lane, work, now);
     }
 
     /// When there is something to send that had to wait.
@@ -180,7 +190,7 @@ impl Engine {
     /// another's: the next look tells.
     fn give_back(&mut self, lane: usize, work: &Work) {
         let Origin::Waiting(id) = work.origin else { return };
-        debug!(message.id = %work.message.id, "a row is left to the next look: its start was not counted");
+        debug!(message.id = %work.message.id, "a row is left to the next look: its start was not marked");
         let (next_read, next_look) = (self.feed.next_read(), self.due.next_number());
         let state = &mut self.lanes[lane];
         // Those behind it in memory must not pass it.
@@ -197,11 +207,11 @@ impl Engine {
         self.step_back(lane, behind);
     }
 
-    /// Leaves what was not counted yet of partitions that are given up. What was, or is about to be, is under way.
-    pub(super) fn leave_uncounted(&mut self, leaving: PartitionSet) {
+    /// Leaves what is not marked yet of partitions that are given up. What is, or is about to be, is under way.
+    pub(super) fn leave_unmarked(&mut self, leaving: PartitionSet) {
         let gone = |work: &Work| leaving.contains(work.message.partition_no);
-        let uncounted: Vec<(usize, Work)> = self.starts.waiting.extract_if(.., |(_, work)| gone(work)).collect();
-        for (lane, work) in uncounted {
+        let unmarked: Vec<(usize, Work)> = self.starts.waiting.extract_if(.., |(_, work)| gone(work)).collect();
+        for (lane, work) in unmarked {
             self.give_back(lane, &work);
         }
     }
@@ -224,28 +234,12 @@ impl Engine {
             }
         }
     }
-
-    /// An attempt that was cut off because the grace is over killed nobody: its count goes, all else stays.
-    ///
-    /// Not where the attempt is a transaction that deletes the row: it may still hold it, and the write would wait.
-    pub(super) fn clear_start(&mut self, lane: usize, work: &Work) {
-        if work.care == Care::Plain || self.lanes[lane].served.sink.deletes_rows() {
-            return;
-        }
-        let state = if work.suspect { State::Suspect } else { State::Retry };
-        let remains = Remains::Waits(Waits {
-            state,
-            attempts: work.attempts,
-            due: DueIn::Pause(Duration::ZERO),
-            in_order: work.in_order,
-            first_attempt_age: None,
-            last_verdict: None,
-            last_error: None,
-            history: work.history.clone(),
-        });
-        self.dispose(lane, work, Outcome::Remains(remains));
-    }
 }
 
-/// So many in line are counted with the one before them.
+fn start(id: i64, work: &Work) -> Start {
+    let Message { partition_no, id: message_id, .. } = *work.message;
+    Start { id, partition_no, message_id, attempts_read: work.attempts }
+}
+
+/// So many in line are marked with the one before them.
 const AHEAD_MAX: usize = 16;

@@ -346,6 +346,7 @@ mod tests {
             id: RelayId::from_u128(id),
             name: String::new(),
             version: String::new(),
+            lease: LEASE,
             beat,
             draining: false,
             serves: Vec::new(),

@@ -10,7 +10,7 @@
 //!
 //! Planted bugs, one at a time, must each be caught under their own name: a model that cannot fail proves nothing.
 //!
-//! The scope is small: two partitions with one key each, few messages, a lease of three ticks. Not modelled: failed attempts
+//! The scope is small: two partitions with one key each, few messages, a lease of two ticks, or of three for one of them. Not modelled: failed attempts
 //! and waiting rows, transactions of producers (`frontier::model` has those), a statement that reaches the database after
 //! its sender has crashed, and clocks that run at different speeds.
 
@@ -31,8 +31,13 @@ use explore::{Explored, explore};
 const PARTS: usize = 2;
 /// The lease, in ticks; a renewal is due in each.
 const LEASE: u8 = 2;
+/// The lease of a relay that has another than the rest.
+const LEASE_LONG: u8 = 3;
 /// Relays that may ever be started; each start is a new identity.
 const IDENTITIES: u8 = 3;
+
+/// The number of the relay that comes first; others come above or below it.
+const FIRST: u8 = 1;
 
 fn identity(n: u8) -> RelayId {
     RelayId::from_u128(u128::from(n) + 1)
@@ -59,6 +64,8 @@ struct Scope {
     stops: bool,
     /// An engine may stand still for good while its membership goes on.
     wedges: bool,
+    /// The first relay has a longer lease than the others.
+    uneven: bool,
     /// Ownership may change while a poll is under way.
     slow_polls: bool,
     /// Answers to the membership may be on their way for any time, and so may its looks.
@@ -76,6 +83,7 @@ const CALM: Scope = Scope {
     errors: false,
     stops: true,
     wedges: false,
+    uneven: false,
     slow_polls: false,
     slow_answers: false,
     bug: None,
@@ -83,6 +91,13 @@ const CALM: Scope = Scope {
 
 /// Relays crash.
 const ROUGH: Scope = Scope { calm: false, crashes: true, stops: false, ..CALM };
+
+impl Scope {
+    /// The lease with which relay number `n` registers, in ticks.
+    fn lease_of(&self, n: u8) -> u8 {
+        if self.uneven && n == FIRST { LEASE_LONG } else { LEASE }
+    }
+}
 
 /// What must never be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +116,7 @@ enum Violation {
     StartedByAStranger,
     /// Two relays believe in one epoch of a partition.
     OneEpochTwoOwners,
-    /// A relay was declared dead whose beat had not stood still for a lease.
+    /// A relay was declared dead whose beat had not stood still for its lease.
     BuriedAlive,
     /// Everybody renewed in time, and somebody was declared dead.
     BuriedInCalm,
@@ -129,6 +144,7 @@ enum Bug {
     PlanOscillates,
     PollOutlivesOwnership,
     CountFromTheQuestion,
+    JudgeByOwnLease,
 }
 
 /// Visits everything within this scope; nothing may go wrong. `states` are at least to be found: an explorer that stops early
@@ -174,6 +190,11 @@ fn a_third_relay_takes_over_after_any_two() {
 }
 
 #[test]
+fn a_relay_with_a_longer_lease_is_not_declared_dead_by_one_with_a_shorter() {
+    nothing_goes_wrong(Scope { uneven: true, late: 1, messages: [0, 1], ..ROUGH }, 100_000);
+}
+
+#[test]
 fn an_error_for_any_call_with_or_without_its_effect_loses_nothing() {
     nothing_goes_wrong(Scope { crashes: false, errors: true, messages: [0, 1], ..ROUGH }, 40_000);
 }
@@ -190,6 +211,7 @@ fn nothing_goes_wrong_in_wider_scopes() {
         return;
     }
     nothing_goes_wrong(Scope { slow_polls: true, ..CALM }, 200_000);
+    nothing_goes_wrong(Scope { uneven: true, ..CALM }, 100_000);
     nothing_goes_wrong(Scope { messages: [2, 0], ..CALM }, 200_000);
     nothing_goes_wrong(Scope { late: 1, messages: [1, 0], ..ROUGH }, 100_000);
     nothing_goes_wrong(Scope { late: 1, crashes: false, messages: [2, 0], ..ROUGH }, 200_000);
@@ -212,6 +234,7 @@ fn every_planted_bug_is_caught_under_its_name() {
         (Bug::ReleaseBeforeQuiet, Violation::Repeated, calm),
         (Bug::BuryWhateverTheBeat, Violation::BuriedAlive, frozen),
         (Bug::CountFromTheQuestion, Violation::BuriedAlive, frozen),
+        (Bug::JudgeByOwnLease, Violation::BuriedAlive, Scope { uneven: true, ..frozen }),
         (Bug::AcquireWithoutEpoch, Violation::OneEpochTwoOwners, calm),
         (Bug::RenewForTheWedged, Violation::RenewedForTheWedged, wedged),
         (Bug::LeaseUnchecked, Violation::StartedWithoutLease, frozen),

@@ -1,7 +1,8 @@
 //! What a relay has seen of the others, and since when.
 //!
 //! Clocks are never compared: a relay is thought dead when its beat stood still for a lease by the clock of the one who
-//! looks.
+//! looks. Leases should be the same everywhere and need not be: the longer of the two counts. The other's, because until it
+//! is over that relay may believe in what it owns; ours, so that nobody is judged more strictly than we are.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,7 +25,7 @@ pub(super) struct Seen {
 }
 
 impl Watch {
-    /// Takes note of the beats; returns whoever has stood still for a lease.
+    /// Takes note of the beats; returns whoever has stood still for a lease, theirs or ours, whichever is longer.
     ///
     /// A beat was read at some moment between asking and hearing. It stands still at least from when its first sight was
     /// heard of until the question that found it unchanged; anything else would accuse the living whenever a question
@@ -43,7 +44,7 @@ impl Watch {
             let entry = self.beats.entry(relay.id).or_insert(Seen { beat: relay.beat, since: heard, changed: false });
             if entry.beat != relay.beat {
                 *entry = Seen { beat: relay.beat, since: heard, changed: true };
-            } else if asked.since(entry.since) >= lease {
+            } else if asked.since(entry.since) >= lease.max(relay.lease) {
                 dead.push((relay.id, relay.beat));
             }
         }
@@ -66,12 +67,17 @@ mod tests {
     use crate::store::RelaySeen;
 
     fn seen(beats: &[(u128, i64)]) -> Membership {
+        seen_with(beats, LEASE)
+    }
+
+    fn seen_with(beats: &[(u128, i64)], lease: Duration) -> Membership {
         let relays = beats
             .iter()
             .map(|&(id, beat)| RelaySeen {
                 id: RelayId::from_u128(id),
                 name: format!("r{id}"),
                 version: "0".into(),
+                lease,
                 beat,
                 draining: false,
                 serves: Vec::new(),
@@ -90,6 +96,19 @@ mod tests {
         assert!(observe(&[(1, 5), (2, 7)], start).is_empty());
         assert!(observe(&[(1, 5), (2, 8)], start + LEASE).is_empty(), "it moved");
         assert_eq!(observe(&[(1, 5), (2, 8)], start + LEASE * 2), [(RelayId::from_u128(2), 8)]);
+    }
+
+    #[test]
+    fn a_relay_with_another_lease_is_judged_by_the_longer_one() {
+        let (me, start) = (RelayId::from_u128(1), Moment::now());
+        for (theirs, ours) in [(LEASE, LEASE / 3), (LEASE / 3, LEASE)] {
+            let mut watch = Watch::default();
+            let mut observe = |at: Moment| watch.observe(me, &seen_with(&[(2, 7)], theirs), ours, at, at);
+            assert!(observe(start).is_empty());
+            let almost = start + (LEASE - Duration::from_millis(1));
+            assert!(observe(almost).is_empty(), "theirs {theirs:?}, ours {ours:?}");
+            assert_eq!(observe(start + LEASE), [(RelayId::from_u128(2), 7)], "theirs {theirs:?}, ours {ours:?}");
+        }
     }
 
     #[test]

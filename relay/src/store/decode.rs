@@ -4,6 +4,7 @@
 //! understood becomes a value that says so, and its neighbours are not touched.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use outbox::limits::HeaderOwner;
 use serde::de::IgnoredAny;
@@ -62,6 +63,16 @@ pub(crate) fn names(text: &str) -> Vec<String> {
 /// Writes a JSON array of strings.
 pub(crate) fn names_text(names: &[String]) -> String {
     serde_json::to_string(names).expect("a list of strings has a JSON form")
+}
+
+/// Reads a `lease_ms` column; what no relay registers is a lease without length.
+pub(crate) fn lease(ms: i64) -> Duration {
+    Duration::from_millis(u64::try_from(ms).unwrap_or_default())
+}
+
+/// Writes a `lease_ms` column, rounded up: nobody may be declared dead early.
+pub(crate) fn lease_ms(lease: Duration) -> i64 {
+    i64::try_from(lease.as_micros().div_ceil(1_000)).unwrap_or(i64::MAX)
 }
 
 /// True for the bytes RFC 9110 allows in a header name.

@@ -23,6 +23,7 @@ mod moves;
 mod row;
 mod settle;
 mod status;
+mod unrouted;
 mod waiting;
 
 use std::fmt;
@@ -35,9 +36,10 @@ use self::connection::{Connector, Session, Slot, Work};
 use super::StoreOptions;
 use super::{
     Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted, Written,
+    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Wanted,
+    Written,
 };
-use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
+use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::poll::Evidence;
 
 /// An outbox in a MariaDB or MySQL database.
@@ -173,15 +175,22 @@ impl Store for Mysql {
         Ok(rows)
     }
 
-    async fn delivery_unrouted(
-        &self,
-        after: (Seq, i64),
-        owned: PartitionSet,
-        limit: u32,
-        now: Now,
-    ) -> Result<Vec<WaitingDelivery>, StoreError> {
-        let mut session = self.lend(&self.due, "delivery_unrouted").await?;
-        let rows = waiting::delivery_unrouted(&mut session, after, owned, limit, now).await?;
+    async fn unrouted_topics(&self, after: &[(u8, String)], limit: u32) -> Result<Vec<(u8, String)>, StoreError> {
+        if after.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut session = self.lend(&self.due, "unrouted_topics").await?;
+        let topics = unrouted::topics(&mut session, after, limit).await?;
+        session.give_back();
+        Ok(topics)
+    }
+
+    async fn unrouted_rows(&self, wanted: &[UnroutedAfter], limit: u32) -> Result<Vec<UnroutedRow>, StoreError> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut session = self.lend(&self.due, "unrouted_rows").await?;
+        let rows = unrouted::rows(&mut session, wanted, limit).await?;
         session.give_back();
         Ok(rows)
     }
@@ -292,8 +301,8 @@ impl Store for Mysql {
         membership::partition_release(self.lend(&self.beat, "partition_release").await?, relay, given_up).await
     }
 
-    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError> {
-        membership::relay_leave(self.lend(&self.beat, "relay_leave").await?, relay).await
+    async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
+        membership::relay_leave(self.lend(&self.beat, "relay_leave").await?, relay, unread).await
     }
 
     async fn destination_register(&self, served: &[DestinationSpec]) -> Result<(), StoreError> {

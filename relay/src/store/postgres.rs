@@ -22,6 +22,7 @@ mod forward;
 mod membership;
 mod settle;
 mod status;
+mod unrouted;
 mod value;
 mod waiting;
 
@@ -35,9 +36,10 @@ use self::connection::{Connector, Role, Slot};
 use super::StoreOptions;
 use super::{
     Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted, Written,
+    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Wanted,
+    Written,
 };
-use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
+use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::poll::Evidence;
 
 /// An outbox in a PostgreSQL database.
@@ -110,7 +112,9 @@ pub fn hot_statements() -> Vec<HotStatement> {
         hot(&waiting::LANE_WAITING, false, &["'{d1,d2}'", "4294967295", "NULL"]),
         hot(&waiting::DELIVERY_FOLLOWERS, false, &["'{d1}'", "'{7}'", "'{100}'", "16", "NULL"]),
         hot(&waiting::DELIVERY_EARLIER, false, &["'{d1}'", "'{7}'", "'{100}'", "64"]),
-        hot(&settle::DELIVERY_START, false, &[ONE, ONE, ONE, ONE]),
+        hot(&unrouted::UNROUTED_TOPICS, false, &["'{1,2}'", "'{a,\"\"}'", "100"]),
+        hot(&unrouted::UNROUTED_ROWS, false, &["'{1,2}'", "'{a,b}'", "'{0,7}'", "100"]),
+        hot(&settle::DELIVERY_START, false, &[ONE, ONE, ONE, ID, "'00000000-0000-0000-0000-000000000000'"]),
         hot(&settle::SETTLE_DELIVERED, false, &[ONE, ONE, ONE, ID]),
         hot(&settle::SETTLE_HEADS, false, &["'{d1}'", "'{7}'", "100"]),
         hot(
@@ -225,15 +229,22 @@ impl Store for Postgres {
         Ok(rows)
     }
 
-    async fn delivery_unrouted(
-        &self,
-        after: (Seq, i64),
-        owned: PartitionSet,
-        limit: u32,
-        now: Now,
-    ) -> Result<Vec<WaitingDelivery>, StoreError> {
+    async fn unrouted_topics(&self, after: &[(u8, String)], limit: u32) -> Result<Vec<(u8, String)>, StoreError> {
+        if after.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut held = self.due.take(&self.connector).await?;
-        let rows = waiting::delivery_unrouted(&mut held.connection, after, owned, limit, now).await?;
+        let topics = unrouted::topics(&mut held.connection, after, limit).await?;
+        held.put_back();
+        Ok(topics)
+    }
+
+    async fn unrouted_rows(&self, wanted: &[UnroutedAfter], limit: u32) -> Result<Vec<UnroutedRow>, StoreError> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut held = self.due.take(&self.connector).await?;
+        let rows = unrouted::rows(&mut held.connection, wanted, limit).await?;
         held.put_back();
         Ok(rows)
     }
@@ -364,9 +375,9 @@ impl Store for Postgres {
         Ok(())
     }
 
-    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError> {
+    async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
         let mut held = self.beat.take(&self.connector).await?;
-        membership::relay_leave(&mut held.connection, relay).await?;
+        membership::relay_leave(&mut held.connection, relay, unread).await?;
         held.put_back();
         Ok(())
     }

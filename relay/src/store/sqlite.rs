@@ -20,6 +20,7 @@ mod membership;
 mod read;
 mod settle;
 mod statement;
+mod unrouted;
 mod worker;
 
 pub(crate) use self::file::existing_file_uri;
@@ -34,9 +35,10 @@ use self::file::DatabaseFile;
 use self::worker::Worker;
 use super::{
     Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, Wanted, Written,
+    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Wanted,
+    Written,
 };
-use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
+use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::poll::Evidence;
 
 /// An outbox in a SQLite file.
@@ -123,14 +125,14 @@ impl Store for Sqlite {
         self.reader.run("delivery_followers", move |open| read::delivery_followers(open, &keys, limit, now)).await
     }
 
-    async fn delivery_unrouted(
-        &self,
-        after: (Seq, i64),
-        owned: PartitionSet,
-        limit: u32,
-        now: Now,
-    ) -> Result<Vec<WaitingDelivery>, StoreError> {
-        self.reader.run("delivery_unrouted", move |open| read::delivery_unrouted(open, after, owned, limit, now)).await
+    async fn unrouted_topics(&self, after: &[(u8, String)], limit: u32) -> Result<Vec<(u8, String)>, StoreError> {
+        let after = after.to_vec();
+        self.reader.run("unrouted_topics", move |open| unrouted::topics(open, &after, limit)).await
+    }
+
+    async fn unrouted_rows(&self, wanted: &[UnroutedAfter], limit: u32) -> Result<Vec<UnroutedRow>, StoreError> {
+        let wanted = wanted.to_vec();
+        self.reader.run("unrouted_rows", move |open| unrouted::rows(open, &wanted, limit)).await
     }
 
     async fn delivery_start(&self, relay: RelayId, batch: &StartBatch) -> Result<Vec<i64>, StoreError> {
@@ -223,8 +225,8 @@ impl Store for Sqlite {
         self.writer.run("partition_release", move |open| membership::partition_release(open, relay, given_up)).await
     }
 
-    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError> {
-        self.writer.run("relay_leave", move |open| membership::relay_leave(open, relay)).await
+    async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
+        self.writer.run("relay_leave", move |open| membership::relay_leave(open, relay, unread)).await
     }
 
     async fn destination_register(&self, served: &[DestinationSpec]) -> Result<(), StoreError> {

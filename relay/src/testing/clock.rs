@@ -15,11 +15,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq, WaitingDelivery};
+use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::poll::{Evidence, Page, Probe, Wanted};
 use crate::store::{
     Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, RelayRow, Routing, RowAhead,
-    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, Written,
+    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Written,
 };
 
 /// A clock for tests that jumps. Clones are the same clock.
@@ -159,14 +159,12 @@ impl Store for Clocked {
         self.store.delivery_followers(keys, limit, self.hour(now)).await
     }
 
-    async fn delivery_unrouted(
-        &self,
-        after: (Seq, i64),
-        owned: PartitionSet,
-        limit: u32,
-        now: Now,
-    ) -> Result<Vec<WaitingDelivery>, StoreError> {
-        self.store.delivery_unrouted(after, owned, limit, self.hour(now)).await
+    async fn unrouted_topics(&self, after: &[(u8, String)], limit: u32) -> Result<Vec<(u8, String)>, StoreError> {
+        self.store.unrouted_topics(after, limit).await
+    }
+
+    async fn unrouted_rows(&self, wanted: &[UnroutedAfter], limit: u32) -> Result<Vec<UnroutedRow>, StoreError> {
+        self.store.unrouted_rows(wanted, limit).await
     }
 
     async fn delivery_start(&self, relay: RelayId, batch: &StartBatch) -> Result<Vec<i64>, StoreError> {
@@ -232,8 +230,8 @@ impl Store for Clocked {
         self.store.partition_release(relay, given_up).await
     }
 
-    async fn relay_leave(&self, relay: RelayId) -> Result<(), StoreError> {
-        self.store.relay_leave(relay).await
+    async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
+        self.store.relay_leave(relay, unread).await
     }
 
     async fn destination_register(&self, served: &[DestinationSpec]) -> Result<(), StoreError> {

@@ -48,7 +48,7 @@ pub(super) fn leave_behind_a_dead_relay(database: &TestDatabase) {
         Kind::Postgres => "'00000000-0000-4000-8000-0000000000dd'",
         Kind::Mariadb | Kind::Sqlite => "x'000000000000400080000000000000dd'",
     };
-    database.exec(&format!("INSERT INTO outbox_relays (id, name, version) VALUES ({id}, 'dead', '1')"));
+    database.exec(&format!("INSERT INTO outbox_relays (id, name, version, lease_ms) VALUES ({id}, 'dead', '1', 1000)"));
     database.exec(&format!("UPDATE outbox_partitions SET owner = {id}, epoch = epoch + 1"));
 }
 

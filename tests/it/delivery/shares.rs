@@ -1,13 +1,13 @@
 //! Several relays on one outbox: they share it, and come and go without anybody noticing.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use outbox_tests::database::TestDatabase;
+use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
 use relay::RelayBuilder;
 
-use super::stage::{Log, Running, enqueue, millis, relay_on, until, until_nothing_is_left};
+use super::stage::{Log, Running, enqueue, lines, millis, relay_on, until, until_nothing_is_left};
 use super::stops::{assert_exactly_once_in_order, work};
 
 /// A lease long enough that no relay here is ever thought dead, however busy the machine is.
@@ -47,6 +47,33 @@ async fn relays_share_the_partitions_and_hand_them_over(database: TestDatabase) 
     until_shared(&database, &[]).await;
 }
 for_each_database!(relays_share_the_partitions_and_hand_them_over);
+
+/// What a relay registers counts, not what the one who looks has itself.
+async fn a_relay_with_a_longer_lease_is_declared_dead_no_sooner_than_that(database: TestDatabase) {
+    let (log, short, long) = (Log::default(), Duration::from_secs(1), Duration::from_secs(5));
+    let relay = Running::start(relay_on(&database).lease(long).destination(log.accepting("all"))).await;
+    until_shared(&database, &[32]).await;
+    let leases = || lines(&database, "SELECT CAST(lease_ms AS CHAR(9)) FROM outbox_relays");
+    assert_eq!(leases().iter().map(|ms| ms.trim()).collect::<Vec<_>>(), ["5000"]);
+    relay.stop().await;
+
+    // Nobody raises this one's beat.
+    let id = match database.kind() {
+        Kind::Postgres => "'00000000-0000-4000-8000-0000000000dd'",
+        Kind::Mariadb | Kind::Sqlite => "x'000000000000400080000000000000dd'",
+    };
+    let columns = "(id, name, version, lease_ms, serves)";
+    database.exec(&format!("INSERT INTO outbox_relays {columns} VALUES ({id}, 'dead', '1', 5000, '[\"all\"]')"));
+    database.exec(&format!("UPDATE outbox_partitions SET owner = {id}, epoch = epoch + 1"));
+    let began = Instant::now();
+    let observer = Running::start(relay_on(&database).lease(short).destination(log.accepting("all"))).await;
+    until_shared(&database, &[32]).await;
+    let is_there = || database.query_i64("SELECT count(*) FROM outbox_relays WHERE name = 'dead'") > 0;
+    until(&database, "it is declared dead", || !is_there()).await;
+    assert!(began.elapsed() >= long, "declared dead after {:?}", began.elapsed());
+    observer.stop().await;
+}
+for_each_database!(a_relay_with_a_longer_lease_is_declared_dead_no_sooner_than_that);
 
 async fn relays_that_come_and_go_lose_nothing_and_repeat_nothing(database: TestDatabase) {
     const KEYS: usize = 40;

@@ -62,7 +62,7 @@ async fn freeze(database: TestDatabase, write: &'static str) {
             "settle" => asked.settle(me, &settlement, None).await.map(drop),
             "acquire" => asked.partition_acquire(me, PartitionSet::ALL).await.map(drop),
             "release" => asked.partition_release(me, PartitionSet::ALL).await,
-            "leave" => asked.relay_leave(me).await,
+            "leave" => asked.relay_leave(me, PartitionSet::EMPTY).await,
             _ => asked.relay_bury(&[(successor, 0)]).await.map(drop),
         }
     });

@@ -35,6 +35,25 @@ async fn a_relay_refuses_sessions_that_are_handed_around() {
         assert_eq!(check.status.code(), Some(2), "{pool_mode}:\n{}{}", check.stdout, check.stderr);
         assert!(check.stdout.contains("pooler") && check.stdout.contains(HELP), "{pool_mode}:\n{}", check.stdout);
 
+        // Commands rely on sessions of their own as relays do.
+        let id = "0199c0de-0000-7000-8000-000000000001";
+        let commands: [&[&str]; 8] = [
+            &["status"],
+            &["explain", id],
+            &["messages", "list"],
+            &["dead", "redrive", "1", "--yes"],
+            &["destinations", "pause", "billing"],
+            &["keys", "list"],
+            &["send", "t"],
+            &["run", "--drain"],
+        ];
+        for command in commands {
+            let ended =
+                Process::start_relay(&configuration, &[&["--database-url", &url], command].concat()).wait(LIMIT);
+            assert_eq!(ended.status.code(), Some(69), "{pool_mode}, {command:?}:\n{}", ended.stderr);
+            assert!(ended.stderr.contains(HELP), "{pool_mode}, {command:?}:\n{}", ended.stderr);
+        }
+
         async fn accept(_: relay::message::Message, _: Context) -> relay::HandlerResult {
             Ok(())
         }

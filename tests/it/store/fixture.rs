@@ -107,7 +107,8 @@ impl Outbox {
         let select = format!(
             "SELECT concat_ws('|', id, seq, partition_no, destination, state, CASE WHEN blocked THEN 1 ELSE 0 END, \
              CASE WHEN in_order THEN 1 ELSE 0 END, life, attempts, {}, coalesce({}, '-'), coalesce(last_verdict, '-'), \
-             coalesce(last_error, '-'), CASE WHEN suspect THEN 1 ELSE 0 END, starts) FROM outbox_deliveries",
+             coalesce(last_error, '-'), CASE WHEN suspect THEN 1 ELSE 0 END, \
+             CASE WHEN attempted_by IS NULL THEN 0 ELSE 1 END, deaths) FROM outbox_deliveries",
             self.millis("due_at"),
             self.millis("first_attempt_at"),
         );
@@ -199,7 +200,8 @@ pub(crate) async fn store_on(url: &str) -> Arc<dyn Store> {
 /// Registers a relay under a new identity.
 pub(crate) async fn register(store: &dyn Store, name: &str) -> RelayId {
     let id = uuid::Uuid::from_bytes(rand::random());
-    let row = RelayRow { id, name: name.into(), version: "0.0.0".into(), serves: vec!["mail".into()] };
+    let (version, lease) = ("0.0.0".into(), Duration::from_secs(5));
+    let row = RelayRow { id, name: name.into(), version, lease, serves: vec!["mail".into()] };
     store.relay_register(&row).await.unwrap();
     id
 }
@@ -227,7 +229,8 @@ pub(crate) struct WaitingRow {
     pub(crate) last_verdict: Option<String>,
     pub(crate) last_error: Option<String>,
     pub(crate) suspect: bool,
-    pub(crate) starts: u32,
+    pub(crate) marked: bool,
+    pub(crate) deaths: u32,
 }
 
 impl WaitingRow {
@@ -250,7 +253,8 @@ impl WaitingRow {
             last_verdict: given(part[11]),
             last_error: given(part[12]),
             suspect: part[13] == "1",
-            starts: part[14].parse().unwrap(),
+            marked: part[14] == "1",
+            deaths: part[15].parse().unwrap(),
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use diesel::connection::SimpleConnection;
+use diesel::{QueryableByName, RunQueryDsl, sql_query, sql_types::Text};
 use outbox_tests::database::{Kind, TestDatabase};
 use relay::message::PartitionSet;
 use relay::poll::HoleProbe;
@@ -138,4 +139,29 @@ fn a_client_that_is_not_strict_stores_nothing_it_did_not_say() {
                 AND payload = CONVERT(_utf8mb4 x'6772c3bc6e20f09fa680' USING utf8mb4)";
     assert_eq!(database.query_i64(kept), 3);
     assert_eq!(database.query_i64("SELECT count(DISTINCT partition_no) FROM outbox_messages"), 1);
+}
+
+#[derive(QueryableByName)]
+struct Plan {
+    #[diesel(sql_type = Text, column_name = "Extra")]
+    extra: String,
+}
+
+/// There is no index of such rows alone; that of the partitions has to do.
+#[test]
+fn topics_without_a_route_are_stepped_through_by_the_index() {
+    let database = database();
+    database.exec(
+        "INSERT INTO outbox_deliveries (message_id, seq, partition_no, topic, payload, content_type, headers, version, \
+             created_at, destination, state, due_at) \
+         SELECT unhex(md5(seq)), seq, seq % 2, concat('typo.', seq % 3), 'x', 'a', '{}', 1, now(), '', 'unrouted', now() \
+         FROM seq_1_to_5000",
+    );
+    database.exec("ANALYZE TABLE outbox_deliveries");
+    // As the store asks.
+    let question = "SELECT partition_no, topic FROM outbox_deliveries FORCE INDEX (delivery_by_partition) \
+                    WHERE partition_no = 1 AND destination = '' AND state = 'unrouted' AND topic > '' \
+                    GROUP BY partition_no, destination, state, topic ORDER BY topic LIMIT 64";
+    let plan: Vec<Plan> = sql_query(format!("EXPLAIN {question}")).load(&mut database.mariadb()).unwrap();
+    assert!(plan.iter().all(|step| step.extra.contains("Using index for group-by")), "{:?}", plan[0].extra);
 }

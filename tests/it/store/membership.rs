@@ -1,5 +1,7 @@
 //! Who is there, who owns what, and who may take it away.
 
+use std::time::Duration;
+
 use outbox_tests::database::TestDatabase;
 use outbox_tests::for_each_database;
 use relay::message::{PartitionSet, RelayId};
@@ -30,6 +32,7 @@ async fn a_beat_is_raised_and_reads_back_who_is_there(database: TestDatabase) {
         id: RelayId::from_u128(7),
         name: "shop-1".into(),
         version: "1.2.3".into(),
+        lease: Duration::from_micros(7_000_001),
         serves: vec!["mail".into(), "billing".into()],
     };
     store.relay_register(&row).await.unwrap();
@@ -40,6 +43,9 @@ async fn a_beat_is_raised_and_reads_back_who_is_there(database: TestDatabase) {
     assert_eq!(first.relays.len(), 2, "registering again is harmless");
     let seen = first.relays.iter().find(|seen| seen.id == row.id).unwrap();
     assert_eq!((&seen.name, &seen.version, &seen.serves), (&row.name, &row.version, &row.serves));
+    assert_eq!(seen.lease, Duration::from_millis(7_001), "never shorter than what it was");
+    let read = store.membership_read().await.unwrap();
+    assert_eq!(read.relays.iter().find(|seen| seen.id == row.id).unwrap().lease, seen.lease);
     assert!(!seen.draining && (chrono::Utc::now() - seen.started_at).num_seconds().abs() < 60);
 
     let second = store.relay_beat(row.id, true).await.unwrap().unwrap();
@@ -140,8 +146,8 @@ async fn leaving_frees_everything_at_once(database: TestDatabase) {
     let (one, two) = (register(&*store, "one").await, register(&*store, "two").await);
     acquire(&*store, one, some(&[1, 2])).await;
     acquire(&*store, two, some(&[3])).await;
-    store.relay_leave(one).await.unwrap();
-    store.relay_leave(one).await.unwrap();
+    store.relay_leave(one, PartitionSet::EMPTY).await.unwrap();
+    store.relay_leave(one, PartitionSet::EMPTY).await.unwrap();
     assert!(store.relay_beat(one, false).await.unwrap().is_none());
     let seen = beat(&*store, two).await;
     assert_eq!(seen.relays.len(), 1);

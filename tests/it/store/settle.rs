@@ -64,7 +64,7 @@ async fn a_message_leaves_one_row_for_each_destination_that_must_wait_or_is_dead
     let [row] = rows.as_slice() else { panic!("{rows:?}") };
     assert_eq!((row.seq, row.destination.as_str(), row.state.as_str()), (seq, "mail", "retry"));
     assert_eq!((row.blocked, row.in_order, row.suspect), (false, true, false));
-    assert_eq!((row.life, row.attempts, row.starts, row.partition_no), (0, 1, 0, message.partition_no));
+    assert_eq!((row.life, row.attempts, row.deaths, row.partition_no), (0, 1, 0, message.partition_no));
     assert_eq!((row.due_at, row.first_attempt_at), (after_noon(60), Some(after_noon(-2))));
     assert_eq!((row.last_verdict.as_deref(), row.last_error.as_deref()), (Some("retry"), Some("503")));
     assert_eq!(outbox.dead(), [format!("{seq}|billing|exhausted|1|blocks|0|reject|400")]);
@@ -174,12 +174,12 @@ async fn a_verdict_clears_the_count_of_starts_and_the_suspicion(database: TestDa
     let message = outbox.keyed("k").await;
     outbox.settle_all(vec![moved(&message, vec![unit("mail", waits(State::Suspect))])], vec![]).await;
     assert!(outbox.waiting()[0].suspect);
-    outbox.database.exec("UPDATE outbox_deliveries SET starts = 2");
+    outbox.database.exec("UPDATE outbox_deliveries SET deaths = 2");
     let due = outbox.due("mail").await;
     let again = Waits { attempts: 2, ..waits(State::Retry) };
     outbox.settle_all(vec![], vec![outcome(&due[0], WaitingChange::Waits(again))]).await;
     let row = &outbox.waiting()[0];
-    assert_eq!((row.suspect, row.starts, row.state.as_str()), (false, 0, "retry"));
+    assert_eq!((row.suspect, row.deaths, row.state.as_str()), (false, 0, "retry"));
 }
 for_each_database!(a_verdict_clears_the_count_of_starts_and_the_suspicion);
 

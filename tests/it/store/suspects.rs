@@ -22,16 +22,21 @@ async fn bury(store: &dyn Store, dead: RelayId) {
     assert_eq!(store.relay_bury(&[(dead, beat)]).await.unwrap(), [dead]);
 }
 
-fn start(row: &WaitingDelivery, starts: u32) -> Start {
-    Start { id: row.id, partition_no: row.message.partition_no, attempts_read: row.attempts, starts }
+fn start(row: &WaitingDelivery) -> Start {
+    Start {
+        id: row.id,
+        partition_no: row.message.partition_no,
+        message_id: row.message.id,
+        attempts_read: row.attempts,
+    }
 }
 
-/// Counts rows as the relay of this outbox; returns which were counted, ascending.
-async fn count(outbox: &Outbox, rows: &[Start]) -> Vec<i64> {
+/// Marks rows as the relay of this outbox; returns which were marked, ascending.
+async fn mark(outbox: &Outbox, rows: &[Start]) -> Vec<i64> {
     let batch = StartBatch { epochs: outbox.epochs.clone(), rows: rows.to_vec() };
-    let mut counted = outbox.store.delivery_start(outbox.relay, &batch).await.unwrap();
-    counted.sort_unstable();
-    counted
+    let mut marked = outbox.store.delivery_start(outbox.relay, &batch).await.unwrap();
+    marked.sort_unstable();
+    marked
 }
 
 fn row(outbox: &Outbox, id: i64) -> WaitingRow {
@@ -52,56 +57,51 @@ async fn partitions_of_the_dead_are_told_from_those_of_relays_that_left(database
     bury(&*store, buried).await;
     database.exec(&format!("DELETE FROM outbox_relays WHERE id = {}", uuid(database.kind(), vanished)));
     store.partition_release(releases, PartitionSet::EMPTY.with(3)).await.unwrap();
-    store.relay_leave(leaves).await.unwrap();
+    store.relay_leave(leaves, PartitionSet::EMPTY).await.unwrap();
     let inherited: PartitionSet = [1, 2].into_iter().collect();
     // The knowledge outlives whoever had it first.
     let early = register(&*store, "early").await;
     assert_eq!(inherits(&*store, early).await, inherited);
     bury(&*store, early).await;
     assert_eq!(inherits(&*store, heir).await, PartitionSet::ALL, "it died as the owner of all");
-    store.relay_leave(heir).await.unwrap();
+    store.relay_leave(heir, PartitionSet::EMPTY.with(7)).await.unwrap();
     let last = register(&*store, "last").await;
-    assert_eq!(inherits(&*store, last).await, PartitionSet::EMPTY);
+    assert_eq!(inherits(&*store, last).await, PartitionSet::EMPTY.with(7), "that one was not read");
 }
 for_each_database!(partitions_of_the_dead_are_told_from_those_of_relays_that_left);
 
-async fn rows_that_are_about_to_be_attempted_are_counted(database: TestDatabase) {
+async fn rows_that_are_about_to_be_attempted_are_marked(database: TestDatabase) {
     let outbox = Outbox::new(database).await;
-    for key in ["a", "b", "c", "d"] {
+    for key in ["a", "b", "c", "d", "e"] {
         outbox.park(key, "mail").await;
     }
     let due = outbox.due("mail").await;
-    let [a, b, c, d] = due.as_slice() else { panic!("{due:?}") };
+    let [a, b, c, d, e] = due.as_slice() else { panic!("{due:?}") };
     let before = outbox.waiting();
-    let stale = Start { attempts_read: 7, ..start(b, 1) };
-    let elsewhere = Start { partition_no: (c.message.partition_no + 1) % 32, ..start(c, 1) };
-    let gone = Start { id: d.id + 1000, ..start(d, 1) };
-    let mut wanted = vec![start(d, 4), stale, elsewhere, gone, start(a, 1)];
-    assert_eq!(count(&outbox, &wanted).await, [a.id, d.id]);
-    let starts = |outbox: &Outbox| outbox.waiting().iter().map(|row| row.starts).collect::<Vec<_>>();
-    assert_eq!(starts(&outbox), [1, 0, 0, 4]);
+    let stale = Start { attempts_read: 7, ..start(b) };
+    let elsewhere = Start { partition_no: (c.message.partition_no + 1) % 32, ..start(c) };
+    let gone = Start { id: d.id + 1000, ..start(d) };
+    let another = Start { message_id: a.message.id, ..start(e) };
+    let mut wanted = vec![start(d), stale, elsewhere, gone, another, start(a)];
+    assert_eq!(mark(&outbox, &wanted).await, [a.id, d.id]);
+    let marks = |outbox: &Outbox| outbox.waiting().iter().map(|row| row.marked).collect::<Vec<_>>();
+    assert_eq!(marks(&outbox), [true, false, false, true, false]);
     wanted.reverse();
-    assert_eq!(count(&outbox, &wanted).await, [a.id, d.id], "asked again, it says the same");
-    assert_eq!(starts(&outbox), [1, 0, 0, 4], "and counts nothing twice");
+    assert_eq!(mark(&outbox, &wanted).await, [a.id, d.id], "asked again, it says the same");
     let apart = |mut rows: Vec<WaitingRow>| {
-        rows.iter_mut().for_each(|row| row.starts = 0);
+        rows.iter_mut().for_each(|row| row.marked = false);
         rows
     };
     assert_eq!(apart(outbox.waiting()), apart(before), "nothing else changed");
-    let read = outbox.due("mail").await;
-    assert_eq!(
-        read.iter().map(|row| (row.suspect, row.starts)).collect::<Vec<_>>(),
-        [(false, 1), (false, 0), (false, 0), (false, 4)]
-    );
-    assert_eq!(count(&outbox, &[]).await, [0; 0]);
+    assert_eq!(mark(&outbox, &[]).await, [0; 0]);
 }
-for_each_database!(rows_that_are_about_to_be_attempted_are_counted);
+for_each_database!(rows_that_are_about_to_be_attempted_are_marked);
 
-async fn only_the_owner_counts_under_its_epoch(database: TestDatabase) {
+async fn only_the_owner_marks_under_its_epoch(database: TestDatabase) {
     let outbox = Outbox::new(database).await;
     outbox.park("a", "mail").await;
     let due = outbox.due("mail").await;
-    let rows = vec![start(&due[0], 1)];
+    let rows = vec![start(&due[0])];
     let stranger = register(&*outbox.store, "stranger").await;
     let ask = async |relay, epochs: Vec<(u8, i64)>| {
         outbox.store.delivery_start(relay, &StartBatch { epochs, rows: rows.clone() }).await.unwrap()
@@ -112,24 +112,25 @@ async fn only_the_owner_counts_under_its_epoch(database: TestDatabase) {
     assert_eq!(ask(outbox.relay, vec![]).await, [0; 0]);
     bury(&*outbox.store, outbox.relay).await;
     assert_eq!(ask(outbox.relay, outbox.epochs.clone()).await, [0; 0], "it is still named as the owner, and is dead");
-    assert_eq!(outbox.waiting()[0].starts, 0);
+    assert!(!outbox.waiting()[0].marked);
 }
-for_each_database!(only_the_owner_counts_under_its_epoch);
+for_each_database!(only_the_owner_marks_under_its_epoch);
 
-async fn an_outcome_clears_the_count(database: TestDatabase) {
+async fn an_outcome_takes_the_mark_and_the_deaths_off(database: TestDatabase) {
     let outbox = Outbox::new(database).await;
     let message = outbox.keyed("k").await;
     outbox.settle_all(vec![moved(&message, vec![unit("mail", waits(State::Suspect))])], vec![]).await;
     let due = outbox.due("mail").await;
-    assert!(due[0].suspect && due[0].starts == 0);
-    assert_eq!(count(&outbox, &[start(&due[0], 2)]).await, [due[0].id]);
+    assert!(due[0].suspect && due[0].deaths == 0);
+    outbox.database.exec("UPDATE outbox_deliveries SET deaths = 2");
+    assert_eq!(mark(&outbox, &[start(&due[0])]).await, [due[0].id]);
     let read = outbox.due("mail").await;
-    assert!(read[0].suspect && read[0].starts == 2);
+    assert!(read[0].suspect && read[0].deaths == 2);
     outbox.settle_all(vec![], vec![outcome(&read[0], WaitingChange::Waits(waits(State::Retry)))]).await;
     let row = &outbox.waiting()[0];
-    assert_eq!((row.suspect, row.starts, row.state.as_str()), (false, 0, "retry"));
+    assert_eq!((row.suspect, row.marked, row.deaths, row.state.as_str()), (false, false, 0, "retry"));
 }
-for_each_database!(an_outcome_clears_the_count);
+for_each_database!(an_outcome_takes_the_mark_and_the_deaths_off);
 
 async fn what_was_being_attempted_when_its_relay_died_becomes_suspect(database: TestDatabase) {
     let outbox = Outbox::new(database).await;
@@ -139,26 +140,33 @@ async fn what_was_being_attempted_when_its_relay_died_becomes_suspect(database: 
     outbox.park("b", "mail").await;
     let due = outbox.due("mail").await;
     let [a, b, _] = due.as_slice() else { panic!("{due:?}") };
-    count(&outbox, &[start(a, 1), start(b, 2)]).await;
+    mark(&outbox, &[start(a), start(b)]).await;
     let before = outbox.waiting();
 
-    // Handed over in order, nothing is suspected.
+    // Handed over in order, nothing is suspected, and not when the next one dies that had not begun with them.
     outbox.store.partition_release(outbox.relay, PartitionSet::ALL).await.unwrap();
     let second = register(&*outbox.store, "second").await;
     assert_eq!(inherits(&*outbox.store, second).await, PartitionSet::EMPTY);
-    assert_eq!(outbox.waiting(), before);
-
     bury(&*outbox.store, second).await;
     let third = register(&*outbox.store, "third").await;
-    assert_eq!(inherits(&*outbox.store, third).await, PartitionSet::ALL);
+    let taken = outbox.store.partition_acquire(third, PartitionSet::ALL).await.unwrap();
+    assert_eq!(outbox.waiting(), before);
+
+    let epochs = taken.iter().map(|taken| (taken.partition_no, taken.epoch)).collect();
+    let batch = StartBatch { epochs, rows: vec![start(a)] };
+    assert_eq!(outbox.store.delivery_start(third, &batch).await.unwrap(), [a.id]);
     let mut expected = before;
-    for row in &mut expected {
-        if row.starts > 0 {
-            (row.suspect, row.state) = (true, "suspect".into());
+    for (deaths, name) in [(1, "fourth"), (1, "fifth")] {
+        let seen = outbox.store.membership_read().await.unwrap();
+        for relay in seen.relays.iter().filter(|relay| relay.id != outbox.relay) {
+            bury(&*outbox.store, relay.id).await;
         }
+        let heir = register(&*outbox.store, name).await;
+        assert_eq!(inherits(&*outbox.store, heir).await, PartitionSet::ALL);
+        let row = expected.iter_mut().find(|row| row.id == a.id).unwrap();
+        (row.suspect, row.state, row.marked, row.deaths) = (true, "suspect".into(), false, deaths);
+        assert_eq!(outbox.waiting(), expected, "their hours and their keys stay as they are; {name}");
     }
-    assert_eq!(outbox.waiting(), expected, "their counts, their hours and their keys stay as they are");
-    assert_eq!((row(&outbox, a.id).suspect, row(&outbox, b.id).starts), (true, 2));
 }
 for_each_database!(what_was_being_attempted_when_its_relay_died_becomes_suspect);
 
@@ -169,11 +177,11 @@ async fn a_row_in_a_zombies_hands_keeps_nobody_waiting(outbox: &Outbox, zombie: 
     }
     let due = outbox.due("mail").await;
     let [a, b] = due.as_slice() else { panic!("{due:?}") };
-    count(outbox, &[start(a, 1), start(b, 1)]).await;
+    mark(outbox, &[start(a), start(b)]).await;
     zombie.batch_execute("BEGIN").unwrap();
     zombie.batch_execute(&format!("DELETE FROM outbox_deliveries WHERE id = {}", a.id)).unwrap();
     let began = Instant::now();
-    assert_eq!(count(outbox, &[start(a, 2), start(b, 2)]).await, [b.id]);
+    assert_eq!(mark(outbox, &[start(a), start(b)]).await, [b.id]);
     bury(&*outbox.store, outbox.relay).await;
     let heir = register(&*outbox.store, "heir").await;
     assert_eq!(inherits(&*outbox.store, heir).await, PartitionSet::ALL);
@@ -196,16 +204,16 @@ async fn a_row_in_a_zombies_hands_keeps_nobody_waiting_on_mariadb() {
     a_row_in_a_zombies_hands_keeps_nobody_waiting(&outbox, &mut zombie).await;
 }
 
-async fn counts_and_settles_do_not_wait_for_each_other_for_good(database: TestDatabase) {
-    // The count and the settle take the same locks: one after the other, never both waiting.
+async fn marks_and_settles_do_not_wait_for_each_other_for_good(database: TestDatabase) {
+    // The mark and the settle take the same locks: one after the other, never both waiting.
     let outbox = Outbox::new(database).await;
     for n in 0..40 {
         outbox.park(&n.to_string(), "mail").await;
     }
     let due = outbox.due("mail").await;
-    let counting = async {
-        for round in 1..6 {
-            let rows = due.iter().rev().map(|row| start(row, round)).collect();
+    let marking = async {
+        for _ in 1..6 {
+            let rows = due.iter().rev().map(start).collect();
             let batch = StartBatch { epochs: outbox.epochs.clone(), rows };
             outbox.store.delivery_start(outbox.relay, &batch).await.unwrap();
         }
@@ -217,7 +225,7 @@ async fn counts_and_settles_do_not_wait_for_each_other_for_good(database: TestDa
             outbox.store.settle(outbox.relay, &batch, None).await.unwrap();
         }
     };
-    tokio::join!(counting, settling);
+    tokio::join!(marking, settling);
     assert_eq!(outbox.waiting().len(), 20);
 }
-for_each_database!(counts_and_settles_do_not_wait_for_each_other_for_good);
+for_each_database!(marks_and_settles_do_not_wait_for_each_other_for_good);

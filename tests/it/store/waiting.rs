@@ -2,8 +2,10 @@
 
 use outbox_tests::database::TestDatabase;
 use outbox_tests::for_each_database;
-use relay::message::{PartitionSet, WaitingDelivery};
-use relay::store::{DestinationSpec, Dies, DueIn, KeyAfter, LaneDemand, LaneWaiting, Reason, State, Waits};
+use relay::message::{MessageId, PartitionSet, WaitingDelivery};
+use relay::store::{
+    DestinationSpec, Dies, DueIn, KeyAfter, LaneDemand, LaneWaiting, Reason, State, UnroutedAfter, UnroutedRow, Waits,
+};
 
 use super::fixture::{Draft, Outbox, after_noon, dies, mine, moved, noon, register, secs, time, unit, waits};
 
@@ -142,32 +144,78 @@ async fn a_blocking_dead_letter_occupies_its_lane(database: TestDatabase) {
 }
 for_each_database!(a_blocking_dead_letter_occupies_its_lane);
 
-async fn unrouted_rows_are_looked_at_when_the_routes_changed(database: TestDatabase) {
-    let outbox = Outbox::new(database).await;
-    for key in ["a", "b", "b", "c", "d"] {
-        outbox.insert(&Draft::default().key(key));
-    }
+/// Rows of these topics, each with a key of its own unless one is named, in this state and without a destination.
+async fn without_destination(outbox: &Outbox, rows: &[(&str, Option<&str>, State)]) -> Vec<MessageId> {
+    let drafts = rows.iter().enumerate().map(|(n, (topic, key, _))| {
+        Draft { topic: (*topic).into(), ..Draft::default() }.key(key.unwrap_or(&format!("key {n}")))
+    });
+    drafts.for_each(|draft| {
+        outbox.insert(&draft);
+    });
     let messages = mine(outbox.read_all().await.from_tail);
-    let wait = |state, pause| Waits { due: DueIn::Pause(secs(pause)), ..waits(state) };
-    let moves = vec![
-        moved(&messages[0], vec![unit("", wait(State::Unrouted, 3600))]),
-        moved(&messages[1], vec![unit("", wait(State::Unrouted, 3600))]),
-        moved(&messages[2], vec![unit("", wait(State::Unrouted, 3600))]),
-        moved(&messages[3], vec![unit("", wait(State::Scheduled, 3600))]),
-        moved(&messages[4], vec![unit("", wait(State::Scheduled, 0)), unit("mail", wait(State::Unrouted, 3600))]),
-    ];
-    outbox.settle_all(moves, vec![]).await;
-    let ask = async |after, limit| {
-        outbox.store.delivery_unrouted(after, PartitionSet::ALL, limit, Some(noon())).await.unwrap()
-    };
-    let [a, b, c, _, _] = messages.as_slice() else { panic!() };
-    let all = ask((0, 0), 9).await;
-    assert_eq!(numbers(&all), [a.seq, b.seq, c.seq], "heads and followers, due or not, with no destination only");
-    assert_eq!(numbers(&ask((0, 0), 2).await), [a.seq, b.seq]);
-    assert_eq!(numbers(&ask((b.seq, all[1].id), 9).await), [c.seq]);
-    assert_eq!(numbers(&ask((c.seq, all[2].id), 9).await), [0; 0]);
+    let later = |state| Waits { due: DueIn::Pause(secs(3600)), ..waits(state) };
+    let moves = messages.iter().zip(rows).map(|(message, (_, _, state))| moved(message, vec![unit("", later(*state))]));
+    outbox.settle_all(moves.collect(), vec![]).await;
+    messages.iter().map(|message| message.id).collect()
 }
-for_each_database!(unrouted_rows_are_looked_at_when_the_routes_changed);
+
+async fn rows_without_a_destination_are_found_by_topic_and_partition(database: TestDatabase) {
+    use State::{Scheduled, Unrouted};
+    let outbox = Outbox::new(database).await;
+    let rows = [
+        ("b", Some("k"), Unrouted),
+        ("b", Some("k"), Unrouted),
+        ("a.b", Some("k"), Unrouted),
+        ("b", None, Unrouted),
+        ("later", Some("k"), Scheduled),
+    ];
+    let ids = without_destination(&outbox, &rows).await;
+    outbox.park("k", "mail").await;
+    let waiting = outbox.waiting();
+    let of_k = waiting[0].partition_no;
+    let every: Vec<(u8, String)> = PartitionSet::ALL.iter().map(|partition_no| (partition_no, String::new())).collect();
+
+    let mut topics = outbox.store.unrouted_topics(&every, 9).await.unwrap();
+    topics.sort();
+    let mut expected = vec![(of_k, "a.b".to_owned()), (of_k, "b".into()), (waiting[3].partition_no, "b".into())];
+    expected.sort();
+    expected.dedup();
+    assert_eq!(topics, expected, "each topic once, and none of what is scheduled or has a destination");
+    let next = async |after: &str, limit| {
+        let found = outbox.store.unrouted_topics(&[(of_k, after.to_owned())], limit).await.unwrap();
+        found.into_iter().map(|(_, topic)| topic).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (next("", 1).await, next("a.b", 1).await, next("b", 1).await),
+        (vec!["a.b".into()], vec!["b".into()], vec![])
+    );
+    assert!(outbox.store.unrouted_topics(&[], 9).await.unwrap().is_empty());
+
+    let place = |topic: &str, after| UnroutedAfter { partition_no: of_k, topic: topic.into(), after };
+    let read = async |wanted: &[UnroutedAfter], limit| outbox.store.unrouted_rows(wanted, limit).await.unwrap();
+    let found = read(&[place("b", 0), place("a.b", 0), place("later", 0), place("none", 0)], 2).await;
+    let numbers: Vec<i64> = found.iter().map(|row| row.id).collect();
+    assert_eq!(
+        numbers,
+        [waiting[0].id, waiting[1].id, waiting[2].id],
+        "heads and followers, due or not, place by place"
+    );
+    let expected = UnroutedRow {
+        id: waiting[0].id,
+        message_id: ids[0],
+        partition_no: of_k,
+        topic: "b".into(),
+        ordering_key: Some(b"k".as_slice().into()),
+        in_order: true,
+        attempts: 1,
+    };
+    assert_eq!(found[0], expected);
+    assert_eq!(read(&[place("b", 0)], 1).await.len(), 1);
+    let beyond = read(&[place("b", numbers[0])], 9).await;
+    assert_eq!(beyond[0].id, numbers[1]);
+    assert!(read(&[], 9).await.is_empty());
+}
+for_each_database!(rows_without_a_destination_are_found_by_topic_and_partition);
 
 async fn followers_of_a_key_come_in_order_up_to_the_first_that_is_not_due(database: TestDatabase) {
     let outbox = Outbox::new(database).await;

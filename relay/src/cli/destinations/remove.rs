@@ -1,15 +1,15 @@
 //! `relay destinations remove`: a destination goes, and somebody has decided about what waits for it.
 
 use outbox::destinations::{self, By, Destination, Removal, Waiting};
-use outbox::relays::{self, Relay};
+use outbox::relays::Relay;
 use serde_json::json;
 
 use super::super::args::{Global, Remove};
 use super::super::database::connect;
 use super::super::output::say;
 use super::super::{Exit, Failure, ask, beats, settings, status};
+use super::serves;
 use crate::admin::{Connection, with_connection};
-use crate::config::Scope;
 
 /// Removes it, or says why not.
 pub(super) fn run(global: &Global, remove: &Remove) -> Result<Exit, Failure> {
@@ -17,7 +17,6 @@ pub(super) fn run(global: &Global, remove: &Remove) -> Result<Exit, Failure> {
     if name.is_empty() {
         return Err(super::unknown(name));
     }
-    let lease = settings::load(global, Scope::Database)?.relay.lease;
     let mut conn = connect(global)?;
     let known = with_connection!(&mut conn, conn => destinations::list(conn))?;
     let known = known.into_iter().find(|destination| destination.name == *name);
@@ -29,14 +28,14 @@ pub(super) fn run(global: &Global, remove: &Remove) -> Result<Exit, Failure> {
     if known.is_none() && count == 0 {
         return Err(super::unknown(name));
     }
-    let serving = serving(&mut conn, name)?;
-    let seen = beats::look(&mut conn, serving.iter().map(|relay| (relay.id, relay.beat)), lease)?;
-    let (silent, living): (Vec<Relay>, Vec<Relay>) = serving.into_iter().partition(|relay| seen.is_still(relay.id));
+    let (beats, seen) = beats::look(&mut conn, |relay| serves(relay, name), None)?;
+    let serving = seen.relays.into_iter().filter(|relay| serves(relay, name));
+    let (silent, living): (Vec<Relay>, Vec<Relay>) = serving.partition(|relay| beats.is_dead(relay.id));
     if !living.is_empty() {
         return Err(served(name, &living, 0));
     }
     for relay in &silent {
-        let looked = status::rounded(seen.looked());
+        let looked = status::rounded(beats.still(relay.id));
         say(&format!("{} serves it too, but its beat has not moved for {looked}: it counts as dead", relay.name));
     }
     let dead = known.as_ref().map_or(0, |destination| destination.dead);
@@ -48,7 +47,7 @@ pub(super) fn run(global: &Global, remove: &Remove) -> Result<Exit, Failure> {
     ask::confirm(global, &format!("{name} would be removed; {}.", fate(*waiting, count, "would")))?;
     let by = By { actor: settings::actor(global), reason: global.reason.clone() };
     let removal = with_connection!(&mut conn, conn => destinations::remove(conn, name, *waiting, &silent, &by));
-    match removal.map_err(|error| broke_off(error, name))? {
+    match removal.map_err(|error| broke_off(error, &mut conn, known.as_ref(), name))? {
         Removal::Done { waiting: count, .. } => {
             if let Some(stays) = (dead > 0).then(|| stays(dead)) {
                 say(stays.trim_start_matches("; "));
@@ -66,12 +65,6 @@ pub(super) fn run(global: &Global, remove: &Remove) -> Result<Exit, Failure> {
         Removal::Served { by, waiting } => Err(served(name, &by, waiting)),
         _ => Err(super::unknown(name)),
     }
-}
-
-/// The relays that are registered with it.
-fn serving(conn: &mut Connection, name: &str) -> Result<Vec<Relay>, Failure> {
-    let relays = with_connection!(conn, conn => relays::list(conn))?.relays;
-    Ok(relays.into_iter().filter(|relay| relay.serves.iter().any(|served| served == name)).collect())
 }
 
 fn told(
@@ -131,8 +124,12 @@ fn served(name: &str, by: &[Relay], so_far: u64) -> Failure {
     Failure::new(Exit::Failed, format!("{problem}\n  help: {help}"))
 }
 
-/// What the first transactions did stays done.
-fn broke_off(error: outbox::Error, name: &str) -> Failure {
-    say(&format!("the removal of {name} broke off; ask again and it goes on with what is left"));
+/// What the first transactions did stays done. In the first of them the destination goes.
+fn broke_off(error: outbox::Error, conn: &mut Connection, known: Option<&Destination>, name: &str) -> Failure {
+    let left = with_connection!(conn, conn => destinations::list(conn)).unwrap_or_default();
+    match known.is_some() && left.iter().any(|destination| destination.name == name) {
+        true => say(&format!("{name} is not removed: nothing was changed")),
+        false => say(&format!("the removal of {name} broke off; ask again and it goes on with what is left")),
+    }
     error.into()
 }

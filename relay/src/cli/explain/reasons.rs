@@ -29,9 +29,8 @@ pub(super) struct Facts<'a> {
     pub(super) look: Look,
     pub(super) destinations: &'a [Destination],
     pub(super) relays: &'a Relays,
-    /// Relays whose beat did not rise for a lease.
+    /// Relays whose beat did not rise for their lease.
     pub(super) silent: BTreeSet<Uuid>,
-    pub(super) lease: Duration,
     /// For each blocked delivery: what goes before it.
     pub(super) ahead: BTreeMap<i64, Vec<Ahead>>,
     /// Open transactions that wrote messages.
@@ -188,11 +187,12 @@ impl Reasons<'_> {
             self.add("failed", format!("{times} failed, the last with: {error}"), None);
         }
         if waiting.state == "suspect" {
-            let text = match waiting.starts {
-                0 => "it was in the hands of a relay that died, so its attempts are counted".to_owned(),
+            let text = match waiting.deaths {
+                0 => "it was in the hands of a relay that died, so it is marked while its handler has it".to_owned(),
                 n => format!(
-                    "its handler has begun {n} times without an outcome, and a relay died: it is tried with no other \
-                     handler at work, and given up as `crashed` when the process has died three times"
+                    "its handler had it at {}: it is tried with no other handler at work, and given up as `crashed` \
+                     after three deaths like that",
+                    if n == 1 { "the death of a relay".to_owned() } else { format!("{n} deaths of a relay") }
                 ),
             };
             let next = "look into the output of the relay that died: killed from outside, or by its handler?";
@@ -327,7 +327,7 @@ impl Reasons<'_> {
             self.add("no_owner", text, Some("ask again; if it stays so, look into the relays' logs".to_owned()));
             return false;
         };
-        let (name, lease) = (&owner.name, duration::format(self.facts.lease));
+        let (name, lease) = (&owner.name, duration::format(owner.lease));
         if self.facts.silent.contains(&owner.id) {
             let text = format!("relay {name} owns its partition and has given no sign of life for {lease}");
             let next =

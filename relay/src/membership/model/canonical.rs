@@ -5,7 +5,7 @@
 
 use super::process::{Call, Phase, Process};
 use super::world::World;
-use super::{LEASE, at};
+use super::{LEASE_LONG, at};
 use crate::membership::member::{Answer, Step, Task};
 use crate::message::RelayId;
 use crate::moment::Moment;
@@ -33,7 +33,7 @@ fn older(moment: Moment) -> Moment {
 
 /// Ticks from now, negative for the past; what is not a whole number of them is to come until the next tick.
 fn offset(moment: Moment) -> i64 {
-    let mut ticks = (-2 * i64::from(LEASE) - 2..=i64::from(LEASE)).rev();
+    let mut ticks = (-2 * i64::from(LEASE_LONG) - 2..=i64::from(LEASE_LONG)).rev();
     ticks
         .find(|&ticks| at(ticks) <= moment)
         .map(|ticks| ticks + i64::from(at(ticks) != moment))
@@ -42,13 +42,16 @@ fn offset(moment: Moment) -> i64 {
 
 /// How long ago the round of this process began.
 pub(super) fn age_of_round(process: &Process) -> u8 {
-    u8::try_from(-offset(process.member.began)).expect("it began in the past").min(LEASE)
+    u8::try_from(-offset(process.member.began)).expect("it began in the past").min(process.lease())
 }
 
 impl World {
     pub(super) fn make_canonical(&mut self) {
+        let leases = self.tables.relays.iter().map(|row| row.lease);
+        let leases = leases.chain(self.places.iter().flatten().map(Process::lease));
+        let longest = leases.max().unwrap_or_default().into();
         for process in self.places.iter_mut().flatten() {
-            moments(process);
+            moments(process, longest);
         }
         for n in 0..super::PARTS {
             if self.tables.parts[n].messages == 0 {
@@ -139,8 +142,8 @@ impl World {
 const NEWEST_BEAT: i64 = 20;
 const NEWEST_EPOCH: i64 = 40;
 
-fn moments(process: &mut Process) {
-    let lease = i64::from(LEASE);
+fn moments(process: &mut Process, longest: i64) {
+    let lease = i64::from(process.lease());
     let member = &mut process.member;
     let resting = member.step == Step::Resting;
     // A round that began a lease ago or more proves nothing, however long ago it was.
@@ -150,7 +153,8 @@ fn moments(process: &mut Process) {
         (0, if process.wedged.is_some() { at(offset(member.last_tick.1).max(-lease - 1)) } else { at(0) });
     member.valid_until = member.valid_until.map(|until| until.max(at(0)));
     member.published.valid_until = member.published.valid_until.map(|until| until.max(at(0)));
-    let oldest = at(offset(member.began) - lease);
+    // Nobody is judged by more than the longest lease.
+    let oldest = at(offset(member.began) - longest);
     for seen in member.watch.beats.values_mut() {
         seen.since = seen.since.max(oldest);
     }

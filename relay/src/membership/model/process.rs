@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use super::tables::Tables;
 use super::world::Step;
-use super::{Bug, LEASE, Scope, Violation, at};
+use super::{Bug, Scope, Violation, at};
 use crate::membership::member::{Answer, Facts, Member, Task};
 use crate::message::{PartitionSet, RelayId};
 
@@ -39,16 +39,21 @@ pub(super) enum Phase {
 }
 
 impl Process {
-    pub(super) fn new(id: RelayId) -> Process {
+    pub(super) fn new(id: RelayId, lease: u8) -> Process {
         Process {
             id,
-            member: Member::new(id, std::time::Duration::from_secs(LEASE.into()), at(0)),
+            member: Member::new(id, std::time::Duration::from_secs(lease.into()), at(0)),
             call: Call::None,
             engine: Engine::default(),
             phase: Phase::Running,
             wedged: None,
-            renewed: LEASE,
+            renewed: lease,
         }
+    }
+
+    /// In ticks.
+    pub(super) fn lease(&self) -> u8 {
+        u8::try_from(self.member.lease.as_secs()).expect("a few ticks")
     }
 
     fn next(&mut self, task: Task) {
@@ -70,7 +75,7 @@ impl Process {
             quiet: if scope.bug == Some(Bug::ReleaseBeforeQuiet) { PartitionSet::ALL } else { self.engine.quiet },
         };
         let task = self.member.wake(facts, at(0));
-        if matches!(task, Task::Beat { .. }) && self.wedged.is_some_and(|wedged| wedged > LEASE) {
+        if matches!(task, Task::Beat { .. }) && self.wedged.is_some_and(|wedged| wedged > self.lease()) {
             return Err(Violation::RenewedForTheWedged);
         }
         self.next(task);
@@ -229,7 +234,7 @@ fn start(process: &mut Process, tables: &Tables, n: usize, m: u8) -> Result<(), 
     let hands = &mut process.engine.parts[n];
     hands.waiting &= !(1 << m);
     hands.running = Some(m);
-    if process.renewed >= LEASE {
+    if process.renewed >= process.lease() {
         return Err(Violation::StartedWithoutLease);
     }
     let part = &tables.parts[n];

@@ -22,6 +22,7 @@ pub(super) struct Row {
     pub id: RelayId,
     pub beat: i64,
     pub draining: bool,
+    pub lease: u8,
     /// How long the beat has stood still, whatever anybody believes.
     pub still: u8,
 }
@@ -38,9 +39,9 @@ pub(super) struct Part {
 }
 
 impl Tables {
-    pub(super) fn register(&mut self, id: RelayId) {
+    pub(super) fn register(&mut self, id: RelayId, lease: u8) {
         self.known |= bit(id);
-        self.relays.push(Row { id, beat: 1, draining: false, still: 0 });
+        self.relays.push(Row { id, beat: 1, draining: false, lease, still: 0 });
         self.relays.sort_unstable_by_key(|row| row.id);
     }
 
@@ -56,9 +57,9 @@ impl Tables {
                 row.beat += 1;
                 row.still = 0;
                 row.draining = *draining;
-                Answer::Seen(Some(self.read()))
+                Answer::Seen(Some(self.read(scope)))
             }
-            Task::Look => Answer::Seen(Some(self.read())),
+            Task::Look => Answer::Seen(Some(self.read(scope))),
             Task::Bury(dead) => Answer::Buried(self.bury(dead, scope)?),
             Task::Acquire(wanted) => Answer::Acquired(self.acquire(me, *wanted, scope)),
             Task::Release(given_up) => {
@@ -73,11 +74,14 @@ impl Tables {
         })
     }
 
-    pub(super) fn read(&self) -> Membership {
+    fn read(&self, scope: &super::Scope) -> Membership {
+        // Whoever sees no lease judges by its own.
+        let is_seen = scope.bug != Some(Bug::JudgeByOwnLease);
         let relay = |row: &Row| RelaySeen {
             id: row.id,
             name: String::new(),
             version: String::new(),
+            lease: std::time::Duration::from_secs(if is_seen { row.lease.into() } else { 0 }),
             beat: row.beat,
             draining: row.draining,
             serves: Vec::new(),
@@ -96,7 +100,7 @@ impl Tables {
                 .position(|row| row.id == id && (row.beat == beat || scope.bug == Some(Bug::BuryWhateverTheBeat)));
             let Some(found) = found else { continue };
             let row = self.relays.remove(found);
-            if row.still < super::LEASE {
+            if row.still < row.lease {
                 return Err(Violation::BuriedAlive);
             }
             if scope.calm {

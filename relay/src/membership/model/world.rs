@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::process::{Call, Phase, Process, take_of};
 use super::tables::{Tables, is_plain, number};
-use super::{LEASE, PARTS, Scope, Violation, at, identity};
+use super::{FIRST, PARTS, Scope, Violation, at, identity};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct World {
@@ -175,7 +175,7 @@ impl World {
     fn next_identities(&self, scope: &Scope) -> &[u8] {
         match self.boots {
             boots if boots == scope.boots => &[],
-            0 => &[1],
+            0 => &[FIRST],
             1 => &[0, 2],
             // The one that is left.
             2 if self.tables.known & 1 == 0 => &[0],
@@ -203,8 +203,9 @@ impl World {
             Step::Boot(place, n) => {
                 let id = identity(n);
                 self.boots += 1;
-                self.tables.register(id);
-                self.places[place] = Some(Process::new(id));
+                let lease = scope.lease_of(n);
+                self.tables.register(id, lease);
+                self.places[place] = Some(Process::new(id, lease));
             }
             Step::Crash(place) => self.places[place] = None,
             Step::Leave(place) => {
@@ -237,11 +238,12 @@ impl World {
 
     fn tick(&mut self) {
         for row in &mut self.tables.relays {
-            row.still = (row.still + 1).min(LEASE);
+            row.still = (row.still + 1).min(row.lease);
         }
         for process in self.places.iter_mut().flatten() {
-            process.renewed = (process.renewed + 1).min(LEASE);
-            process.wedged = process.wedged.map(|wedged| (wedged + 1).min(LEASE + 2));
+            let lease = process.lease();
+            process.renewed = (process.renewed + 1).min(lease);
+            process.wedged = process.wedged.map(|wedged| (wedged + 1).min(lease + 2));
             super::canonical::age(process);
         }
     }

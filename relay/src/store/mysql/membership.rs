@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::connection::Session;
 use super::keys;
-use super::literal::{self, bytes, text};
+use super::literal::{self, bytes, hex, text};
 use super::row::{Columns, micros_of};
 use crate::message::{PARTITIONS, PartitionSet, RelayId};
 use crate::store::{Membership, RelayRow, RelaySeen, StoreError, Taken, decode};
@@ -15,12 +15,14 @@ pub(super) async fn relay_register(session: &mut Session<'_>, relay: &RelayRow) 
     // Repeated after a lost answer, it finds its own row.
     let sql = format!(
         "-- relay_register\n\
-         INSERT INTO outbox_relays (id, name, version, serves) VALUES ({}, left({}, 255), left({}, 255), {}) \
+         INSERT INTO outbox_relays (id, name, version, serves, lease_ms) \
+         VALUES ({}, left({}, 255), left({}, 255), {}, {}) \
          ON DUPLICATE KEY UPDATE name = VALUES(name)",
         bytes(relay.id),
         text(&relay.name),
         text(&relay.version),
-        text(&decode::names_text(&relay.serves))
+        text(&decode::names_text(&relay.serves)),
+        decode::lease_ms(relay.lease)
     );
     session.execute(&sql).await.map(drop)
 }
@@ -46,9 +48,10 @@ pub(super) async fn relay_beat(
 pub(super) async fn membership(session: &mut Session<'_>) -> Result<Membership, StoreError> {
     let sql = format!(
         "-- membership\n\
-         (SELECT 0 AS branch, beat AS a, draining AS b, {} AS c, id, name, version, serves FROM outbox_relays) \
+         (SELECT 0 AS branch, beat AS a, draining AS b, {} AS c, lease_ms AS d, id, name, version, serves \
+          FROM outbox_relays) \
          UNION ALL \
-         (SELECT 1, partition_no, epoch, 0, owner, NULL, NULL, NULL FROM outbox_partitions)",
+         (SELECT 1, partition_no, epoch, 0, 0, owner, NULL, NULL, NULL FROM outbox_partitions)",
         micros_of("started_at")
     );
     let mut membership = Membership::default();
@@ -56,10 +59,12 @@ pub(super) async fn membership(session: &mut Session<'_>) -> Result<Membership, 
         let mut columns = Columns::new(row);
         if columns.number() == 0 {
             let (beat, draining, started_at) = (columns.number(), columns.flag(), columns.instant());
+            let lease = decode::lease(columns.number());
             membership.relays.push(RelaySeen {
                 beat,
                 draining,
                 started_at,
+                lease,
                 id: columns.uuid(),
                 name: columns.text(),
                 version: columns.text(),
@@ -67,6 +72,7 @@ pub(super) async fn membership(session: &mut Session<'_>) -> Result<Membership, 
             });
         } else {
             let (partition_no, epoch) = (columns.partition(), columns.number());
+            columns.number();
             columns.number();
             membership.partitions.push((partition_no, columns.maybe_uuid(), epoch));
         }
@@ -117,9 +123,9 @@ pub(super) async fn partition_acquire(
     partition_set(&mut session, free, &taking).await?;
     keys::repair(&mut session, free).await?;
     // What is free and has an owner has a dead one.
-    let inherited: PartitionSet =
-        free.iter().filter(|partition_no| owners.get(partition_no).is_some_and(Option::is_some)).collect();
-    mark_suspects(&mut session, inherited).await?;
+    let dead: BTreeMap<u8, RelayId> =
+        free.iter().filter_map(|partition_no| Some((partition_no, (*owners.get(&partition_no)?)?))).collect();
+    mark_suspects(&mut session, &dead).await?;
     let sql = format!(
         "-- partition_epochs\nSELECT partition_no, epoch FROM outbox_partitions WHERE partition_no IN ({}) \
          ORDER BY partition_no",
@@ -129,24 +135,27 @@ pub(super) async fn partition_acquire(
     let taken = taken
         .map(|mut columns| {
             let (partition_no, epoch) = (columns.partition(), columns.number());
-            Taken { partition_no, epoch, inherited: inherited.contains(partition_no) }
+            Taken { partition_no, epoch, inherited: dead.contains_key(&partition_no) }
         })
         .collect();
     session.commit().await?;
     Ok(taken)
 }
 
-/// Marks what was being attempted when its relay died. A zombie may still hold the row in its handler's transaction: then
-/// it is not waited for, and either ends there or is counted anew.
-async fn mark_suspects(session: &mut Session<'_>, inherited: PartitionSet) -> Result<(), StoreError> {
-    if inherited.is_empty() {
+/// Marks what the dead owners of partitions were attempting. A zombie may still hold the row in its handler's transaction:
+/// then it is not waited for, and ends there or is marked anew.
+async fn mark_suspects(session: &mut Session<'_>, dead: &BTreeMap<u8, RelayId>) -> Result<(), StoreError> {
+    if dead.is_empty() {
         return Ok(());
     }
+    let owners: Vec<Value> = dead.iter().map(|(partition_no, owner)| json!([partition_no, hex(owner)])).collect();
     // Looked for without locks: a locking search would wait for every row it passes.
     let sql = format!(
-        "-- delivery_started\nSELECT id FROM outbox_deliveries FORCE INDEX (delivery_by_partition) \
-         WHERE partition_no IN ({}) AND starts > 0 ORDER BY id",
-        literal::partitions(inherited)
+        "-- delivery_started\nSELECT d.id FROM JSON_TABLE({}, '$[*]' COLUMNS (partition_no INT PATH '$[0]', \
+              owner VARCHAR(32) PATH '$[1]')) AS t \
+         STRAIGHT_JOIN outbox_deliveries AS d FORCE INDEX (delivery_by_partition) \
+           ON d.partition_no = t.partition_no AND d.attempted_by = unhex(t.owner) ORDER BY d.id",
+        literal::document(&json!(owners))
     );
     let rows = session.rows(&sql).await?;
     let started: Vec<i64> = rows.into_iter().map(|row| Columns::new(row).number()).collect();
@@ -164,7 +173,11 @@ async fn mark_suspects(session: &mut Session<'_>, inherited: PartitionSet) -> Re
     let rows = session.rows(&sql).await?;
     let free: Vec<i64> = rows.into_iter().map(|row| Columns::new(row).number()).collect();
     if !free.is_empty() {
-        let sql = format!("-- delivery_suspect\nUPDATE {} SET d.suspect = true, d.state = 'suspect'", join(&free));
+        let sql = format!(
+            "-- delivery_suspect\nUPDATE {} SET d.suspect = true, d.state = 'suspect', \
+             d.attempted_by = NULL, d.deaths = d.deaths + 1",
+            join(&free)
+        );
         session.execute(&sql).await?;
     }
     Ok(())
@@ -181,11 +194,15 @@ pub(super) async fn partition_release(
     session.commit().await
 }
 
-pub(super) async fn relay_leave(mut session: Session<'_>, relay: RelayId) -> Result<(), StoreError> {
+pub(super) async fn relay_leave(
+    mut session: Session<'_>,
+    relay: RelayId,
+    unread: PartitionSet,
+) -> Result<(), StoreError> {
     session.begin().await?;
     let owners = partition_lock(&mut session, PartitionSet::ALL).await?;
     session.execute(&format!("-- relay_leave\nDELETE FROM outbox_relays WHERE id = {}", bytes(relay))).await?;
-    partition_set(&mut session, owned_by(&owners, relay), "p.owner = NULL").await?;
+    partition_set(&mut session, owned_by(&owners, relay).without(unread), "p.owner = NULL").await?;
     session.commit().await
 }
 

@@ -99,14 +99,14 @@ pub(super) fn insert_dead(list: &str, source: &Source, now: &str) -> String {
     )
 }
 
-/// Lets waiting rows wait again. A verdict zeroes `starts`; without one, the last stays.
+/// Lets waiting rows wait again. Without a verdict the last one stays.
 pub(super) fn update_waiting(list: &str, now: &str) -> String {
     let first_attempt_at = first_attempt_at(&FROM_DELIVERY, now);
     let (error, history) = (unhex("error"), unhex("history"));
     format!(
         "-- delivery_update\n\
          UPDATE JSON_TABLE({list}, {LIST} STRAIGHT_JOIN outbox_deliveries AS s FORCE INDEX (PRIMARY) ON s.id = t.n \
-         SET s.state = t.state, s.suspect = t.state = 'suspect', s.starts = 0, s.attempts = t.attempts, \
+         SET s.state = t.state, s.suspect = t.state = 'suspect', s.attempted_by = NULL, s.deaths = 0, s.attempts = t.attempts, \
              s.due_at = coalesce({now} + INTERVAL t.pause MICROSECOND, s.deliver_at, {now}), \
              s.first_attempt_at = {first_attempt_at}, s.last_verdict = coalesce(t.verdict, s.last_verdict), \
              s.last_error = IF(t.verdict IS NULL, coalesce({error}, s.last_error), {error}), \

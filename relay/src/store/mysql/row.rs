@@ -147,7 +147,7 @@ pub(super) fn message(seq: i64, partition_no: u8, columns: &mut Columns) -> Mess
 /// The columns [`delivery`] reads.
 pub(super) fn delivery_columns(now: &str) -> String {
     format!(
-        "{}, id, destination, in_order, life, attempts, suspect, starts, timestampdiff(MICROSECOND, first_attempt_at, {now}), history",
+        "{}, id, destination, in_order, life, attempts, suspect, deaths, timestampdiff(MICROSECOND, first_attempt_at, {now}), history",
         message_columns("message_id", "NULL", now, None)
     )
 }
@@ -164,7 +164,7 @@ pub(super) fn delivery(columns: &mut Columns) -> WaitingDelivery {
         life: columns.count(),
         attempts: columns.count(),
         suspect: columns.flag(),
-        starts: columns.count(),
+        deaths: columns.count(),
         first_attempt_age: columns.maybe_span(),
         history: decode::history(&columns.text()),
     }

@@ -135,7 +135,8 @@ pub(super) async fn delivery_start(
     let owned = partition_lock(&mut session, relay, &batch.epochs, partitions).await?;
     let mut rows: Vec<Start> = batch.rows.iter().filter(|row| owned.contains(&row.partition_no)).copied().collect();
     rows.sort_unstable_by_key(|row| row.id);
-    let named: Vec<Value> = rows.iter().map(|row| json!([row.id, row.attempts_read, row.partition_no])).collect();
+    let named: Vec<Value> =
+        rows.iter().map(|row| json!([row.id, row.attempts_read, row.partition_no, hex(row.message_id)])).collect();
     // A zombie may hold a row in its handler's transaction; the others must not wait for it. What an UPDATE left as it
     // was it does not count, so that the rows are locked and named first.
     let counted: BTreeMap<i64, Seq> = match named.is_empty() {
@@ -144,12 +145,13 @@ pub(super) async fn delivery_start(
     };
     rows.retain(|row| counted.contains_key(&row.id));
     if !rows.is_empty() {
-        let list: Vec<Value> = rows.iter().map(|row| json!([row.id, row.starts])).collect();
+        let list: Vec<Value> = rows.iter().map(|row| json!(row.id)).collect();
         let sql = format!(
             "-- delivery_start\n\
-             UPDATE JSON_TABLE({}, '$[*]' COLUMNS (id BIGINT PATH '$[0]', starts INT PATH '$[1]')) AS t \
-             STRAIGHT_JOIN outbox_deliveries AS d FORCE INDEX (PRIMARY) ON d.id = t.id SET d.starts = t.starts",
-            literal::document(&json!(list))
+             UPDATE JSON_TABLE({}, '$[*]' COLUMNS (id BIGINT PATH '$')) AS t \
+             STRAIGHT_JOIN outbox_deliveries AS d FORCE INDEX (PRIMARY) ON d.id = t.id SET d.attempted_by = {}",
+            literal::document(&json!(list)),
+            bytes(relay)
         );
         session.execute(&sql).await?;
     }
@@ -216,7 +218,7 @@ async fn delivery_lock(
               partition_no INT PATH '$[2]', message_id VARCHAR(32) PATH '$[3]')) AS t \
          STRAIGHT_JOIN outbox_deliveries AS d FORCE INDEX (PRIMARY) \
            ON d.id = t.id AND d.attempts = t.attempts AND d.partition_no = t.partition_no \
-           AND (t.message_id IS NULL OR d.message_id = unhex(t.message_id)) FOR UPDATE{others}",
+           AND d.message_id = unhex(t.message_id) FOR UPDATE{others}",
         literal::document(&json!(named))
     );
     let rows = session.rows(&sql).await?.into_iter().map(Columns::new);

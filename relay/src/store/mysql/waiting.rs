@@ -5,7 +5,7 @@ use serde_json::json;
 use super::connection::Session;
 use super::literal::{self, hex};
 use super::row::{Columns, delivery, delivery_columns, micros_of};
-use crate::message::{Key, PartitionSet, Seq, WaitingDelivery};
+use crate::message::{Key, PartitionSet};
 use crate::store::{Due, EARLIER_MAX, Followers, KeyAfter, LaneDemand, LaneWaiting, Now, StoreError, decode};
 
 pub(super) async fn key_parked(session: &mut Session<'_>, keys: &[(String, Key)]) -> Result<Vec<bool>, StoreError> {
@@ -104,24 +104,6 @@ pub(super) async fn delivery_followers(
         }
     }
     Ok(Followers { rows, earlier })
-}
-
-pub(super) async fn delivery_unrouted(
-    session: &mut Session<'_>,
-    (seq, id): (Seq, i64),
-    owned: PartitionSet,
-    limit: u32,
-    now: Now,
-) -> Result<Vec<WaitingDelivery>, StoreError> {
-    let sql = format!(
-        "-- delivery_unrouted\nSELECT {} FROM outbox_deliveries FORCE INDEX (delivery_by_due) \
-         WHERE destination = '' AND state = 'unrouted' AND (seq > {seq} OR seq = {seq} AND id > {id}) \
-         AND partition_no IN ({}) ORDER BY seq, id LIMIT {limit}",
-        delivery_columns(&literal::now(now)),
-        literal::partitions(owned)
-    );
-    let rows = session.rows(&sql).await?;
-    Ok(rows.into_iter().map(|row| delivery(&mut Columns::new(row))).collect())
 }
 
 /// Rows to attempt. Within one `due_at` the lower id goes first, which the index yields without sorting payloads.

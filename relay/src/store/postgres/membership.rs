@@ -3,6 +3,8 @@
 //! Whatever changes an owner locks the partition rows first, in ascending order, and reads the relays in a statement
 //! begun after the locks were granted: what was seen before may have changed while waiting for them.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::Row as SqlRow;
 use uuid::Uuid;
 
@@ -14,7 +16,8 @@ use crate::store::{Membership, RelayRow, RelaySeen, StoreError, Taken, decode};
 const RELAY_REGISTER: Sql = Sql {
     name: "relay_register",
     text: "-- relay_register\n\
-           INSERT INTO outbox_relays (id, name, version, serves) VALUES ($1::uuid, $2::text, $3::text, $4::text) \
+           INSERT INTO outbox_relays (id, name, version, serves, lease_ms) \
+           VALUES ($1::uuid, $2::text, $3::text, $4::text, $5::bigint) \
            ON CONFLICT (id) DO NOTHING",
 };
 
@@ -26,18 +29,19 @@ const RELAY_BEAT: Sql = Sql {
            WITH me AS (UPDATE outbox_relays SET beat = beat + 1, draining = $2::boolean WHERE id = $1::uuid \
                RETURNING id, beat, draining) \
            SELECT NULL::smallint, NULL::bigint, r.id, r.name, r.version, coalesce(me.beat, r.beat), \
-               coalesce(me.draining, r.draining), r.serves, r.started_at, me.id IS NOT NULL \
+               coalesce(me.draining, r.draining), r.serves, r.started_at, r.lease_ms, me.id IS NOT NULL \
            FROM outbox_relays r LEFT JOIN me ON me.id = r.id \
-           UNION ALL SELECT p.partition_no, p.epoch, p.owner, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
+           UNION ALL SELECT p.partition_no, p.epoch, p.owner, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
            FROM outbox_partitions p",
 };
 
 const MEMBERSHIP_READ: Sql = Sql {
     name: "membership_read",
     text: "-- membership_read\n\
-           SELECT NULL::smallint, NULL::bigint, r.id, r.name, r.version, r.beat, r.draining, r.serves, r.started_at \
+           SELECT NULL::smallint, NULL::bigint, r.id, r.name, r.version, r.beat, r.draining, r.serves, r.started_at, \
+               r.lease_ms \
            FROM outbox_relays r \
-           UNION ALL SELECT p.partition_no, p.epoch, p.owner, NULL, NULL, NULL, NULL, NULL, NULL \
+           UNION ALL SELECT p.partition_no, p.epoch, p.owner, NULL, NULL, NULL, NULL, NULL, NULL, NULL \
            FROM outbox_partitions p",
 };
 
@@ -83,14 +87,15 @@ const PARTITION_REPAIR: Sql = Sql {
            WHERE d.id = ranked.id AND ranked.blocked = ranked.is_free",
 };
 
-/// What was being attempted when its relay died. A zombie may still hold the row in its handler's transaction: then it is
-/// not waited for, and either ends there or is counted anew.
+/// What the dead owners of partitions were attempting. A zombie may still hold the row in its handler's transaction: then
+/// it is not waited for, and ends there or is marked anew. Parameters: partition_no[], owner[].
 const DELIVERY_SUSPECT: Sql = Sql {
     name: "delivery_suspect",
     text: "-- delivery_suspect\n\
-           UPDATE outbox_deliveries u SET suspect = true, state = 'suspect' \
+           UPDATE outbox_deliveries u SET suspect = true, state = 'suspect', attempted_by = NULL, deaths = u.deaths + 1 \
            WHERE u.id = ANY(ARRAY(SELECT d.id FROM outbox_deliveries d \
-               WHERE d.partition_no = ANY($1::smallint[]) AND d.starts > 0 FOR UPDATE SKIP LOCKED))",
+               JOIN unnest($1::smallint[], $2::uuid[]) AS dead (partition_no, owner) \
+                   ON d.partition_no = dead.partition_no AND d.attempted_by = dead.owner FOR UPDATE OF d SKIP LOCKED))",
 };
 
 const PARTITION_RELEASE: Sql = Sql {
@@ -102,13 +107,15 @@ const PARTITION_RELEASE: Sql = Sql {
 const RELAY_LEAVE: Sql = Sql {
     name: "relay_leave",
     text: "-- relay_leave\n\
-           WITH freed AS (UPDATE outbox_partitions SET owner = NULL WHERE owner = $1::uuid) \
+           WITH freed AS (UPDATE outbox_partitions SET owner = NULL \
+                          WHERE owner = $1::uuid AND partition_no <> ALL($2::smallint[])) \
            DELETE FROM outbox_relays WHERE id = $1::uuid",
 };
 
 pub(super) async fn relay_register(connection: &mut Connection, relay: &RelayRow) -> Result<(), StoreError> {
     let serves = decode::names_text(&relay.serves);
-    connection.run(&RELAY_REGISTER, &[&relay.id, &relay.name, &relay.version, &serves]).await?;
+    let lease = decode::lease_ms(relay.lease);
+    connection.run(&RELAY_REGISTER, &[&relay.id, &relay.name, &relay.version, &serves, &lease]).await?;
     Ok(())
 }
 
@@ -118,7 +125,7 @@ pub(super) async fn relay_beat(
     draining: bool,
 ) -> Result<Option<Membership>, StoreError> {
     let rows = connection.run(&RELAY_BEAT, &[&relay, &draining]).await?;
-    let raised = rows.iter().any(|row| row.get::<_, Option<bool>>(9) == Some(true));
+    let raised = rows.iter().any(|row| row.get::<_, Option<bool>>(10) == Some(true));
     Ok(raised.then(|| membership(&rows)))
 }
 
@@ -150,6 +157,7 @@ pub(super) fn membership(rows: &[SqlRow]) -> Membership {
                 draining: row.get(6),
                 serves: decode::names(&row.get::<_, Octets<'_>>(7).text()),
                 started_at: row.get::<_, Micros>(8).instant(),
+                lease: decode::lease(row.get(9)),
             }),
         }
     }
@@ -197,19 +205,20 @@ pub(super) async fn partition_acquire(
         async { connection.query(&acquire, &[&relay, &wanted]).await },
     )?;
     // Of those that were taken, whoever has an owner there has a dead one.
-    let had_owner = |row: &SqlRow| row.get::<_, Option<Uuid>>(1).is_some();
-    let abandoned: Vec<i16> = locked.iter().filter(|row| had_owner(row)).map(|row| row.get(0)).collect();
+    let owner = |row: &SqlRow| Some((row.get::<_, i16>(0), row.get::<_, Option<Uuid>>(1)?));
+    let abandoned: BTreeMap<i16, Uuid> = locked.iter().filter_map(owner).collect();
     let mut taken: Vec<(i16, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     taken.sort_unstable();
     let repaired: Vec<i16> = taken.iter().map(|(partition_no, _)| *partition_no).collect();
-    let inherited: Vec<i16> = repaired.iter().copied().filter(|number| abandoned.contains(number)).collect();
+    let (inherited, dead): (Vec<i16>, Vec<Uuid>) =
+        repaired.iter().filter_map(|number| abandoned.get_key_value(number)).unzip();
     tokio::try_join!(
         biased;
         async { connection.query(&repair, &[&repaired]).await },
         async {
             match inherited.is_empty() {
                 true => Ok(Vec::new()),
-                false => connection.query(&suspect, &[&inherited]).await,
+                false => connection.query(&suspect, &[&inherited, &dead]).await,
             }
         },
         connection.commit(),
@@ -242,16 +251,20 @@ pub(super) async fn partition_release(
     Ok(())
 }
 
-pub(super) async fn relay_leave(connection: &mut Connection, relay: RelayId) -> Result<(), StoreError> {
+pub(super) async fn relay_leave(
+    connection: &mut Connection,
+    relay: RelayId,
+    unread: PartitionSet,
+) -> Result<(), StoreError> {
     let lock = connection.prepare(&PARTITION_LOCK).await?;
     let leave = connection.prepare(&RELAY_LEAVE).await?;
     let connection = &*connection;
-    let every = numbers(PartitionSet::ALL);
+    let (every, unread) = (numbers(PartitionSet::ALL), numbers(unread));
     tokio::try_join!(
         biased;
         connection.begin(),
         async { connection.query(&lock, &[&every]).await },
-        async { connection.query(&leave, &[&relay]).await },
+        async { connection.query(&leave, &[&relay, &unread]).await },
         connection.commit(),
     )?;
     Ok(())

@@ -157,19 +157,22 @@ pub(super) async fn delivery_start(
     let mut rows: Vec<Start> = batch.rows.iter().filter(|row| owned.contains(&row.partition_no)).copied().collect();
     rows.sort_unstable_by_key(|row| row.id);
     let mut names = RowColumns::default();
-    let mut starts = Vec::new();
     for row in rows {
         names.id.push(row.id);
         names.attempts.push(count(row.attempts_read));
         names.partition_no.push(i16::from(row.partition_no));
-        starts.push(count(row.starts));
+        names.message_id.push(row.message_id);
     }
     let (counted, ()) = tokio::try_join!(
         biased;
         async {
             match names.id.is_empty() {
                 true => Ok(Vec::new()),
-                false => connection.query(&start, &[&names.id, &names.attempts, &names.partition_no, &starts]).await,
+                false => {
+                    connection
+                        .query(&start, &[&names.id, &names.attempts, &names.partition_no, &names.message_id, &relay])
+                        .await
+                },
             }
         },
         connection.commit(),

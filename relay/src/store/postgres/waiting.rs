@@ -12,7 +12,7 @@ macro_rules! due_columns {
     () => {
         "d.id, d.message_id, d.seq, d.partition_no, d.topic, d.ordering_key, d.payload, d.payload_bytes, \
          d.content_type, d.headers, d.deliver_at, d.expires_at, d.operation_id IS NOT NULL, d.version, d.created_at, \
-         d.destination, d.in_order, d.life, d.attempts, d.first_attempt_at, d.history, d.due_at, d.suspect, d.starts"
+         d.destination, d.in_order, d.life, d.attempts, d.first_attempt_at, d.history, d.due_at, d.suspect, d.deaths"
     };
 }
 
@@ -48,19 +48,6 @@ pub(super) const DELIVERY_DUE: Sql = Sql {
         "WHERE d.destination = lane.destination AND NOT d.blocked AND d.due_at <= coalesce($4::timestamptz, now()) ",
         "AND ($3::bigint >> d.partition_no) & 1 = 1 ORDER BY d.due_at LIMIT lane.wanted) AS due ",
         "ORDER BY lane.n, due.due_at, due.seq, due.id"
-    ),
-};
-
-/// Rows that found no route when they were looked at last. Parameters: seq, id, owned mask, limit, now.
-const DELIVERY_UNROUTED: Sql = Sql {
-    name: "delivery_unrouted",
-    text: concat!(
-        "-- delivery_unrouted\n",
-        "SELECT ",
-        due_columns!(),
-        ", coalesce($5::timestamptz, now()) FROM outbox_deliveries d ",
-        "WHERE d.destination = '' AND d.state = 'unrouted' AND (d.seq, d.id) > ($1::bigint, $2::bigint) ",
-        "AND ($3::bigint >> d.partition_no) & 1 = 1 ORDER BY d.seq, d.id LIMIT $4::bigint"
     ),
 };
 
@@ -136,17 +123,6 @@ pub(super) async fn delivery_due(
     })
 }
 
-pub(super) async fn delivery_unrouted(
-    connection: &mut Connection,
-    (seq, id): (Seq, i64),
-    owned: PartitionSet,
-    limit: u32,
-    now: Now,
-) -> Result<Vec<WaitingDelivery>, StoreError> {
-    let rows = connection.run(&DELIVERY_UNROUTED, &[&seq, &id, &mask(owned), &i64::from(limit), &now]).await?;
-    Ok(rows.iter().map(waiting_delivery).collect())
-}
-
 pub(super) async fn delivery_followers(
     connection: &mut Connection,
     keys: &[KeyAfter],
@@ -211,7 +187,7 @@ fn waiting_delivery(row: &SqlRow) -> WaitingDelivery {
         life: number(17),
         attempts: number(18),
         suspect: row.get(22),
-        starts: number(23),
+        deaths: number(23),
         first_attempt_age: row.get::<_, Option<Micros>>(19).map(|first| now.after(first)),
         history: decode::history(&row.get::<_, Octets<'_>>(20).text()),
     }

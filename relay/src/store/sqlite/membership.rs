@@ -1,5 +1,7 @@
 //! Who is there, and who owns what.
 
+use std::collections::BTreeMap;
+
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
 use diesel::{Connection, QueryResult, SqliteConnection};
 use uuid::Uuid;
@@ -12,7 +14,7 @@ use crate::store::{Membership, RelayRow, RelaySeen, Taken, decode};
 
 statement!(
     RelayRegister,
-    "-- relay_register\nINSERT INTO outbox_relays (id, name, version, serves) VALUES (?, ?, ?, ?) \
+    "-- relay_register\nINSERT INTO outbox_relays (id, name, version, serves, lease_ms) VALUES (?, ?, ?, ?, ?) \
      ON CONFLICT (id) DO NOTHING"
 );
 statement!(RelayBeat, "-- relay_beat\nUPDATE outbox_relays SET beat = beat + 1, draining = ? WHERE id = ?");
@@ -20,9 +22,9 @@ statement!(RelayBury, "-- relay_bury\nDELETE FROM outbox_relays WHERE id = ? AND
 statement!(RelayDelete, "-- relay_leave\nDELETE FROM outbox_relays WHERE id = ?");
 statement!(
     RelayRead,
-    "-- relay_read\nSELECT id, name, version, beat, draining, serves, started_at FROM outbox_relays \
+    "-- relay_read\nSELECT id, name, version, beat, draining, serves, started_at, lease_ms FROM outbox_relays \
      ORDER BY started_at, id",
-    (Binary, Text, Text, BigInt, Bool, Text, BigInt)
+    (Binary, Text, Text, BigInt, Bool, Text, BigInt, BigInt)
 );
 statement!(
     PartitionRead,
@@ -32,14 +34,14 @@ statement!(
 statement!(PartitionRevoke, "-- partition_revoke\nUPDATE outbox_partitions SET epoch = epoch + 1 WHERE owner = ?");
 statement!(
     PartitionAbandoned,
-    "-- partition_abandoned\nSELECT partition_no FROM outbox_partitions \
+    "-- partition_abandoned\nSELECT partition_no, owner FROM outbox_partitions \
      WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM outbox_relays)",
-    Integer
+    (Integer, Binary)
 );
 statement!(
     DeliverySuspect,
-    "-- delivery_suspect\nUPDATE outbox_deliveries SET suspect = 1, state = 'suspect' \
-     WHERE ? >> partition_no & 1 AND starts > 0"
+    "-- delivery_suspect\nUPDATE outbox_deliveries SET suspect = 1, state = 'suspect', attempted_by = NULL, \
+     deaths = deaths + 1 WHERE partition_no = ? AND attempted_by = ?"
 );
 statement!(
     PartitionAcquire,
@@ -58,8 +60,13 @@ statement!(
 pub(super) fn relay_register(open: &mut Open, relay: &RelayRow) -> QueryResult<()> {
     let serves = decode::names_text(&relay.serves);
     open.conn.immediate_transaction(|conn| {
-        let binds =
-            [(&relay.id).into(), relay.name.as_str().into(), relay.version.as_str().into(), serves.as_str().into()];
+        let binds = [
+            (&relay.id).into(),
+            relay.name.as_str().into(),
+            relay.version.as_str().into(),
+            serves.as_str().into(),
+            decode::lease_ms(relay.lease).into(),
+        ];
         execute::<RelayRegister>(conn, &binds).map(drop)
     })
 }
@@ -97,7 +104,8 @@ pub(super) fn relay_bury(open: &mut Open, dead: &[(RelayId, i64)]) -> QueryResul
 /// Takes what nobody alive owns, repairs its keys, and marks what the dead were attempting.
 pub(super) fn partition_acquire(open: &mut Open, relay: RelayId, wanted: PartitionSet) -> QueryResult<Vec<Taken>> {
     open.conn.immediate_transaction(|conn| {
-        let abandoned: Vec<i32> = load::<PartitionAbandoned, _>(conn, &[])?;
+        let abandoned: Vec<(i32, Vec<u8>)> = load::<PartitionAbandoned, _>(conn, &[])?;
+        let abandoned: BTreeMap<i32, Vec<u8>> = abandoned.into_iter().collect();
         let taken: Vec<(i32, i64)> =
             load::<PartitionAcquire, _>(conn, &[(&relay).into(), mask(wanted).into(), (&relay).into()])?;
         let mut taken: Vec<Taken> = taken
@@ -105,17 +113,17 @@ pub(super) fn partition_acquire(open: &mut Open, relay: RelayId, wanted: Partiti
             .map(|(partition_no, epoch)| Taken {
                 partition_no: partition_no as u8,
                 epoch,
-                inherited: abandoned.contains(&partition_no),
+                inherited: abandoned.contains_key(&partition_no),
             })
             .collect();
         taken.sort_unstable_by_key(|taken| taken.partition_no);
         if !taken.is_empty() {
             settle::repair_partitions(conn, taken.iter().map(|taken| taken.partition_no).collect())?;
         }
-        let inherited: PartitionSet =
-            taken.iter().filter(|taken| taken.inherited).map(|taken| taken.partition_no).collect();
-        if !inherited.is_empty() {
-            execute::<DeliverySuspect>(conn, &[mask(inherited).into()])?;
+        for taken in &taken {
+            if let Some(dead) = abandoned.get(&i32::from(taken.partition_no)) {
+                execute::<DeliverySuspect>(conn, &[taken.partition_no.into(), dead.as_slice().into()])?;
+            }
         }
         Ok(taken)
     })
@@ -128,25 +136,25 @@ pub(super) fn partition_release(open: &mut Open, relay: RelayId, given_up: Parti
     })
 }
 
-/// Removes the relay and frees what it owned.
-pub(super) fn relay_leave(open: &mut Open, relay: RelayId) -> QueryResult<()> {
+/// Removes the relay and frees what it owned, but for what is to be a dead relay's.
+pub(super) fn relay_leave(open: &mut Open, relay: RelayId, unread: PartitionSet) -> QueryResult<()> {
     open.conn.immediate_transaction(|conn| {
         execute::<RelayDelete>(conn, &[(&relay).into()])?;
-        execute::<PartitionRelease>(conn, &[(&relay).into(), mask(PartitionSet::ALL).into()]).map(drop)
+        execute::<PartitionRelease>(conn, &[(&relay).into(), mask(PartitionSet::ALL.without(unread)).into()]).map(drop)
     })
 }
 
 /// All relays and partitions, inside the transaction of the one who asks.
 pub(super) fn membership(conn: &mut SqliteConnection) -> QueryResult<Membership> {
     debug_assert!(in_transaction(conn));
-    type RelayColumns = (Vec<u8>, String, String, i64, bool, String, i64);
+    type RelayColumns = (Vec<u8>, String, String, i64, bool, String, i64, i64);
     let relays: Vec<RelayColumns> = load::<RelayRead, _>(conn, &[])?;
     let partitions: Vec<(i32, Option<Vec<u8>>, i64)> = load::<PartitionRead, _>(conn, &[])?;
     let relay_id = |bytes: Vec<u8>| Uuid::from_slice(&bytes).unwrap_or_default();
     Ok(Membership {
         relays: relays
             .into_iter()
-            .map(|(id, name, version, beat, draining, serves, started_at)| RelaySeen {
+            .map(|(id, name, version, beat, draining, serves, started_at, lease_ms)| RelaySeen {
                 id: relay_id(id),
                 name,
                 version,
@@ -154,6 +162,7 @@ pub(super) fn membership(conn: &mut SqliteConnection) -> QueryResult<Membership>
                 draining,
                 serves: decode::names(&serves),
                 started_at: date(started_at),
+                lease: decode::lease(lease_ms),
             })
             .collect(),
         partitions: partitions

@@ -86,19 +86,8 @@ statement!(
     concat!(
         "-- delivery_due\nSELECT ",
         message_columns!("message_id", "1"),
-        ", id, destination, in_order, life, attempts, suspect, starts, first_attempt_at, history FROM outbox_deliveries \
+        ", id, destination, in_order, life, attempts, suspect, deaths, first_attempt_at, history FROM outbox_deliveries \
          WHERE destination = ? AND blocked = 0 AND due_at <= ? AND ? >> partition_no & 1 ORDER BY due_at, seq, id LIMIT ?"
-    ),
-    (MessageSql, WaitingSql)
-);
-statement!(
-    DeliveryUnrouted,
-    concat!(
-        "-- delivery_unrouted\nSELECT ",
-        message_columns!("message_id", "1"),
-        ", id, destination, in_order, life, attempts, suspect, starts, first_attempt_at, history FROM outbox_deliveries \
-         WHERE destination = '' AND state = 'unrouted' AND (seq, id) > (?, ?) AND ? >> partition_no & 1 \
-         ORDER BY seq, id LIMIT ?"
     ),
     (MessageSql, WaitingSql)
 );
@@ -107,7 +96,7 @@ statement!(
     concat!(
         "-- delivery_followers\nSELECT ",
         message_columns!("message_id", "1"),
-        ", id, destination, in_order, life, attempts, suspect, starts, first_attempt_at, history, due_at <= ? FROM outbox_deliveries \
+        ", id, destination, in_order, life, attempts, suspect, deaths, first_attempt_at, history, due_at <= ? FROM outbox_deliveries \
          WHERE destination = ? AND ordering_key = CAST(? AS TEXT) AND seq > ? AND in_order = 1 ORDER BY seq, id LIMIT ?"
     ),
     (MessageSql, WaitingSql, Bool)
@@ -303,24 +292,8 @@ pub(super) fn delivery_followers(open: &mut Open, keys: &[KeyAfter], limit: u32,
     })
 }
 
-/// Rows that found no route when they were looked at last.
-pub(super) fn delivery_unrouted(
-    open: &mut Open,
-    (seq, id): (Seq, i64),
-    owned: PartitionSet,
-    limit: u32,
-    now: Now,
-) -> QueryResult<Vec<WaitingDelivery>> {
-    open.conn.transaction(|conn| {
-        let now = clock(conn, now)?;
-        let binds = [seq.into(), id.into(), mask(owned).into(), limit.into()];
-        let read: Vec<(MessageColumns, WaitingColumns)> = load::<DeliveryUnrouted, _>(conn, &binds)?;
-        Ok(read.into_iter().map(|(message, waiting)| waiting_delivery(message, waiting, now)).collect())
-    })
-}
-
 fn waiting_delivery(columns: MessageColumns, waiting: WaitingColumns, now: i64) -> WaitingDelivery {
-    let (id, destination, in_order, life, attempts, suspect, starts, first_attempt_at, history) = waiting;
+    let (id, destination, in_order, life, attempts, suspect, deaths, first_attempt_at, history) = waiting;
     WaitingDelivery {
         id,
         message: message(columns, now),
@@ -329,7 +302,7 @@ fn waiting_delivery(columns: MessageColumns, waiting: WaitingColumns, now: i64) 
         life: life.max(0) as u32,
         attempts: attempts.max(0) as u32,
         suspect,
-        starts: starts.max(0) as u32,
+        deaths: deaths.max(0) as u32,
         first_attempt_age: first_attempt_at.map(|at| duration(now.saturating_sub(at))),
         history: decode::history(&history),
     }
@@ -352,7 +325,6 @@ mod tests {
             (MessageHole::TEXT, "SEARCH outbox_messages USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
             (MessageSweep::TEXT, "SEARCH outbox_messages USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
             (DeliveryDue::TEXT, "delivery_by_due (destination=? AND blocked=? AND due_at<?)"),
-            (DeliveryUnrouted::TEXT, "(destination=?"),
             (NextDue::TEXT, "delivery_by_due (destination=? AND blocked=?)"),
             (DeliveryFollowers::TEXT, "delivery_by_key (destination=? AND ordering_key=? AND seq>?)"),
             (DeliveryEarlier::TEXT, "delivery_by_key (destination=? AND ordering_key=? AND seq<?)"),

@@ -77,7 +77,7 @@ statement!(
 // A unit that says nothing about a verdict was not attempted: the last one stays.
 statement!(
     DeliveryWaits,
-    "-- delivery_waits\nUPDATE outbox_deliveries SET state = ?, suspect = ?, starts = 0, attempts = ?, \
+    "-- delivery_waits\nUPDATE outbox_deliveries SET state = ?, suspect = ?, attempted_by = NULL, deaths = 0, attempts = ?, \
      due_at = coalesce(?, deliver_at, ?), first_attempt_at = coalesce(first_attempt_at, ?), \
      last_error = CASE WHEN ? IS NULL THEN coalesce(?, last_error) ELSE ? END, \
      last_verdict = coalesce(?, last_verdict), history = ? WHERE id = ?"
@@ -113,7 +113,8 @@ statement!(
 );
 statement!(
     DeliveryStart,
-    "-- delivery_start\nUPDATE outbox_deliveries SET starts = ? WHERE id = ? AND attempts = ? AND partition_no = ?"
+    "-- delivery_start\nUPDATE outbox_deliveries SET attempted_by = ? WHERE id = ? AND attempts = ? AND partition_no = ? \
+     AND message_id = ?"
 );
 statement!(DeliveryDelete, "-- delivery_delete\nDELETE FROM outbox_deliveries WHERE id = ?");
 statement!(
@@ -183,7 +184,9 @@ pub(super) fn delivery_start(open: &mut Open, relay: RelayId, batch: &StartBatch
         let held = partitions_held(conn, relay, &batch.epochs)?;
         let mut counted = Vec::new();
         for row in batch.rows.iter().filter(|row| held.contains(row.partition_no)) {
-            let binds = [row.starts.into(), row.id.into(), row.attempts_read.into(), row.partition_no.into()];
+            let named = [row.id.into(), row.attempts_read.into(), row.partition_no.into(), (&row.message_id).into()];
+            let [id, attempts, partition_no, message_id] = named;
+            let binds = [(&relay).into(), id, attempts, partition_no, message_id];
             if execute::<DeliveryStart>(conn, &binds)? > 0 {
                 counted.push(row.id);
             }

@@ -185,16 +185,18 @@ pub(in crate::store::postgres) const SETTLE_DELIVERED: Sql = Sql {
            AND d.message_id = ($4::uuid[])[width_bucket(d.id, $1::bigint[])] RETURNING d.id",
 };
 
-/// Waiting rows that are about to be attempted. Parameters: id[] (ascending), attempts[], partition_no[], starts[].
+/// Waiting rows that are about to be attempted. Parameters: id[] (ascending), attempts[], partition_no[], message_id[],
+/// relay.
 ///
 /// A zombie may hold the row in its handler's transaction; the others must not wait for it.
 pub(in crate::store::postgres) const DELIVERY_START: Sql = Sql {
     name: "delivery_start",
     text: "-- delivery_start\n\
-           UPDATE outbox_deliveries u SET starts = ($4::integer[])[width_bucket(u.id, $1::bigint[])] \
+           UPDATE outbox_deliveries u SET attempted_by = $5::uuid \
            WHERE u.id = ANY(ARRAY(SELECT d.id FROM outbox_deliveries d WHERE d.id = ANY($1::bigint[]) \
                AND d.attempts = ($2::integer[])[width_bucket(d.id, $1::bigint[])] \
                AND d.partition_no = ($3::smallint[])[width_bucket(d.id, $1::bigint[])] \
+               AND d.message_id = ($4::uuid[])[width_bucket(d.id, $1::bigint[])] \
                ORDER BY d.id FOR UPDATE SKIP LOCKED)) RETURNING u.id",
 };
 
@@ -206,7 +208,8 @@ pub(in crate::store::postgres) const SETTLE_WAIT: Sql = Sql {
     name: "settle_wait",
     text: concat!(
         "-- settle_wait\n",
-        "UPDATE outbox_deliveries d SET state = u.state, suspect = (u.state = 'suspect'), starts = 0, ",
+        "UPDATE outbox_deliveries d SET state = u.state, suspect = (u.state = 'suspect'), ",
+        "attempted_by = NULL, deaths = 0, ",
         "attempts = u.attempts, due_at = CASE WHEN u.pause IS NULL THEN coalesce(d.deliver_at, clock.now) ",
         "ELSE clock.now + u.pause * interval '1 microsecond' END, ",
         "first_attempt_at = coalesce(d.first_attempt_at, clock.now - u.age * interval '1 microsecond'), ",
