@@ -128,9 +128,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Vec<RowAhead>, StoreError>;
 
     /// Brings rows forward, in one transaction under the locks of their partitions: those of partitions that are the
-    /// relay's and are still due when they were read to be. None comes before its `deliver_at`.
-    ///
-    /// So a call that is repeated brings nothing forward twice.
+    /// relay's and are still due when they were read to be, so a call that is repeated does nothing. None comes before its
+    /// `deliver_at`.
     async fn delivery_bring_forward(&self, relay: RelayId, rows: &[RowAhead], by: Duration) -> Result<(), StoreError>;
 
     /// Lets destinations be held for less, those that are still held until the hour given.
