@@ -6,6 +6,7 @@
 //!
 //! Invariants
 //! - A slow answer is no step: only what no delay between question and answer can explain counts.
+//! - Looks that overlap have no order, so only one of them is used.
 //! - A clock that is put forward is not noticed here: nothing waits longer for it.
 
 use std::time::{Duration, Instant};
@@ -29,11 +30,28 @@ pub(crate) struct Look {
     pub answered: Instant,
 }
 
+/// What an hour says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// The clock goes on as it did.
+    AsBefore,
+    /// It was put back since the last look, at most by so much.
+    PutBack(Duration),
+    /// Nothing: this was asked before the last look was answered.
+    Nothing,
+}
+
 impl ClockWatch {
-    /// Takes note of an hour. Returns by how much the clock was put back since the last one, at most; nothing when it was
-    /// not.
-    pub(crate) fn see(&mut self, look: Look) -> Option<Duration> {
-        let last = self.last.replace(look)?;
+    /// Takes note of an hour.
+    pub(crate) fn see(&mut self, look: Look) -> Said {
+        let Some(last) = self.last else {
+            self.last = Some(look);
+            return Said::AsBefore;
+        };
+        if look.asked < last.answered {
+            return Said::Nothing;
+        }
+        self.last = Some(look);
         let told = look.hour.signed_duration_since(last.hour);
         let behind = |passed: Duration| {
             let passed = chrono::TimeDelta::from_std(passed).unwrap_or(chrono::TimeDelta::MAX);
@@ -41,7 +59,7 @@ impl ClockWatch {
         };
         let least = behind(look.asked.saturating_duration_since(last.answered));
         let most = behind(look.answered.saturating_duration_since(last.asked));
-        (least > TOLERANCE).then_some(most)
+        if least > TOLERANCE { Said::PutBack(most) } else { Said::AsBefore }
     }
 }
 
@@ -80,8 +98,20 @@ mod tests {
             // A frozen relay asks again after an hour.
             (3_618_000, 3_618_010, 3_617_505, None),
         ] {
-            let noticed = watch.see(look(start, asked, answered, hour));
-            assert_eq!(noticed, by.map(Duration::from_millis), "asked at {asked}");
+            let said = watch.see(look(start, asked, answered, hour));
+            let wanted = by.map_or(Said::AsBefore, |by| Said::PutBack(Duration::from_millis(by)));
+            assert_eq!(said, wanted, "asked at {asked}");
         }
+    }
+
+    #[test]
+    fn a_look_that_was_under_way_during_another_says_nothing() {
+        let (mut watch, start) = (ClockWatch::default(), Instant::now());
+        assert_eq!(watch.see(look(start, 5_000, 5_010, 5_005)), Said::AsBefore);
+        // Told long before it was answered, and once by a clock that was put back since.
+        assert_eq!(watch.see(look(start, 0, 6_000, 5)), Said::Nothing);
+        assert_eq!(watch.see(look(start, 5_005, 6_000, 1_000)), Said::Nothing);
+        assert_eq!(watch.see(look(start, 5_010, 6_000, 1_005)), Said::PutBack(Duration::from_millis(5_000)));
+        assert_eq!(watch.see(look(start, 6_000, 6_010, 1_500)), Said::AsBefore);
     }
 }

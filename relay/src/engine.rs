@@ -13,7 +13,7 @@
 //! The steps live beside their subject: `feed` reads, `due` fetches waiting rows, `attempt` starts and judges, `settle`
 //! writes outcomes.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ use crate::outage::Outages;
 use crate::outcome::Policy;
 use crate::route::Routes;
 use crate::sink::{Judgement, Sink};
-use crate::store::{DestinationSeen, Routing, Store, StoreError};
+use crate::store::{Routing, RowAhead, Store, StoreError};
 
 mod attempt;
 mod clock;
@@ -42,9 +42,11 @@ mod feed;
 mod followers;
 mod inherit;
 mod ownership;
+mod routing;
 mod search;
 mod settle;
 mod start;
+mod stuck;
 mod unrouted;
 
 /// How the loop paces itself and what it may hold.
@@ -126,13 +128,14 @@ pub(crate) struct Engine {
     /// Those of them with nothing in hands.
     quiet: watch::Sender<PartitionSet>,
     quiet_next: Instant,
+    stuck_next: Instant,
 
     lanes: Vec<LaneState>,
     lane_by_name: HashMap<String, usize>,
     routing: Routing,
     routes: Arc<Routes>,
-    /// Earlier routes, newest last: messages in hands may have been routed by them.
-    old_routes: VecDeque<OldRoutes>,
+    /// Earlier routes, newest last: messages in hands were routed by them.
+    old_routes: Vec<routing::OldRoutes>,
 
     frontier: Frontier,
     hands: Hands,
@@ -172,28 +175,15 @@ struct LaneState {
     closed_reason: Option<&'static str>,
 }
 
-/// Routes that have been replaced.
-struct OldRoutes {
-    version: i64,
-    names: Vec<String>,
-    routes: Arc<Routes>,
-}
-
-impl OldRoutes {
-    fn names_for(&self, topic: &str) -> Vec<String> {
-        self.routes.route(topic).iter().map(|&destination| self.names[destination].clone()).collect()
-    }
-}
-
 /// Something that took time has come back.
 enum Answer {
     Feed(feed::FeedAnswer),
     Due(due::DueAnswer),
     Settle(settle::SettleAnswer),
     Start(start::StartAnswer),
-    Routing { number: u64, result: Result<Routing, StoreError> },
+    Routing(routing::RoutingAnswer),
     Paused { lane: usize },
-    BroughtForward { partitions: PartitionSet, result: Result<(), StoreError> },
+    BroughtForward { page: Option<Vec<RowAhead>>, result: Result<clock::Forwarded, StoreError> },
 }
 
 impl Engine {
@@ -243,24 +233,25 @@ impl Engine {
             inheritance: inherit::Inheritance::default(),
             quiet,
             quiet_next: now,
+            stuck_next: now,
             lanes,
             lane_by_name,
             routes: Arc::new(Routes::new(&routing)),
             routing,
-            old_routes: VecDeque::new(),
+            old_routes: Vec::new(),
             hands: Hands::default(),
             feed: feed::Feeding::new(now),
             due: due::DueState::new(now),
             settling: settle::Settling::default(),
             starts: start::Starts::default(),
-            clock: clock::DatabaseClock::new(now),
+            clock: clock::DatabaseClock::default(),
             attempts: JoinSet::new(),
             running: HashMap::new(),
             answers,
             inbox,
             outages: Outages::default(),
             routing_busy: false,
-            routing_next: now + ROUTING_PERIOD,
+            routing_next: now + routing::ROUTING_PERIOD,
         };
         engine.tell_unusable();
         engine.follow_pauses(0, now);
@@ -309,6 +300,7 @@ impl Engine {
         let may_work = self.ownership.borrow().usable_at(Moment::now());
         if may_work {
             self.start_attempts(now);
+            self.free_stuck(now);
             self.start_feed(now);
             self.start_due(now);
             self.start_bring_forward(now);
@@ -357,8 +349,8 @@ impl Engine {
             Answer::Due(answer) => self.due_answered(answer),
             Answer::Settle(answer) => self.settle_answered(answer),
             Answer::Start(answer) => self.start_answered(answer),
-            Answer::Routing { number, result } => self.routing_answered(number, result),
-            Answer::BroughtForward { partitions, result } => self.brought_forward(partitions, result),
+            Answer::Routing(answer) => self.routing_answered(answer),
+            Answer::BroughtForward { page, result } => self.brought_forward(page, result),
             Answer::Paused { lane } => self.lanes[lane].paused_until_read = self.settling.routing_read() + 1,
         }
     }
@@ -396,17 +388,24 @@ impl Engine {
             let may_work = !cut_off && self.ownership.borrow().usable_at(Moment::now());
             if may_work {
                 self.start_marked(now);
+                self.start_bring_forward(now);
                 // What a dead relay left is read to its end: nobody would know of it any more.
                 if !self.inheritance.partitions().is_empty() {
                     self.start_feed(now);
                 }
             }
             let inherits = may_work && !self.inheritance.partitions().is_empty() && self.feeds();
+            let brings_forward = may_work && !self.clock.partitions().is_empty();
             self.tell_quiet(now);
             if self.ask_now() == Ask::Abandon || self.ownership.borrow().expelled {
                 break;
             }
-            if self.running.is_empty() && self.starts.is_idle() && self.settling.is_idle() && !inherits {
+            if self.running.is_empty()
+                && self.starts.is_idle()
+                && self.settling.is_idle()
+                && !inherits
+                && !brings_forward
+            {
                 break;
             }
             if now >= deadline && !cut_off {
@@ -454,7 +453,8 @@ impl Engine {
 
     /// Nothing in hands, nothing to write, and a pass over both tables that began after the drain found nothing to do.
     fn is_drained(&mut self, now: Instant) -> bool {
-        if !self.ownership.borrow().settled || !self.inheritance.partitions().is_empty() {
+        let owned = &self.ownership;
+        if !owned.borrow().settled || !self.inheritance.partitions().is_empty() || !self.clock.partitions().is_empty() {
             return false;
         }
         if self.hands.open() > 0 || !self.running.is_empty() || !self.settling.is_idle() || self.due.has_rows() {
@@ -471,129 +471,9 @@ impl Engine {
         }
         self.feed.pass_is_empty() && self.due.pass_is_empty()
     }
-
-    // ---- routing, pauses, holds ----
-
-    fn start_routing(&mut self, now: Instant) {
-        if self.routing_busy || now < self.routing_next {
-            return;
-        }
-        self.routing_busy = true;
-        let number = self.settling.routing_read_begins();
-        let (store, answers) = (self.store.clone(), self.answers.clone());
-        tokio::spawn(async move {
-            let result = store.destination_read(None).await;
-            let _ = answers.send(Answer::Routing { number, result });
-        });
-    }
-
-    fn routing_answered(&mut self, number: u64, answer: Result<Routing, StoreError>) {
-        let now = Instant::now();
-        self.routing_busy = false;
-        self.routing_next = now + ROUTING_PERIOD;
-        match answer {
-            Ok(routing) => {
-                self.outages.recovered("destination_read");
-                self.adopt_routing(number, routing, now);
-                self.routes_confirmed(number);
-                if self.settling.needs_routes() {
-                    self.routing_next = now;
-                }
-            }
-            Err(error) => {
-                self.outages.failed("destination_read", &error);
-            }
-        }
-    }
-
-    fn adopt_routing(&mut self, number: u64, routing: Routing, now: Instant) {
-        let old = std::mem::replace(&mut self.routing, routing);
-        // Somebody may have taken a row out by hand: routes name destinations by their place in the list.
-        let same = |(old, new): (&DestinationSeen, &DestinationSeen)| old.spec == new.spec;
-        let same_list = old.destinations.len() == self.routing.destinations.len()
-            && old.destinations.iter().zip(&self.routing.destinations).all(same);
-        if self.routing.version != self.routes.version() || !same_list {
-            let routes = std::mem::replace(&mut self.routes, Arc::new(Routes::new(&self.routing)));
-            let names = old.destinations.into_iter().map(|seen| seen.spec.name).collect();
-            self.old_routes.push_back(OldRoutes { version: routes.version(), names, routes });
-            if self.old_routes.len() > OLD_ROUTES_MAX {
-                self.old_routes.pop_front();
-            }
-            self.tell_unusable();
-            self.due.search.routes_changed(now);
-        }
-        self.follow_pauses(number, now);
-    }
-
-    fn tell_unusable(&self) {
-        for (destination, error) in self.routes.unusable() {
-            warn!(destination, %error, "a registered pattern cannot be read and matches nothing here");
-        }
-    }
-
-    /// Opens and closes lanes as the table says.
-    fn follow_pauses(&mut self, number: u64, now: Instant) {
-        let seen: Vec<(usize, bool, Option<Duration>)> = self
-            .routing
-            .destinations
-            .iter()
-            .filter_map(|seen| Some((*self.lane_by_name.get(&seen.spec.name)?, seen.paused, seen.held_for)))
-            .collect();
-        for (lane, paused, held_for) in seen {
-            if let Some(held_for) = held_for.filter(|_| self.clock.trusts_holds(number)) {
-                let until = now + held_for;
-                let held = &mut self.lanes[lane].held_until;
-                *held = Some(held.map_or(until, |held| held.max(until)));
-            }
-            let paused = paused || number < self.lanes[lane].paused_until_read;
-            self.open_or_close(lane, paused, now);
-        }
-    }
-
-    /// Opens or closes a lane as pauses and holds say; a lane that closes gives its messages back as waiting rows.
-    fn open_or_close(&mut self, lane: usize, paused: bool, now: Instant) {
-        let state = &mut self.lanes[lane];
-        if state.held_until.is_some_and(|until| until <= now) {
-            state.held_until = None;
-        }
-        let closed = if paused {
-            Some("paused")
-        } else if state.held_until.is_some() {
-            Some("held")
-        } else {
-            None
-        };
-        if closed == state.closed_reason {
-            return;
-        }
-        state.closed_reason = closed;
-        match closed {
-            Some(reason) => {
-                info!(destination = %state.served.name, reason, "destination takes nothing for now");
-                let left = state.lane.close();
-                self.due.followers.lane_cleared(lane);
-                self.put_aside(lane, left);
-            }
-            None => {
-                info!(destination = %state.served.name, "destination takes messages again");
-                state.lane.open();
-                state.next_due = Some(now);
-            }
-        }
-    }
-
-    fn is_paused(&self, lane: usize) -> bool {
-        let name = &self.lanes[lane].served.name;
-        self.lanes[lane].closed_reason == Some("paused")
-            || self.routing.destinations.iter().any(|seen| *seen.spec.name == **name && seen.paused)
-    }
 }
 
 /// The longest the loop sleeps: a wedged loop has to be told from an idle one.
 const TICK: Duration = Duration::from_millis(200);
-/// How often destinations are read: a pause is obeyed within a second.
-const ROUTING_PERIOD: Duration = Duration::from_millis(400);
-/// Replaced routes that are remembered; messages in hands are never older than a few changes.
-const OLD_ROUTES_MAX: usize = 16;
 /// After the grace: time to write down what the attempts that were in time came to.
 const LAST_WRITES: Duration = Duration::from_secs(2);

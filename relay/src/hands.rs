@@ -7,7 +7,7 @@
 //! - A number in hands is never handed out a second time.
 //! - A message is concluded when each of its destinations has an outcome, and only then.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -134,7 +134,12 @@ impl Hands {
         Some(self.held.get(&seq)?.routes_version)
     }
 
-    /// The same when it has one destination only.
+    /// The routes anything that is not settled was routed by; each may come more than once.
+    pub(crate) fn routes_versions(&self) -> impl Iterator<Item = i64> {
+        self.held.values().filter(|held| held.message.is_some()).map(|held| held.routes_version)
+    }
+
+    /// The routes it was routed by, when it has one destination only.
     pub(crate) fn sole_routes_version(&self, seq: Seq) -> Option<i64> {
         self.held.get(&seq).filter(|held| held.destinations == 1).map(|held| held.routes_version)
     }
@@ -155,6 +160,14 @@ impl Hands {
     /// True when some of its destinations have an outcome and some have not.
     pub(crate) fn is_half_done(&self, seq: Seq) -> bool {
         self.held.get(&seq).is_some_and(|held| held.undecided > 0 && held.undecided < held.destinations)
+    }
+
+    /// Messages some of whose destinations have no outcome while another has been decided upon, and waits to be written,
+    /// for too long.
+    pub(crate) fn stuck(&self, is_too_long: impl Fn(&UnitMove, Instant) -> bool) -> HashSet<Seq> {
+        let open = self.held.iter().filter(|(_, held)| held.message.is_some() && held.undecided > 0);
+        let stuck = open.filter(|(_, held)| held.units.iter().any(|(unit, since)| is_too_long(unit, *since)));
+        stuck.map(|(seq, _)| *seq).collect()
     }
 
     /// Its settle committed; reads numbered `next_read` and later cannot show it.

@@ -213,6 +213,19 @@ impl<W> KeyGate<W> {
         self.keys.values_mut().flat_map(|state| std::mem::take(&mut state.line)).map(|(_, work)| work).collect()
     }
 
+    /// Takes out those that wait in memory from the first wanted one of each key on: what becomes a row is followed by rows
+    /// only. What comes before it goes on.
+    pub(crate) fn cut_lines(&mut self, is_wanted: impl Fn(&W) -> bool) -> Vec<W> {
+        let mut cut = Vec::new();
+        for state in self.keys.values_mut() {
+            if let Some(at) = state.line.iter().position(|(_, work)| is_wanted(work)) {
+                cut.extend(state.line.drain(at..).map(|(_, work)| work));
+            }
+        }
+        self.in_line -= cut.len();
+        cut
+    }
+
     /// How many wait in memory behind others.
     pub(crate) fn in_line(&self) -> usize {
         self.in_line

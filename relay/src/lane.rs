@@ -9,7 +9,7 @@
 //! - Fresh messages and waiting rows take turns while both have something to start; neither starves the other.
 //! - A lane that is closed (paused, held) starts nothing and keeps nothing.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -319,6 +319,24 @@ impl Lane {
         left.extend(self.gate.drain_lines());
         self.bytes -= left.iter().map(|work| work.message.weight()).sum::<usize>();
         left
+    }
+
+    /// Takes out fresh messages that have not started, and what waits behind them: all of it must become rows.
+    pub(crate) fn take_back(&mut self, wanted: &HashSet<Seq>) -> Vec<Work> {
+        let is_wanted = |work: &Work| work.origin == Origin::Fresh && wanted.contains(&work.message.seq);
+        let mut back = Vec::new();
+        for work in std::mem::take(&mut self.fresh) {
+            if !is_wanted(&work) {
+                self.fresh.push_back(work);
+                continue;
+            }
+            let behind = self.key_of(&work).map(|key| self.gate.park(&key));
+            back.push(work);
+            back.extend(behind.into_iter().flatten());
+        }
+        back.extend(self.gate.cut_lines(is_wanted));
+        self.bytes -= back.iter().map(|work| work.message.weight()).sum::<usize>();
+        back
     }
 
     /// True when it would take another message at once and has none: starving.

@@ -128,7 +128,8 @@ pub(crate) fn doomed(work: &Work, reason: Reason, text: &str, policy: &Policy, n
     Outcome::Remains(Remains::Dies(Dies {
         reason,
         attempts: work.attempts,
-        blocks_key: blocks_key(work, policy),
+        // Whoever let it expire does not want its key to stand still for it.
+        blocks_key: reason != Reason::Expired && blocks_key(work, policy),
         fingerprint: fingerprint(&policy.destination, reason.as_str(), "", text),
         first_attempt_age: age(work.first_attempt_at, now),
         last_verdict: None,
@@ -136,6 +137,23 @@ pub(crate) fn doomed(work: &Work, reason: Reason, text: &str, policy: &Policy, n
         history: work.history.clone(),
     }))
 }
+
+/// What becomes of a message that expired before it had a destination.
+pub(crate) fn expired_unrouted() -> Dies {
+    Dies {
+        reason: Reason::Expired,
+        attempts: 0,
+        blocks_key: false,
+        fingerprint: fingerprint("", Reason::Expired.as_str(), "", EXPIRED),
+        first_attempt_age: None,
+        last_verdict: None,
+        last_error: Some(EXPIRED.to_owned()),
+        history: Vec::new(),
+    }
+}
+
+/// What the people who find the dead letter read.
+pub(crate) const EXPIRED: &str = "`expires_at` passed before it could be delivered";
 
 /// A message that must wait without having been attempted.
 pub(crate) fn waits(state: State, in_order: bool, due: DueIn) -> Remains {

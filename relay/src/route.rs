@@ -230,8 +230,9 @@ mod tests {
             },
             paused: false,
             held_for: None,
+            held_until: None,
         };
-        Routing { version: 7, destinations: destinations.iter().map(seen).collect() }
+        Routing { version: 7, destinations: destinations.iter().map(seen).collect(), hour: None }
     }
 
     #[test]

@@ -112,18 +112,32 @@ pub trait Store: Send + Sync + 'static {
     /// relay's, was being attempted when it died; whoever acquires the partition adds one to its deaths.
     async fn delivery_start(&self, relay: RelayId, batch: &StartBatch) -> Result<Vec<i64>, StoreError>;
 
-    // ---- settle ----
+    // ---- the clock was put back ----
 
-    /// The database's clock was put back. What waits in these partitions, those that are the relay's, comes forward by as
-    /// much, but never before its `deliver_at`. With no partitions at all destinations are held for so much less: that is
-    /// asked for once, the rows a few partitions at a time.
-    async fn delivery_bring_forward(
+    /// The highest id of a waiting row; 0 when there is none.
+    async fn delivery_last(&self) -> Result<i64, StoreError>;
+
+    /// Rows of these partitions with an id in `(after, until]` that are not due yet, by id, at most `limit`.
+    async fn delivery_ahead(
         &self,
-        relay: RelayId,
-        partitions: PartitionSet,
-        by: Duration,
+        after: i64,
+        until: i64,
+        owned: PartitionSet,
+        limit: u32,
         now: Now,
-    ) -> Result<(), StoreError>;
+    ) -> Result<Vec<RowAhead>, StoreError>;
+
+    /// Brings rows forward, in one transaction under the locks of their partitions: those of partitions that are the
+    /// relay's and are still due when they were read to be, so a call that is repeated does nothing. None comes before its
+    /// `deliver_at`.
+    async fn delivery_bring_forward(&self, relay: RelayId, rows: &[RowAhead], by: Duration) -> Result<(), StoreError>;
+
+    /// Lets destinations be held for less, those that are still held until the hour given.
+    ///
+    /// So of several relays that ask for the same one does it.
+    async fn destination_bring_forward(&self, holds: &[(String, Written)], by: Duration) -> Result<(), StoreError>;
+
+    // ---- settle ----
 
     /// Deletes messages that every destination has received, if the routes are still those they were routed by.
     ///
@@ -239,6 +253,21 @@ pub struct Due {
     /// The hour by which they are due, where it is the database's own.
     pub hour: Option<DateTime<Utc>>,
 }
+
+/// A waiting row that is not due yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowAhead {
+    /// The row.
+    pub id: i64,
+    /// Its partition.
+    pub partition_no: u8,
+    /// When it is due.
+    pub due_at: Written,
+}
+
+/// An hour as it stands in a row, in the units of that database. It is only given back, to be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written(pub i64);
 
 /// What waits for one destination.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -511,6 +540,8 @@ pub struct Routing {
     pub version: i64,
     /// The destinations, by name.
     pub destinations: Vec<DestinationSeen>,
+    /// The hour by which they are held, where it is the database's own.
+    pub hour: Option<DateTime<Utc>>,
 }
 
 /// A destination as it stands in the table.
@@ -522,6 +553,8 @@ pub struct DestinationSeen {
     pub paused: bool,
     /// How much longer it is held, by the database's clock.
     pub held_for: Option<Duration>,
+    /// Until when, as it is written.
+    pub held_until: Option<Written>,
 }
 
 /// The figures `relay status` shows.

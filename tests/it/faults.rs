@@ -17,8 +17,8 @@ use relay::retry::RetryPolicy;
 use relay::sink::{Attempt, Judgement, Settings, Sink};
 use relay::store::{
     Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, WaitingChange,
-    WaitingOutcome, Wanted,
+    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow,
+    WaitingChange, WaitingOutcome, Wanted, Written,
 };
 use relay::store::{StoreOptions, open::open};
 use relay::{Destination, Relay, RelayBuilder, RelayError};
@@ -35,10 +35,12 @@ pub(crate) type Before = Pin<Box<dyn Future<Output = Result<(), StoreError>> + S
 struct Faulty {
     inner: Arc<dyn Store>,
     before: Box<dyn Fn(&'static str) -> Before + Send + Sync>,
+    /// The hour a question is asked at.
+    hour: Box<dyn Fn(Now) -> Now + Send + Sync>,
 }
 
 macro_rules! calls {
-    ($($name:ident($($argument:ident: $kind:ty),*) -> $answer:ty;)*) => {
+    ($($name:ident($($argument:ident: $kind:ty),*$(; $now:ident)?) -> $answer:ty;)*) => {
         #[async_trait]
         impl Store for Faulty {
             fn evidence(&self) -> Evidence {
@@ -56,11 +58,11 @@ macro_rules! calls {
             async fn settle(&self, relay: RelayId, batch: &Settlement, now: Now) -> Result<Settled, StoreError> {
                 let routes = |row: &WaitingOutcome| matches!(row.change, WaitingChange::Routed(_));
                 (self.before)(if batch.waiting.iter().any(routes) { "settle_routed" } else { "settle" }).await?;
-                self.inner.settle(relay, batch, now).await
+                self.inner.settle(relay, batch, (self.hour)(now)).await
             }
-            $(async fn $name(&self, $($argument: $kind),*) -> Result<$answer, StoreError> {
+            $(async fn $name(&self, $($argument: $kind,)* $($now: Now)?) -> Result<$answer, StoreError> {
                 (self.before)(stringify!($name)).await?;
-                self.inner.$name($($argument),*).await
+                self.inner.$name($($argument,)* $((self.hour)($now))?).await
             })*
         }
     };
@@ -68,17 +70,20 @@ macro_rules! calls {
 
 calls! {
     verify() -> ();
-    message_read(wanted: &Wanted, owned: PartitionSet, limit: u32, now: Now) -> Page;
+    message_read(wanted: &Wanted, owned: PartitionSet, limit: u32; now) -> Page;
     message_probe(ranges: &[(Seq, Seq)]) -> Probe;
     message_sweep(after: Seq, until: Seq, owned: PartitionSet, limit: u32) -> Vec<Seq>;
     message_last() -> Seq;
     mark_draw() -> Option<u64>;
     key_parked(keys: &[(String, Key)]) -> Vec<bool>;
-    delivery_due(lanes: &[LaneDemand], owned: PartitionSet, now: Now) -> Due;
-    delivery_followers(keys: &[KeyAfter], limit: u32, now: Now) -> Followers;
+    delivery_due(lanes: &[LaneDemand], owned: PartitionSet; now) -> Due;
+    delivery_followers(keys: &[KeyAfter], limit: u32; now) -> Followers;
     unrouted_rows(wanted: &[UnroutedAfter], limit: u32) -> Vec<UnroutedRow>;
     delivery_start(relay: RelayId, batch: &StartBatch) -> Vec<i64>;
-    delivery_bring_forward(relay: RelayId, partitions: PartitionSet, by: Duration, now: Now) -> ();
+    delivery_last() -> i64;
+    delivery_ahead(after: i64, until: i64, owned: PartitionSet, limit: u32; now) -> Vec<RowAhead>;
+    delivery_bring_forward(relay: RelayId, rows: &[RowAhead], by: Duration) -> ();
+    destination_bring_forward(holds: &[(String, Written)], by: Duration) -> ();
     message_delivered(messages: &[(Seq, MessageId)], routes_version: i64) -> Delivered;
     relay_register(relay: &RelayRow) -> ();
     relay_beat(relay: RelayId, draining: bool) -> Option<Membership>;
@@ -87,10 +92,10 @@ calls! {
     partition_release(relay: RelayId, given_up: PartitionSet) -> ();
     relay_leave(relay: RelayId, unread: PartitionSet) -> ();
     destination_register(served: &[DestinationSpec]) -> ();
-    destination_read(now: Now) -> Routing;
-    destination_hold(name: &str, pause: Duration, now: Now) -> ();
-    destination_pause(name: &str, by: &str, reason: &str, now: Now) -> ();
-    status(now: Now) -> Status;
+    destination_read(; now) -> Routing;
+    destination_hold(name: &str, pause: Duration; now) -> ();
+    destination_pause(name: &str, by: &str, reason: &str; now) -> ();
+    status(; now) -> Status;
 }
 
 fn unreachable() -> StoreError {
@@ -158,8 +163,17 @@ pub(crate) async fn store(
     database: &TestDatabase,
     before: impl Fn(&'static str) -> Before + Send + Sync + 'static,
 ) -> Arc<dyn Store> {
+    store_at(database, before, |now| now).await
+}
+
+/// A store that is asked with the hours the test names.
+pub(crate) async fn store_at(
+    database: &TestDatabase,
+    before: impl Fn(&'static str) -> Before + Send + Sync + 'static,
+    hour: impl Fn(Now) -> Now + Send + Sync + 'static,
+) -> Arc<dyn Store> {
     let inner = open(database.url(), &StoreOptions::default()).await.unwrap();
-    Arc::new(Faulty { inner, before: Box::new(before) })
+    Arc::new(Faulty { inner, before: Box::new(before), hour: Box::new(hour) })
 }
 
 pub(crate) fn relay(store: Arc<dyn Store>) -> RelayBuilder {

@@ -274,6 +274,15 @@ impl Engine {
         }
     }
 
+    /// A message is given up that never had a destination.
+    pub(super) fn tell_expired(&self, message: &Message) {
+        if let Some(listener) = &self.listener {
+            let Message { id, topic, .. } = message;
+            let delivery = DeliveryRef { message_id: *id, topic: topic.clone(), destination: String::new() };
+            listener(&Event::DeadLettered { delivery, reason: Reason::Expired });
+        }
+    }
+
     /// The destination asked for a pause: nothing more starts here at once, elsewhere as soon as the table says so.
     fn hold(&mut self, lane: usize, outcome: &Outcome, now: Instant) {
         let Outcome::Remains(Remains::Waits(Waits { due: DueIn::Pause(pause), .. })) = outcome else { return };

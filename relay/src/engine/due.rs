@@ -326,7 +326,11 @@ impl Engine {
                 continue;
             }
             if row.destination.is_empty() {
-                self.route_row(row.into());
+                if row.message.expired && self.routes.route(&row.message.topic).is_empty() {
+                    self.expire_row(row);
+                } else {
+                    self.route_row(row.into());
+                }
                 taken += 1;
                 continue;
             }

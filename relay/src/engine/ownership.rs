@@ -38,6 +38,7 @@ impl Engine {
             }
             self.evict(lost);
             self.inheritance.lose(lost);
+            self.clock.lose(lost);
             self.leaving = self.leaving.without(lost);
             // What was quiet then says nothing about the next time it is ours.
             self.quiet.send_if_modified(|told| std::mem::replace(told, told.without(lost)) != *told);
@@ -46,6 +47,7 @@ impl Engine {
         if !gained.is_empty() {
             self.gain(gained);
             self.inherit(gained.and(ownership.inherited));
+            self.clock.gain(gained, ownership.inherited, Instant::now());
         }
         self.giving_up = ownership.giving_up;
         self.give_up_late();
@@ -73,7 +75,6 @@ impl Engine {
             state.occupied_until = self.due.next_number();
             state.next_due = Some(now);
         }
-        self.clock_gained(gained, now);
         self.due.search.want(gained);
         self.feed.poll_soon(now);
         // What was not ours was not looked at.
@@ -117,6 +118,7 @@ impl Engine {
         self.quiet_next = now + QUIET_PERIOD;
         let running = self.running.values().map(super::attempt::Running::partition_no).collect::<PartitionSet>();
         let busy = running.or(self.hands.partitions()).or(self.settling.partitions()).or(self.due.partitions());
+        let busy = busy.or(self.clock.partitions());
         let quiet = self.leaving.without(busy);
         self.quiet.send_if_modified(|told| std::mem::replace(told, quiet) != quiet);
     }

@@ -130,6 +130,16 @@ impl Settling {
         rest.map(Rest::partition_no).chain(self.unconfirmed.iter().map(|(_, moved, _)| moved.partition_no)).collect()
     }
 
+    /// The routes the moves that are to be written were decided by.
+    pub(super) fn routes_versions(&self) -> impl Iterator<Item = i64> {
+        let rest = self.rest.items.iter().chain(&self.rest.writing).chain(self.rest.aside.iter().map(|(_, item)| item));
+        let version = |item: &Rest| match item {
+            Rest::Move { routes_version, .. } => Some(*routes_version),
+            Rest::Row(_) => None,
+        };
+        rest.filter_map(version).chain(self.unconfirmed.iter().map(|(_, _, version)| *version))
+    }
+
     /// How many reads of the routes have begun.
     pub(super) fn routing_read(&self) -> u64 {
         self.routing_read

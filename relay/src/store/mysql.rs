@@ -15,6 +15,7 @@
 mod connection;
 mod destination;
 mod feed;
+mod forward;
 mod keys;
 mod literal;
 mod membership;
@@ -35,7 +36,8 @@ use self::connection::{Connector, Session, Slot, Work};
 use super::StoreOptions;
 use super::{
     Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Wanted,
+    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Wanted,
+    Written,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::poll::Evidence;
@@ -200,15 +202,41 @@ impl Store for Mysql {
         settle::delivery_start(self.lend(&self.due, "delivery_start").await?, relay, batch).await
     }
 
-    async fn delivery_bring_forward(
+    async fn delivery_last(&self) -> Result<i64, StoreError> {
+        let mut session = self.lend(&self.other, "delivery_last").await?;
+        let last = forward::delivery_last(&mut session).await?;
+        session.give_back();
+        Ok(last)
+    }
+
+    async fn delivery_ahead(
         &self,
-        relay: RelayId,
-        partitions: PartitionSet,
-        by: Duration,
+        after: i64,
+        until: i64,
+        owned: PartitionSet,
+        limit: u32,
         now: Now,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Vec<RowAhead>, StoreError> {
+        let mut session = self.lend(&self.other, "delivery_ahead").await?;
+        let ahead = forward::delivery_ahead(&mut session, (after, until), owned, limit, now).await?;
+        session.give_back();
+        Ok(ahead)
+    }
+
+    async fn delivery_bring_forward(&self, relay: RelayId, rows: &[RowAhead], by: Duration) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
         let session = self.lend(&self.other, "delivery_bring_forward").await?;
-        membership::bring_forward(session, relay, partitions, by, now).await
+        forward::delivery_bring_forward(session, relay, rows, by).await
+    }
+
+    async fn destination_bring_forward(&self, holds: &[(String, Written)], by: Duration) -> Result<(), StoreError> {
+        if holds.is_empty() {
+            return Ok(());
+        }
+        let session = self.lend(&self.other, "destination_bring_forward").await?;
+        forward::destination_bring_forward(session, holds, by).await
     }
 
     async fn message_delivered(

@@ -18,6 +18,7 @@
 mod connection;
 mod destination;
 mod feed;
+mod forward;
 mod membership;
 mod settle;
 mod status;
@@ -35,7 +36,8 @@ use self::connection::{Connector, Role, Slot};
 use super::StoreOptions;
 use super::{
     Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Wanted,
+    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Wanted,
+    Written,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::poll::Evidence;
@@ -257,15 +259,43 @@ impl Store for Postgres {
         Ok(counted)
     }
 
-    async fn delivery_bring_forward(
-        &self,
-        relay: RelayId,
-        partitions: PartitionSet,
-        by: Duration,
-        now: Now,
-    ) -> Result<(), StoreError> {
+    async fn delivery_last(&self) -> Result<i64, StoreError> {
         let mut held = self.other.take(&self.connector).await?;
-        waiting::bring_forward(&mut held.connection, relay, partitions, by, now).await?;
+        let last = forward::delivery_last(&mut held.connection).await?;
+        held.put_back();
+        Ok(last)
+    }
+
+    async fn delivery_ahead(
+        &self,
+        after: i64,
+        until: i64,
+        owned: PartitionSet,
+        limit: u32,
+        now: Now,
+    ) -> Result<Vec<RowAhead>, StoreError> {
+        let mut held = self.other.take(&self.connector).await?;
+        let ahead = forward::delivery_ahead(&mut held.connection, (after, until), owned, limit, now).await?;
+        held.put_back();
+        Ok(ahead)
+    }
+
+    async fn delivery_bring_forward(&self, relay: RelayId, rows: &[RowAhead], by: Duration) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut held = self.other.take(&self.connector).await?;
+        forward::delivery_bring_forward(&mut held.connection, relay, rows, by).await?;
+        held.put_back();
+        Ok(())
+    }
+
+    async fn destination_bring_forward(&self, holds: &[(String, Written)], by: Duration) -> Result<(), StoreError> {
+        if holds.is_empty() {
+            return Ok(());
+        }
+        let mut held = self.other.take(&self.connector).await?;
+        forward::destination_bring_forward(&mut held.connection, holds, by).await?;
         held.put_back();
         Ok(())
     }

@@ -15,6 +15,7 @@
 
 mod destinations;
 mod file;
+mod forward;
 mod membership;
 mod read;
 mod settle;
@@ -34,7 +35,8 @@ use self::file::DatabaseFile;
 use self::worker::Worker;
 use super::{
     Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Wanted,
+    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Wanted,
+    Written,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::poll::Evidence;
@@ -141,16 +143,38 @@ impl Store for Sqlite {
         self.writer.run("delivery_start", move |open| settle::delivery_start(open, relay, &batch)).await
     }
 
-    async fn delivery_bring_forward(
+    async fn delivery_last(&self) -> Result<i64, StoreError> {
+        self.reader.run("delivery_last", forward::delivery_last).await
+    }
+
+    async fn delivery_ahead(
         &self,
-        relay: RelayId,
-        partitions: PartitionSet,
-        by: Duration,
+        after: i64,
+        until: i64,
+        owned: PartitionSet,
+        limit: u32,
         now: Now,
-    ) -> Result<(), StoreError> {
-        self.writer
-            .run("delivery_bring_forward", move |open| settle::bring_forward(open, relay, partitions, by, now))
-            .await
+    ) -> Result<Vec<RowAhead>, StoreError> {
+        let within = (after, until);
+        self.reader.run("delivery_ahead", move |open| forward::delivery_ahead(open, within, owned, limit, now)).await
+    }
+
+    async fn delivery_bring_forward(&self, relay: RelayId, rows: &[RowAhead], by: Duration) -> Result<(), StoreError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let rows = rows.to_vec();
+        let run = move |open: &mut _| forward::delivery_bring_forward(open, relay, &rows, by);
+        self.writer.run("delivery_bring_forward", run).await
+    }
+
+    async fn destination_bring_forward(&self, holds: &[(String, Written)], by: Duration) -> Result<(), StoreError> {
+        if holds.is_empty() {
+            return Ok(());
+        }
+        let holds = holds.to_vec();
+        let run = move |open: &mut _| forward::destination_bring_forward(open, &holds, by);
+        self.writer.run("destination_bring_forward", run).await
     }
 
     async fn message_delivered(

@@ -18,8 +18,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::poll::{Evidence, Page, Probe, Wanted};
 use crate::store::{
-    Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, RelayRow, Routing, Settled,
-    Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow,
+    Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, RelayRow, Routing, RowAhead,
+    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Written,
 };
 
 /// A clock for tests that jumps. Clones are the same clock.
@@ -171,14 +171,27 @@ impl Store for Clocked {
         self.store.delivery_start(relay, batch).await
     }
 
-    async fn delivery_bring_forward(
+    async fn delivery_last(&self) -> Result<i64, StoreError> {
+        self.store.delivery_last().await
+    }
+
+    async fn delivery_ahead(
         &self,
-        relay: RelayId,
-        partitions: PartitionSet,
-        by: Duration,
+        after: i64,
+        until: i64,
+        owned: PartitionSet,
+        limit: u32,
         now: Now,
-    ) -> Result<(), StoreError> {
-        self.store.delivery_bring_forward(relay, partitions, by, self.hour(now)).await
+    ) -> Result<Vec<RowAhead>, StoreError> {
+        self.store.delivery_ahead(after, until, owned, limit, self.hour(now)).await
+    }
+
+    async fn delivery_bring_forward(&self, relay: RelayId, rows: &[RowAhead], by: Duration) -> Result<(), StoreError> {
+        self.store.delivery_bring_forward(relay, rows, by).await
+    }
+
+    async fn destination_bring_forward(&self, holds: &[(String, Written)], by: Duration) -> Result<(), StoreError> {
+        self.store.destination_bring_forward(holds, by).await
     }
 
     async fn message_delivered(
@@ -226,7 +239,9 @@ impl Store for Clocked {
     }
 
     async fn destination_read(&self, now: Now) -> Result<Routing, StoreError> {
-        self.store.destination_read(self.hour(now)).await
+        let routing = self.store.destination_read(self.hour(now)).await?;
+        // The hour is the test's, which jumps as it likes.
+        Ok(Routing { hour: None, ..routing })
     }
 
     async fn destination_hold(&self, name: &str, pause: Duration, now: Now) -> Result<(), StoreError> {

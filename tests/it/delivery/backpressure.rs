@@ -1,11 +1,15 @@
 //! A destination that cannot follow: alone it stops the reading, beside another it does not.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use outbox_tests::database::TestDatabase;
 use outbox_tests::for_each_database;
 
-use super::stage::{LIMIT, Log, Running, enqueue, millis, plain, relay_on, until_nothing_is_left};
+use super::stage::{
+    LIMIT, Log, Running, enqueue, keyed, millis, not_now, plain, relay_on, until, until_nothing_is_left,
+};
 
 const MESSAGES: usize = 400;
 /// A hundredth of what is enqueued is read and kept.
@@ -67,7 +71,7 @@ async fn a_paused_destination_keeps_nothing_in_memory(database: TestDatabase) {
     log.until("the fast one has everything", |log| log.accepted("fast").len() == MESSAGES).await;
     // What the pause found in memory has become rows like everything that came later.
     let waiting = || database.query_i64("SELECT count(*) FROM outbox_deliveries WHERE destination = 'slow'");
-    super::stage::until(&database, "all of it waits", || {
+    until(&database, "all of it waits", || {
         waiting() + i64::try_from(log.accepted("slow").len()).unwrap() == i64::try_from(MESSAGES).unwrap()
     })
     .await;
@@ -77,3 +81,41 @@ async fn a_paused_destination_keeps_nothing_in_memory(database: TestDatabase) {
     assert_eq!((log.accepted("slow").len(), log.arrivals().len()), (MESSAGES, 2 * MESSAGES));
 }
 for_each_database!(a_paused_destination_keeps_nothing_in_memory);
+
+/// A message leaves its table when all have an outcome. That must not make one wait for the queue of another.
+async fn retries_and_followers_do_not_wait_for_the_queue_of_a_destination_that_hangs(database: TestDatabase) {
+    const KEYS: usize = 5;
+    const EACH: usize = 12;
+    let log = Log::default();
+    let (gate, opened) = tokio::sync::watch::channel(false);
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counted = begun.clone();
+    let hangs = relay::Handler::raw("hangs", move |_, _| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let mut opened = opened.clone();
+        async move {
+            let _ = opened.wait_for(|open| *open).await;
+            Ok::<(), std::io::Error>(())
+        }
+    });
+    let hangs = hangs.topics(["**"]).concurrency(1).timeout(LIMIT * 9);
+    let flaky = log.handler("flaky", |arrival| if arrival.copy == 1 { Err(not_now()) } else { Ok(()) }).topics(["t"]);
+    let relay = Running::start(relay_on(&database).destination(hangs).destination(flaky)).await;
+    enqueue(&database, [outbox::Envelope::raw("plug", "x")]);
+    until(&database, "it hangs", || begun.load(Ordering::SeqCst) == 1).await;
+    for n in 0..EACH {
+        enqueue(&database, (0..KEYS).map(|key| keyed(&key.to_string(), &format!("{n:02}"))).chain([plain("free")]));
+    }
+    log.until("all but the plug are through", |log| log.accepted("flaky").len() == EACH * (KEYS + 1)).await;
+    assert_eq!(begun.load(Ordering::SeqCst), 1, "nothing else was attempted there");
+    gate.send(true).unwrap();
+    until_nothing_is_left(&database).await;
+    relay.stop().await;
+    assert_eq!(begun.load(Ordering::SeqCst), 1 + EACH * (KEYS + 1), "each once");
+    for key in 0..KEYS {
+        let accepted = log.arrivals().into_iter().filter(|a| a.accepted && a.key == Some(key.to_string()));
+        let bodies: Vec<String> = accepted.map(|arrival| arrival.body).collect();
+        assert_eq!(bodies, (0..EACH).map(|n| format!("{n:02}")).collect::<Vec<_>>());
+    }
+}
+for_each_database!(retries_and_followers_do_not_wait_for_the_queue_of_a_destination_that_hangs);

@@ -43,7 +43,7 @@ fn of_key(log: &Log) -> Vec<String> {
 }
 
 /// Makes it look as if the last relay had died: it owns everything, and its beat stands still.
-fn leave_behind_a_dead_relay(database: &TestDatabase) {
+pub(super) fn leave_behind_a_dead_relay(database: &TestDatabase) {
     let id = match database.kind() {
         Kind::Postgres => "'00000000-0000-4000-8000-0000000000dd'",
         Kind::Mariadb | Kind::Sqlite => "x'000000000000400080000000000000dd'",

@@ -7,8 +7,13 @@ use chrono::Utc;
 use outbox::Envelope;
 use outbox_tests::database::TestDatabase;
 use outbox_tests::for_each_database;
+use outbox_tests::process::Process;
+use relay::store::open::open;
+use relay::store::{DestinationSpec, StoreOptions};
 
-use super::stage::{Log, Running, enqueue, keyed, millis, now, plain, relay_on, until_nothing_is_left, until_waiting};
+use super::stage::{
+    LIMIT, Log, Running, enqueue, keyed, millis, now, plain, relay_on, until, until_nothing_is_left, until_waiting,
+};
 
 async fn a_message_to_one_destination_goes_there_only(database: TestDatabase) {
     let log = Log::default();
@@ -142,3 +147,73 @@ async fn a_destination_served_elsewhere_keeps_its_messages_until_it_is_served(da
     }
 }
 for_each_database!(a_destination_served_elsewhere_keeps_its_messages_until_it_is_served);
+
+/// What a message was routed by is known as long as it is in hands, however often the routes change meanwhile.
+async fn a_destination_that_came_while_a_message_was_attempted_gets_it_after_any_number_of_changes(
+    database: TestDatabase,
+) {
+    const CHANGES: usize = 20;
+    let (log, begun) = (Log::default(), Arc::new(AtomicI64::new(0)));
+    let (gate, opened) = tokio::sync::watch::channel(false);
+    let counted = begun.clone();
+    let held = relay::Handler::raw("d", move |_, _| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let mut opened = opened.clone();
+        async move {
+            let _ = opened.wait_for(|open| *open).await;
+            Ok::<(), std::io::Error>(())
+        }
+    });
+    let relay = Running::start(relay_on(&database).destination(held.topics(["t"]).timeout(millis(120_000)))).await;
+    enqueue(&database, [keyed("k", "first"), keyed("k", "second")]);
+    until(&database, "the first is attempted", || begun.load(Ordering::SeqCst) == 1).await;
+
+    let store = open(database.url(), &StoreOptions::default()).await.unwrap();
+    let register = async |name: String, topic: &str| {
+        let spec = DestinationSpec { name, patterns: vec![topic.into()], ordering: "key".into() };
+        store.destination_register(&[spec]).await.unwrap();
+    };
+    register("audit".into(), "t").await;
+    for n in 0..CHANGES {
+        register(format!("d{n}"), "never").await;
+        // It is written when the routes have been read once more.
+        enqueue(&database, [Envelope::raw("nobody", n.to_string())]);
+        let rows = i64::try_from(n).unwrap() + 1;
+        let unrouted = "SELECT count(*) FROM outbox_deliveries WHERE state = 'unrouted'";
+        until(&database, "the relay knows the routes", || database.query_i64(unrouted) == rows).await;
+    }
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
+    gate.send(true).unwrap();
+    let mut wanted = vec![" unrouted"; CHANGES];
+    wanted.extend(["audit unserved"; 2]);
+    until_waiting(&database, &wanted).await;
+    relay.stop().await;
+
+    let relay = relay_on(&database).destination(log.accepting("d").topics(["t"]));
+    let relay = Running::start(relay.destination(log.accepting("audit").topics(["t"]))).await;
+    log.until_accepted("audit", &["first", "second"]).await;
+    until_waiting(&database, &[" unrouted"; CHANGES]).await;
+    relay.stop().await;
+    assert_eq!((log.accepted("audit"), begun.load(Ordering::SeqCst)), (vec!["first".into(), "second".into()], 2));
+    assert_eq!(log.accepted("d"), [""; 0]);
+}
+for_each_database!(a_destination_that_came_while_a_message_was_attempted_gets_it_after_any_number_of_changes);
+
+/// Topics nobody takes are told once each, however many messages of them come.
+async fn a_topic_nobody_takes_is_told_once(database: TestDatabase) {
+    const EACH: usize = 40;
+    let configuration =
+        "[health]\nlisten = \"off\"\n[destinations.a]\nurl = \"http://127.0.0.1:9\"\ntopics = [\"a\"]\n";
+    let relay = Process::start_relay(configuration, &["--database-url", database.url(), "run"]);
+    for n in 0..EACH {
+        enqueue(&database, ["b", "c"].map(|topic| Envelope::raw(topic, n.to_string())));
+        enqueue(&database, [Envelope::raw("a", n.to_string()).to("unknown")]);
+    }
+    let mut wanted = vec![" unrouted"; 2 * EACH];
+    wanted.extend(["unknown unrouted"; EACH]);
+    until_waiting(&database, &wanted).await;
+    let said = tokio::task::spawn_blocking(move || relay.terminate(LIMIT)).await.unwrap().stderr;
+    assert_eq!(said.matches("no destination takes this topic").count(), 2, "{said}");
+    assert_eq!(said.matches("nobody has registered this destination").count(), 1, "{said}");
+}
+for_each_database!(a_topic_nobody_takes_is_told_once);

@@ -274,26 +274,56 @@ async fn what_waits_comes_forward_when_the_clock_was_put_back(database: TestData
     let later = outbox.message(later).await;
     let scheduled = Waits { due: DueIn::DeliverAt, ..waits(State::Scheduled) };
     outbox.settle_all(vec![moved(&later, vec![unit("mail", scheduled)])], vec![]).await;
-    let spec = DestinationSpec { name: "mail".into(), patterns: vec!["**".into()], ordering: "key".into() };
-    outbox.store.destination_register(&[spec]).await.unwrap();
-    outbox.store.destination_hold("mail", secs(3600), Some(noon())).await.unwrap();
     let due = |outbox: &Outbox| outbox.waiting().iter().map(|row| row.due_at).collect::<Vec<_>>();
     assert_eq!(due(&outbox), [after_noon(60), after_noon(500)]);
 
-    // Another's rows are not touched, nor is what is due already.
-    let stranger = register(&*outbox.store, "stranger").await;
-    outbox.store.delivery_bring_forward(stranger, PartitionSet::ALL, secs(30), Some(noon())).await.unwrap();
-    let late = Some(after_noon(1000));
-    outbox.store.delivery_bring_forward(outbox.relay, PartitionSet::ALL, secs(30), late).await.unwrap();
-    assert_eq!(due(&outbox), [after_noon(60), after_noon(500)]);
+    // Those of some partitions that are not due, a page at a time, up to a last one.
+    let store = &outbox.store;
+    let last = store.delivery_last().await.unwrap();
+    let ahead = async |after, until, owned, limit, hour| {
+        let rows = store.delivery_ahead(after, until, owned, limit, Some(hour)).await.unwrap();
+        rows.into_iter().map(|row| row.id).collect::<Vec<_>>()
+    };
+    let ids = ahead(0, last, PartitionSet::ALL, 9, noon()).await;
+    assert_eq!((ids.len(), ids[1]), (2, last));
+    assert_eq!(ahead(0, last, PartitionSet::ALL, 1, noon()).await, ids[..1]);
+    assert_eq!(ahead(ids[0], last, PartitionSet::ALL, 9, noon()).await, ids[1..]);
+    assert_eq!(ahead(0, ids[0], PartitionSet::ALL, 9, noon()).await, ids[..1]);
+    assert_eq!(ahead(0, last, PartitionSet::ALL, 9, after_noon(60)).await, ids[1..]);
+    assert_eq!(ahead(0, last, PartitionSet::EMPTY, 9, noon()).await, [0; 0]);
 
-    let back = Some(after_noon(-100));
-    outbox.store.delivery_bring_forward(outbox.relay, PartitionSet::ALL, secs(40), back).await.unwrap();
-    assert_eq!(due(&outbox), [after_noon(20), after_noon(500)], "an hour that somebody named stays");
-    let held = async || outbox.store.destination_read(Some(noon())).await.unwrap().destinations[0].held_for.unwrap();
-    assert_eq!(held().await, secs(3600), "partitions by themselves do not touch holds: there are eight such calls");
-    outbox.store.delivery_bring_forward(outbox.relay, PartitionSet::EMPTY, secs(40), back).await.unwrap();
-    assert_eq!(held().await, secs(3600 - 40));
-    assert_eq!(due(&outbox), [after_noon(20), after_noon(500)]);
+    let rows = store.delivery_ahead(0, last, PartitionSet::ALL, 9, Some(noon())).await.unwrap();
+    let stranger = register(&**store, "stranger").await;
+    store.delivery_bring_forward(stranger, &rows, secs(30)).await.unwrap();
+    assert_eq!(due(&outbox), [after_noon(60), after_noon(500)], "another's rows are not touched");
+    for _ in 0..2 {
+        store.delivery_bring_forward(outbox.relay, &rows, secs(40)).await.unwrap();
+        assert_eq!(due(&outbox), [after_noon(20), after_noon(500)], "once, and an hour that somebody named stays");
+    }
 }
 for_each_database!(what_waits_comes_forward_when_the_clock_was_put_back);
+
+async fn of_several_that_bring_a_hold_forward_one_does(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    let store = &outbox.store;
+    let spec = |name: &str| DestinationSpec { name: name.into(), patterns: vec!["**".into()], ordering: "key".into() };
+    store.destination_register(&[spec("mail"), spec("sms")]).await.unwrap();
+    let read = async || {
+        let routing = store.destination_read(Some(noon())).await.unwrap();
+        assert_eq!(routing.hour, Some(noon()));
+        routing.destinations
+    };
+    let held = async || read().await.into_iter().map(|seen| seen.held_for).collect::<Vec<_>>();
+    for name in ["mail", "sms"] {
+        store.destination_hold(name, secs(3600), Some(noon())).await.unwrap();
+    }
+    let seen = read().await;
+    let holds: Vec<_> = seen.into_iter().map(|seen| (seen.spec.name, seen.held_until.unwrap())).collect();
+    // One of them was held for longer meanwhile, by the clock as it is.
+    store.destination_hold("sms", secs(5000), Some(noon())).await.unwrap();
+    for _ in 0..2 {
+        store.destination_bring_forward(&holds, secs(40)).await.unwrap();
+        assert_eq!(held().await, [Some(secs(3560)), Some(secs(5000))]);
+    }
+}
+for_each_database!(of_several_that_bring_a_hold_forward_one_does);

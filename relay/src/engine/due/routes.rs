@@ -8,7 +8,7 @@ use crate::engine::feed::UNROUTED_PAUSE;
 use crate::engine::search::Question;
 use crate::engine::{Answer, Engine};
 use crate::message::{Key, PartitionSet, WaitingDelivery};
-use crate::outcome::waits;
+use crate::outcome::{expired_unrouted, waits};
 use crate::store::{DueIn, Remains, RoutedUnit, State, Store, StoreError, UnroutedRow, WaitingChange, WaitingOutcome};
 
 /// What the search was told.
@@ -140,6 +140,22 @@ impl Engine {
             ordering_key: row.ordering_key,
             attempts_read: row.attempts,
             change,
+        });
+    }
+
+    /// A row that no destination wants any more in time is given up.
+    pub(super) fn expire_row(&mut self, row: WaitingDelivery) {
+        let message = row.message;
+        self.tell_expired(&message);
+        self.due.held.insert(row.id, HeldRow { partition_no: message.partition_no, lane: None, settled: false });
+        self.settling.push_row(WaitingOutcome {
+            id: row.id,
+            message_id: message.id,
+            partition_no: message.partition_no,
+            destination: String::new(),
+            ordering_key: message.ordering_key,
+            attempts_read: row.attempts,
+            change: WaitingChange::Dies(expired_unrouted()),
         });
     }
 

@@ -11,7 +11,7 @@ use tracing::warn;
 use crate::engine::Engine;
 use crate::lane::{Care, Origin, Work};
 use crate::message::{Headers, Key, Message};
-use crate::outcome::waits;
+use crate::outcome::{EXPIRED, waits};
 use crate::store::{DueIn, Reason, Remains, State};
 
 impl Engine {
@@ -69,7 +69,7 @@ impl Engine {
             }
             // A named destination that nobody has registered is asked for by nobody; whoever comes to serve it finds the
             // row due.
-            let pause = if destination.is_empty() { UNROUTED_PAUSE } else { Duration::ZERO };
+            let pause = if destination.is_empty() && !message.expired { UNROUTED_PAUSE } else { Duration::ZERO };
             self.conclude_fresh(&message, &destination, Some(waits(State::Unrouted, true, DueIn::Pause(pause))));
             return;
         }
@@ -172,7 +172,7 @@ pub(in crate::engine) fn doom(message: &Message) -> Option<(Reason, String)> {
     if let Headers::Undecodable(problem) = &message.headers {
         return Some((Reason::Undecodable, problem.clone()));
     }
-    message.expired.then(|| (Reason::Expired, "`expires_at` passed before it could be delivered".to_owned()))
+    message.expired.then(|| (Reason::Expired, EXPIRED.to_owned()))
 }
 
 /// Rows that match no route are searched when the routes change, and now and then. To be due as well is a safety net:

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::connection::Session;
 use super::literal::{self, micros, text};
-use super::row::Columns;
-use crate::store::{DestinationSeen, DestinationSpec, Now, Routing, StoreError, decode};
+use super::row::{Columns, micros_of};
+use crate::store::{DestinationSeen, DestinationSpec, Now, Routing, StoreError, Written, decode};
 
 pub(super) async fn destination_register(
     mut session: Session<'_>,
@@ -45,12 +45,14 @@ pub(super) async fn destination_register(
 }
 
 pub(super) async fn destination_read(session: &mut Session<'_>, now: Now) -> Result<Routing, StoreError> {
+    let now = literal::now(now);
     let sql = format!(
         "-- destination_read\n\
          SELECT m.routes_version, d.name, d.patterns, d.ordering, d.paused_at IS NOT NULL, \
-                timestampdiff(MICROSECOND, {}, d.held_until) \
+                timestampdiff(MICROSECOND, {now}, d.held_until), {}, {} \
          FROM outbox_meta AS m LEFT JOIN outbox_destinations AS d ON true ORDER BY d.name",
-        literal::now(now)
+        micros_of("d.held_until"),
+        micros_of(&now)
     );
     let mut routing = Routing::default();
     for row in session.rows(&sql).await? {
@@ -61,7 +63,9 @@ pub(super) async fn destination_read(session: &mut Session<'_>, now: Now) -> Res
         let spec = DestinationSpec { name, patterns: decode::names(&columns.text()), ordering: columns.text() };
         let paused = columns.flag();
         let held_for = columns.maybe_span().filter(|span| !span.is_zero());
-        routing.destinations.push(DestinationSeen { spec, paused, held_for });
+        let held_until = columns.maybe_number().map(Written);
+        routing.destinations.push(DestinationSeen { spec, paused, held_for, held_until });
+        routing.hour = Some(columns.instant());
     }
     Ok(routing)
 }

@@ -1,7 +1,6 @@
 //! Who is there, and who owns what.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -10,7 +9,7 @@ use super::keys;
 use super::literal::{self, bytes, hex, text};
 use super::row::{Columns, micros_of};
 use crate::message::{PARTITIONS, PartitionSet, RelayId};
-use crate::store::{Membership, Now, RelayRow, RelaySeen, StoreError, Taken, decode};
+use crate::store::{Membership, RelayRow, RelaySeen, StoreError, Taken, decode};
 
 pub(super) async fn relay_register(session: &mut Session<'_>, relay: &RelayRow) -> Result<(), StoreError> {
     // Repeated after a lost answer, it finds its own row.
@@ -207,46 +206,12 @@ pub(super) async fn relay_leave(
     session.commit().await
 }
 
-/// Brings what waits in the relay's partitions forward, and holds.
-pub(super) async fn bring_forward(
-    mut session: Session<'_>,
-    relay: RelayId,
-    partitions: PartitionSet,
-    by: Duration,
-    now: Now,
-) -> Result<(), StoreError> {
-    let (now, by) = (literal::now(now), by.as_micros().min(CENTURY_MICROS));
-    session.begin().await?;
-    if partitions.is_empty() {
-        let sql = format!(
-            "-- hold_forward\n\
-             UPDATE outbox_destinations SET held_until = held_until - INTERVAL {by} MICROSECOND WHERE held_until > {now}"
-        );
-        session.execute(&sql).await?;
-        return session.commit().await;
-    }
-    let owners = partition_lock(&mut session, partitions).await?;
-    let sql = format!(
-        "-- delivery_forward\n\
-         UPDATE outbox_deliveries FORCE INDEX (delivery_by_partition) \
-         SET due_at = least(due_at, greatest(due_at - INTERVAL {by} MICROSECOND, \
-                                             coalesce(deliver_at, due_at - INTERVAL {by} MICROSECOND))) \
-         WHERE partition_no IN ({}) AND due_at > {now}",
-        literal::partitions(owned_by(&owners, relay))
-    );
-    session.execute(&sql).await?;
-    session.commit().await
-}
-
-/// As far as a clock is followed.
-const CENTURY_MICROS: u128 = 36_525 * 86_400 * 1_000_000;
-
-fn owned_by(owners: &BTreeMap<u8, Option<RelayId>>, relay: RelayId) -> PartitionSet {
+pub(super) fn owned_by(owners: &BTreeMap<u8, Option<RelayId>>, relay: RelayId) -> PartitionSet {
     owners.iter().filter(|(_, owner)| **owner == Some(relay)).map(|(partition_no, _)| *partition_no).collect()
 }
 
 /// Locks partition rows in ascending order and reads their owners.
-async fn partition_lock(
+pub(super) async fn partition_lock(
     session: &mut Session<'_>,
     wanted: PartitionSet,
 ) -> Result<BTreeMap<u8, Option<RelayId>>, StoreError> {

@@ -88,9 +88,14 @@ pub(super) fn routing(rows: &[SqlRow]) -> Routing {
             },
             paused: row.get(4),
             held_for: left.filter(|left| !left.is_zero()),
+            held_until: row.get::<_, Option<Micros>>(5).map(Micros::written),
         })
     };
-    Routing { version: rows.first().map_or(0, |row| row.get(0)), destinations: rows.iter().filter_map(seen).collect() }
+    Routing {
+        version: rows.first().map_or(0, |row| row.get(0)),
+        destinations: rows.iter().filter_map(seen).collect(),
+        hour: rows.first().map(|row| row.get::<_, Micros>(6).instant()),
+    }
 }
 
 pub(super) async fn hold(connection: &mut Connection, name: &str, pause: Duration, now: Now) -> Result<(), StoreError> {

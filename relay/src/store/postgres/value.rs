@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
 use crate::message::{Key, PartitionSet};
-use crate::store::StoreError;
+use crate::store::{StoreError, Written};
 
 type Failed = Box<dyn Error + Sync + Send>;
 
@@ -76,7 +76,30 @@ impl<'a> FromSql<'a> for Micros {
     }
 }
 
+impl ToSql for Micros {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Failed> {
+        out.put_i64(self.0);
+        Ok(IsNull::No)
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::TIMESTAMPTZ
+    }
+
+    to_sql_checked!();
+}
+
+impl From<Written> for Micros {
+    fn from(written: Written) -> Micros {
+        Micros(written.0)
+    }
+}
+
 impl Micros {
+    pub(super) fn written(self) -> Written {
+        Written(self.0)
+    }
+
     pub(super) fn instant(self) -> DateTime<Utc> {
         let since_1970 = self.0.saturating_add(EPOCH_MICROS);
         DateTime::from_timestamp_micros(since_1970).unwrap_or(match since_1970 < 0 {

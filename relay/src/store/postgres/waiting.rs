@@ -1,14 +1,11 @@
 //! Waiting rows that may be attempted, and the keys they park.
 
-use std::time::Duration;
-
 use tokio_postgres::Row as SqlRow;
 
 use super::connection::{Connection, Sql};
 use super::feed::payload;
-use super::membership;
-use super::value::{Micros, Octets, RawText, mask, micros, numbers};
-use crate::message::{Key, Message, PartitionSet, RelayId, Seq, WaitingDelivery};
+use super::value::{Micros, Octets, RawText, mask};
+use crate::message::{Key, Message, PartitionSet, Seq, WaitingDelivery};
 use crate::store::{Due, EARLIER_MAX, Followers, KeyAfter, LaneDemand, LaneWaiting, Now, StoreError, decode};
 
 macro_rules! due_columns {
@@ -92,25 +89,6 @@ pub(super) const KEY_PARKED: Sql = Sql {
            FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(destination, ordering_key, n) ORDER BY k.n",
 };
 
-/// Parameters: relay, partition_no[], microseconds, now.
-const DELIVERY_FORWARD: Sql = Sql {
-    name: "delivery_forward",
-    text: "-- delivery_forward\n\
-           UPDATE outbox_deliveries d \
-           SET due_at = least(d.due_at, greatest(d.due_at - $3::bigint * interval '1 microsecond', d.deliver_at)) \
-           FROM outbox_partitions p \
-           WHERE d.partition_no = ANY($2::smallint[]) AND p.partition_no = d.partition_no AND p.owner = $1::uuid \
-           AND d.due_at > coalesce($4::timestamptz, now())",
-};
-
-/// Parameters: microseconds, now.
-const HOLD_FORWARD: Sql = Sql {
-    name: "hold_forward",
-    text: "-- hold_forward\n\
-           UPDATE outbox_destinations SET held_until = held_until - $1::bigint * interval '1 microsecond' \
-           WHERE held_until > coalesce($2::timestamptz, now())",
-};
-
 pub(super) async fn delivery_due(
     connection: &mut Connection,
     lanes: &[LaneDemand],
@@ -143,32 +121,6 @@ pub(super) async fn delivery_due(
         lanes: lanes.collect(),
         hour: waiting.first().map(|row| row.get::<_, Micros>(2).instant()),
     })
-}
-
-pub(super) async fn bring_forward(
-    connection: &mut Connection,
-    relay: RelayId,
-    partitions: PartitionSet,
-    by: Duration,
-    now: Now,
-) -> Result<(), StoreError> {
-    let lock = connection.prepare(membership::LOCK).await?;
-    let rows = connection.prepare(&DELIVERY_FORWARD).await?;
-    let holds = connection.prepare(&HOLD_FORWARD).await?;
-    let connection = &*connection;
-    let (holds_only, partitions, by) = (partitions.is_empty(), numbers(partitions), micros(by));
-    if holds_only {
-        connection.query(&holds, &[&by, &now]).await?;
-        return Ok(());
-    }
-    tokio::try_join!(
-        biased;
-        connection.begin(),
-        async { connection.query(&lock, &[&partitions]).await },
-        async { connection.query(&rows, &[&relay, &partitions, &by, &now]).await },
-        connection.commit(),
-    )?;
-    Ok(())
 }
 
 pub(super) async fn delivery_followers(

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::DateTime;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel::{Connection, QueryResult, SqliteConnection};
 
@@ -9,7 +10,7 @@ use super::membership::membership;
 use super::read::{clock, duration};
 use super::statement::{execute, load, load_one, load_optional, statement};
 use super::worker::Open;
-use crate::store::{DestinationSeen, DestinationSpec, Now, Routing, Status, decode};
+use crate::store::{DestinationSeen, DestinationSpec, Now, Routing, Status, Written, decode};
 
 statement!(
     DestinationFind,
@@ -98,9 +99,10 @@ fn routing(conn: &mut SqliteConnection, now: i64) -> QueryResult<Routing> {
             spec: DestinationSpec { name, patterns: decode::names(&patterns), ordering },
             paused,
             held_for: held_until.filter(|until| *until > now).map(|until| duration(until.saturating_sub(now))),
+            held_until: held_until.map(Written),
         })
         .collect();
-    Ok(Routing { version, destinations })
+    Ok(Routing { version, destinations, hour: DateTime::from_timestamp_millis(now) })
 }
 
 /// Holds a destination for a while, never shorter than it is held already.

@@ -116,17 +116,6 @@ statement!(
     "-- delivery_start\nUPDATE outbox_deliveries SET attempted_by = ? WHERE id = ? AND attempts = ? AND partition_no = ? \
      AND message_id = ?"
 );
-statement!(
-    DeliveryForward,
-    "-- delivery_forward\nUPDATE outbox_deliveries \
-     SET due_at = min(due_at, max(due_at - ?, coalesce(deliver_at, due_at - ?))) \
-     WHERE due_at > ? AND ? >> partition_no & 1 \
-     AND partition_no IN (SELECT partition_no FROM outbox_partitions WHERE owner = ?)"
-);
-statement!(
-    HoldForward,
-    "-- hold_forward\nUPDATE outbox_destinations SET held_until = held_until - ? WHERE held_until > ?"
-);
 statement!(DeliveryDelete, "-- delivery_delete\nDELETE FROM outbox_deliveries WHERE id = ?");
 statement!(
     KeyHead,
@@ -230,25 +219,6 @@ pub(super) fn settle(open: &mut Open, relay: RelayId, batch: &Settlement, now: N
         }
         work.repair()?;
         Ok(settled)
-    })
-}
-
-/// Brings what waits forward, and holds.
-pub(super) fn bring_forward(
-    open: &mut Open,
-    relay: RelayId,
-    partitions: PartitionSet,
-    by: Duration,
-    now: Now,
-) -> QueryResult<()> {
-    let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-    open.conn.immediate_transaction(|conn| {
-        let now = clock(conn, now)?;
-        if partitions.is_empty() {
-            return execute::<HoldForward>(conn, &[by.into(), now.into()]).map(drop);
-        }
-        let binds = [by.into(), by.into(), now.into(), mask(partitions).into(), (&relay).into()];
-        execute::<DeliveryForward>(conn, &binds).map(drop)
     })
 }
 
