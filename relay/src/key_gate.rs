@@ -345,6 +345,23 @@ mod tests {
     }
 
     #[test]
+    fn a_line_is_cut_from_the_first_wanted_one_on_and_what_is_before_it_goes_on() {
+        let mut gate = KeyGate::default();
+        for name in ["a", "b"] {
+            for seq in 1..=5 {
+                let _ = gate.admit(&key(name), seq, (name, seq));
+            }
+        }
+        let cut = gate.cut_lines(|work| matches!(work, ("a", 3 | 5)));
+        assert_eq!(cut, [("a", 3), ("a", 4), ("a", 5)]);
+        assert_eq!(gate.in_line(), 5);
+        assert_eq!(gate.passed(&key("a")), Some(("a", 2)));
+        assert_eq!(gate.passed(&key("a")), None);
+        assert_eq!(gate.passed(&key("b")), Some(("b", 2)), "others stay as they are");
+        assert!(gate.cut_lines(|work| work.0 == "a").is_empty());
+    }
+
+    #[test]
     fn idle_keys_cost_no_memory() {
         let mut gate = KeyGate::default();
         for n in 0..1000 {

@@ -28,6 +28,9 @@ pub mod sqlite;
 mod unrouted;
 
 pub use self::error::StoreError;
+
+/// The owner of partitions that a relay left in order although what a dead one had left there was not read to its end.
+pub const NOBODY: RelayId = RelayId::nil();
 pub use self::labels::{Reason, State};
 pub use self::unrouted::{UnroutedAfter, UnroutedRow};
 pub use crate::poll::{Evidence, Page, Probe, Row, Wanted};
@@ -187,8 +190,8 @@ pub trait Store: Send + Sync + 'static {
     /// Gives partitions up, those that are still the relay's.
     async fn partition_release(&self, relay: RelayId, given_up: PartitionSet) -> Result<(), StoreError>;
 
-    /// Removes the relay's row and frees whatever it owned, but for `unread`: these are left as a dead relay's, because
-    /// what that left was not read to its end.
+    /// Removes the relay's row and frees whatever it owned, but for `unread`: these are left as a dead relay's, [`NOBODY`]'s,
+    /// because what the dead left there was not read to its end.
     async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError>;
 
     // ---- destinations ----

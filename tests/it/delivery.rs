@@ -10,6 +10,7 @@ mod backpressure;
 mod cancel;
 mod costs;
 mod dead;
+mod deaths;
 mod deploys;
 mod drains;
 mod expiry;

@@ -17,57 +17,58 @@ use crate::error::Error;
 /// How long one statement waits for a lock.
 pub(crate) const LOCK_WAIT: Duration = Duration::from_secs(1);
 
-/// Does some work in transactions of its own, none of whose statements waits for a lock longer than [`LOCK_WAIT`].
-/// Afterwards the connection has the settings it had before.
+/// Does some work in transactions of its own, none of whose statements waits for a lock longer than [`LOCK_WAIT`]. On
+/// PostgreSQL each of them says so itself, by [`limit_waits`]: behind a pooler the next one may have another connection.
+/// On MariaDB and MySQL the connection has the settings afterwards that it had before.
 pub(crate) fn with_short_waits<C, T>(conn: &mut C, work: impl FnOnce(&mut C) -> Result<T, Error>) -> Result<T, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     let settings: &[&str] = match <C::Backend as Dialect>::DATABASE {
-        Database::Postgres => &["lock_timeout"],
         // Of rows and of tables.
         Database::Mysql => &["innodb_lock_wait_timeout", "lock_wait_timeout"],
-        Database::Sqlite => &[],
+        Database::Postgres | Database::Sqlite => &[],
     };
     let mut before = Vec::new();
     for setting in settings {
-        before.push((*setting, exchange(conn, setting, None)?));
+        let was =
+            Statement::new(format!("-- setting_read\nSELECT CAST(@@SESSION.{setting} AS CHAR)")).load(conn)?.pop();
+        before.push((*setting, was.unwrap_or_default()));
+        set(conn, setting, &LOCK_WAIT.as_secs().to_string())?;
     }
     let outcome = work(conn);
     for (setting, value) in before {
         // A connection on which even this fails is a broken one, and the work has failed of the same.
-        let _ = exchange(conn, setting, Some(&value));
+        let _ = set(conn, setting, &value);
     }
     outcome
 }
 
-/// Sets it to this value, or to the limit, and returns what it was.
-fn exchange<C>(conn: &mut C, setting: &str, value: Option<&str>) -> Result<String, Error>
+/// It takes no parameter; what stands here is a number, ours or the server's.
+fn set<C>(conn: &mut C, setting: &str, value: &str) -> Result<(), Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
-    let is_postgres = <C::Backend as Dialect>::DATABASE == Database::Postgres;
-    let read = match is_postgres {
-        true => format!("-- setting_read\nSELECT current_setting('{setting}')"),
-        false => format!("-- setting_read\nSELECT CAST(@@SESSION.{setting} AS CHAR)"),
-    };
-    let was = Statement::new(read).load(conn)?.pop().unwrap_or_default();
-    let value = match (value, is_postgres) {
-        (Some(value), _) => value.to_owned(),
-        (None, true) => format!("{}ms", LOCK_WAIT.as_millis()),
-        (None, false) => LOCK_WAIT.as_secs().to_string(),
-    };
-    match is_postgres {
-        true => {
-            let set = format!("-- setting_write\nSELECT set_config('{setting}', ");
-            Statement::new(set).text(&value).sql(", false)").load(conn).map(drop)?;
-        }
-        // It takes no parameter; what stands here is a number, ours or the server's.
-        false => {
-            Statement::new(format!("-- setting_write\nSET SESSION {setting} = {value}")).execute(conn).map(drop)?;
-        }
+    Statement::new(format!("-- setting_write\nSET SESSION {setting} = {value}")).execute(conn).map(drop)
+}
+
+/// The same for this transaction, on PostgreSQL.
+pub(crate) fn limit_waits<C>(conn: &mut C) -> Result<(), Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    if <C::Backend as Dialect>::DATABASE == Database::Postgres {
+        let limit = LOCK_WAIT.as_millis();
+        let set = format!("-- setting_write\nSELECT set_config('lock_timeout', '{limit}ms', true)");
+        Statement::new(set).load(conn)?;
     }
-    Ok(was)
+    Ok(())
+}
+
+/// What is said when rows were not waited for at all.
+pub(crate) fn held(what: &'static str) -> Error {
+    let answer = DieselError::DatabaseError(DatabaseErrorKind::Unknown, Box::new("they are locked".to_owned()));
+    Error::Locked { what, answer }
 }
 
 /// Runs a statement that locks `what`; says so when it has waited in vain.

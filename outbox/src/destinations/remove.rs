@@ -7,15 +7,18 @@
 //!   comes after those that are dealt with here.
 //! - A bounded number of waiting deliveries goes with each transaction, whole keys from their ends: the first of a key
 //!   is the last to go, so that nothing else of it comes free before its turn.
-//! - All relays wait for what it holds, so it waits for nobody longer than a moment.
+//! - All relays wait for what it holds, so it waits a second at most for each lock another holds, and for deliveries not at
+//!   all.
 //! - Done again after it broke off, it goes on with what is left.
+
+use std::time::{Duration, Instant};
 
 use diesel::connection::LoadConnection;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::By;
-use crate::by_hand::lock_wait::{locking, with_short_waits};
+use crate::by_hand::lock_wait::{LOCK_WAIT, held, limit_waits, locking, with_short_waits};
 use crate::by_hand::sql::{current_read, now, text, uuid_literal};
 use crate::by_hand::{Statement, audit, list_of};
 use crate::connection::sealed::Dialect;
@@ -104,8 +107,15 @@ where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     let (mut registered, mut total) = (false, 0);
+    let began = Instant::now();
     loop {
-        match conn.transaction(|conn| step(conn, name, waiting, silent, by))? {
+        let done = conn.transaction(|conn| step(conn, name, waiting, silent, by));
+        if done.as_ref().is_err_and(Error::is_locked) && began.elapsed() < LOCK_WAIT {
+            // Not inside the transaction: nobody waits meanwhile.
+            std::thread::sleep(PAUSE);
+            continue;
+        }
+        match done? {
             Step::Served(by) => return Ok(Removal::Served { by, waiting: total }),
             Step::Went { removed, rows } => {
                 registered |= removed;
@@ -121,6 +131,8 @@ where
     }
 }
 
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Waiting deliveries in one transaction.
 const AT_ONCE: u64 = 1_000;
 
@@ -137,6 +149,7 @@ where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     let database = <C::Backend as Dialect>::DATABASE;
+    limit_waits(conn)?;
     lock(conn, database)?;
     let serving =
         relays::list(conn)?.relays.into_iter().filter(|relay| relay.serves.iter().any(|served| served == name));
@@ -208,15 +221,23 @@ fn end<C>(conn: &mut C, database: Database, name: &str, waiting: Waiting) -> Res
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
-    // In the order of the index, from its end.
+    // In the order of the index, from its end. Under the locks of the partitions only a handler's transaction can hold
+    // one, and each would be waited for by itself.
+    let free = match database {
+        Database::Postgres | Database::Mysql => " FOR UPDATE SKIP LOCKED",
+        Database::Sqlite => "",
+    };
     let select = format!("-- delivery_lock\nSELECT {} FROM outbox_deliveries WHERE ", text(database, "id"));
     let order = format!(
         " ORDER BY outbox_deliveries.ordering_key DESC, outbox_deliveries.seq DESC, outbox_deliveries.id DESC \
-         LIMIT {AT_ONCE}{}",
-        current_read(database)
+         LIMIT {AT_ONCE}"
     );
-    let select = Statement::new(select).is(database, "destination", name).sql(order);
-    let ids = locking("deliveries that wait for the destination", || select.load_numbers(conn))?;
+    let those = Statement::new(select.clone()).is(database, "destination", name).sql(format!("{order}{free}"));
+    let ids = those.load_numbers(conn)?;
+    let all = Statement::new(select).is(database, "destination", name).sql(order);
+    if !free.is_empty() && all.load_numbers(conn)? != ids {
+        return Err(held("deliveries that wait for the destination"));
+    }
     if ids.is_empty() {
         return Ok(0);
     }

@@ -93,6 +93,7 @@ impl Engine {
         for id in self.settling.leave_unrouted(leaving) {
             self.due.forget(id);
         }
+        self.leave_aside();
         self.leave_unmarked(leaving);
         let begun: HashSet<Seq> = self.running.values().filter_map(super::attempt::Running::fresh).collect();
         for lane in 0..self.lanes.len() {

@@ -26,6 +26,7 @@ use crate::store::{
     WaitingOutcome, Waits,
 };
 
+mod aside;
 mod tray;
 
 /// Outcomes on their way to the database.
@@ -259,10 +260,10 @@ impl Engine {
             SettleAnswer::Deleted { stamp, result } => match result {
                 Ok(delivered) => self.deleted(stamp, &delivered, now),
                 Err(error) => {
-                    let pause = self.outages.failed("message_delivered", &error);
-                    let content = matches!(error, StoreError::Refused { .. });
+                    let (content, pause) = self.write_failed("message_delivered", &error);
                     if let Some(gone) = self.settling.delivered.failed(content, pause, now) {
                         tell_aside(gone.id, &error);
+                        self.leave_aside();
                     }
                 }
             },
@@ -270,17 +271,25 @@ impl Engine {
                 Ok(settled) if settled.routes_changed => self.decide_again(stamp, &settled, now),
                 Ok(settled) => self.settled(stamp, &settled, now),
                 Err(error) => {
-                    let pause = self.outages.failed("settle", &error);
-                    let content = matches!(error, StoreError::Refused { .. });
+                    let (content, pause) = self.write_failed("settle", &error);
                     if let Some(item) = self.settling.rest.failed(content, pause, now) {
                         tell_aside(item.message_id(), &error);
                         if let Rest::Row(outcome) = item {
                             self.due.search.stuck(outcome.id);
                         }
+                        self.leave_aside();
                     }
                 }
             },
         }
+    }
+
+    /// Whether the rows themselves may be at fault, and how long to wait. While the one among many is looked for, its
+    /// neighbours wait; what cannot be written even by itself rests for longer.
+    fn write_failed(&mut self, operation: &'static str, error: &StoreError) -> (bool, Duration) {
+        let pause = self.outages.failed(operation, error);
+        let content = matches!(error, StoreError::Refused { .. });
+        (content, if content { pause.min(CONTENT_PAUSE) } else { pause })
     }
 
     fn deleted(&mut self, stamp: Stamp, delivered: &Delivered, now: Instant) {
@@ -530,6 +539,9 @@ impl Engine {
         }
     }
 }
+
+/// Between two tries to find what cannot be written.
+const CONTENT_PAUSE: Duration = Duration::from_millis(20);
 
 /// One outcome cannot be written.
 fn tell_aside(message_id: MessageId, error: &StoreError) {

@@ -2,14 +2,15 @@
 //!
 //! A handler may end the process, and then nothing is left that could write what happened. So what is about to be
 //! attempted is given this relay's name first, many rows in one transaction under the partition locks, and begins when
-//! that has committed. Every outcome takes the mark off; what bears the name of a relay that died as the owner was under
-//! way at that moment. A relay that ended in order owns nothing, so its marks say nothing, whatever it had to cut off.
+//! that has committed. Every outcome takes the mark off; what bears the name of a relay that died as the owner is taken to
+//! have been under way. A relay that ended in order owns nothing, so its marks say nothing, whatever it had to cut off.
 //!
 //! Invariants
 //! - No waiting row of a handler is attempted without being marked under the epoch it is owned under.
 //! - From the mark to the settle of the outcome an attempted row is *open*; nothing is tried alone meanwhile.
 //! - Rows that wait in line behind one of their key are marked with it, a few of them: otherwise a long line would cost
 //!   a transaction for each. At a death they seem to have been under way, and are tried alone; that is all it costs them.
+//!   So it is with rows given back after they were marked. A death takes the mark off, so none of them is met by four.
 //! - A row that could not be marked goes back to its table and is read again; a mark that failed is repeated.
 
 use std::collections::{HashMap, HashSet};

@@ -104,11 +104,16 @@ fn strict(log: &Log, open: &Arc<AtomicBool>, choice: AfterDeadLetter) -> Handler
 
 async fn a_key_goes_on_after_a_dead_letter_and_a_redrive_delivers_it_under_its_id(database: TestDatabase) {
     let (log, open) = (Log::default(), Arc::new(AtomicBool::new(false)));
-    let relay = relay_on(&database).destination(strict(&log, &open, AfterDeadLetter::Continue));
-    let relay = Running::start(relay).await;
+    let start = || Running::start(relay_on(&database).destination(strict(&log, &open, AfterDeadLetter::Continue)));
+    let relay = start().await;
     let ids = enqueue(&database, [keyed("k", "head"), keyed("k", "f1")]);
     until_dead(&database, &["d rejected"]).await;
     log.until_accepted("d", &["f1"]).await;
+    relay.stop().await;
+    // Whoever comes next reads the letter in the table, and passes it too.
+    let relay = start().await;
+    enqueue(&database, [keyed("k", "f1 later")]);
+    log.until_accepted("d", &["f1", "f1 later"]).await;
     // Redriven in vain first: it dies again, as another life of the same message.
     redrive_all(&database);
     log.until("it is rejected again", |log| log.attempts("d", "head") == 2).await;
@@ -122,7 +127,7 @@ async fn a_key_goes_on_after_a_dead_letter_and_a_redrive_delivers_it_under_its_i
     assert_eq!(heads.iter().map(|head| (head.id, head.attempt)).collect::<Vec<_>>(), [(ids[0], 1); 3]);
     let mut accepted = log.accepted("d");
     accepted.sort();
-    assert_eq!(accepted, ["f1", "f2", "head"]);
+    assert_eq!(accepted, ["f1", "f1 later", "f2", "head"]);
 }
 for_each_database!(a_key_goes_on_after_a_dead_letter_and_a_redrive_delivers_it_under_its_id);
 

@@ -1,13 +1,15 @@
 //! Several relays on one outbox: they share it, and come and go without anybody noticing.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
 use relay::RelayBuilder;
 
-use super::stage::{Log, Running, enqueue, lines, millis, relay_on, until, until_nothing_is_left};
+use super::stage::{Log, Running, enqueue, keyed, lines, millis, not_now, relay_on, until, until_nothing_is_left};
 use super::stops::{assert_exactly_once_in_order, work};
 
 /// A lease long enough that no relay here is ever thought dead, however busy the machine is.
@@ -143,3 +145,91 @@ async fn a_partition_with_an_attempt_under_way_moves_when_it_ends_and_the_others
     assert_exactly_once_in_order(&log, "all", 60, 60);
 }
 for_each_database!(a_partition_with_an_attempt_under_way_moves_when_it_ends_and_the_others_at_once);
+
+/// The database refuses every retry of what is `bad`, and every row for what is `worse`.
+fn refuse(database: &TestDatabase) {
+    let is = |column: &str, what: &str| match database.kind() {
+        Kind::Postgres => {
+            format!("coalesce({column}.payload, convert_from({column}.payload_bytes, 'UTF8')) LIKE '{what}%'")
+        }
+        Kind::Mariadb => format!("{column}.payload LIKE '{what}%'"),
+        Kind::Sqlite => format!("CAST({column}.payload AS TEXT) LIKE '{what}%'"),
+    };
+    let (bad, worse) = (format!("NEW.attempts > OLD.attempts AND {}", is("OLD", "bad")), is("NEW", "worse"));
+    for (name, event, condition) in [("refuse_bad", "UPDATE", bad), ("refuse_worse", "INSERT", worse)] {
+        let trigger = format!("CREATE TRIGGER {name} BEFORE {event} ON outbox_deliveries FOR EACH ROW");
+        match database.kind() {
+            Kind::Postgres => {
+                database.exec(&format!(
+                    "CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {condition} THEN \
+                     RAISE EXCEPTION 'not this one'; END IF; RETURN NEW; END $$"
+                ));
+                database.exec(&format!("{trigger} EXECUTE FUNCTION {name}()"));
+            }
+            Kind::Mariadb => database.exec(&format!(
+                "{trigger} BEGIN IF {condition} THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not this one'; END IF; END"
+            )),
+            Kind::Sqlite => {
+                database.exec(&format!("{trigger} WHEN {condition} BEGIN SELECT RAISE(ABORT, 'not this one'); END"));
+            }
+        }
+    }
+}
+
+fn allow(database: &TestDatabase) {
+    for name in ["refuse_bad", "refuse_worse"] {
+        let on = if database.kind() == Kind::Postgres { " ON outbox_deliveries" } else { "" };
+        database.exec(&format!("DROP TRIGGER {name}{on}"));
+    }
+}
+
+async fn what_cannot_be_written_keeps_no_partition_from_moving_and_no_relay_from_stopping(database: TestDatabase) {
+    const KEYS: usize = 12;
+    let (log, open) = (Log::default(), Arc::new(AtomicBool::new(false)));
+    let start = || {
+        let open = open.clone();
+        let handler = log.handler("all", move |arrival| {
+            let fails = arrival.body.starts_with("bad") || arrival.body.starts_with("worse");
+            if fails && !open.load(Ordering::SeqCst) { Err(not_now()) } else { Ok(()) }
+        });
+        Running::start(member(&database).destination(handler))
+    };
+    refuse(&database);
+    let first = start().await;
+    until_shared(&database, &[32]).await;
+    let key = |what: &str, n: usize| format!("{what} {n}");
+    enqueue(&database, (0..KEYS).flat_map(|n| ["bad", "worse"].map(|what| keyed(&key(what, n), &key(what, n)))));
+    log.until("all have failed where it cannot be written", |log| {
+        (0..KEYS).all(|n| log.attempts("all", &key("bad", n)) >= 2 && log.attempts("all", &key("worse", n)) >= 1)
+    })
+    .await;
+    enqueue(
+        &database,
+        (0..KEYS).flat_map(|n| ["bad", "worse"].map(|what| keyed(&key(what, n), &format!("after {what} {n}")))),
+    );
+
+    let second = start().await;
+    until_shared(&database, &[16, 16]).await;
+    enqueue(&database, (0..64).map(|n| keyed(&format!("other {n}"), &format!("other {n}"))));
+    log.until("the others are delivered", |log| (0..64).all(|n| log.has_accepted("all", &format!("other {n}")))).await;
+    let took = first.stop().await;
+    assert!(took < Duration::from_secs(10), "the stop took {took:?}");
+    until_shared(&database, &[32]).await;
+    assert_eq!(log.accepted("all").len(), 64, "what comes after them in their keys waits");
+
+    allow(&database);
+    open.store(true, Ordering::SeqCst);
+    let third = start().await;
+    until_shared(&database, &[16, 16]).await;
+    second.stop().await;
+    until_nothing_is_left(&database).await;
+    third.stop().await;
+    let accepted = log.accepted("all");
+    let at = |body: &str| accepted.iter().position(|other| other == body).unwrap();
+    for n in 0..KEYS {
+        for what in ["bad", "worse"] {
+            assert!(at(&key(what, n)) < at(&format!("after {what} {n}")), "out of order: {accepted:?}");
+        }
+    }
+}
+for_each_database!(what_cannot_be_written_keeps_no_partition_from_moving_and_no_relay_from_stopping);

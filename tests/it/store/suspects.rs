@@ -170,6 +170,18 @@ async fn what_was_being_attempted_when_its_relay_died_becomes_suspect(database: 
 }
 for_each_database!(what_was_being_attempted_when_its_relay_died_becomes_suspect);
 
+async fn a_relay_that_leaves_what_it_did_not_read_was_not_killed_by_its_rows(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    outbox.park("a", "mail").await;
+    let due = outbox.due("mail").await;
+    mark(&outbox, &[start(&due[0])]).await;
+    outbox.store.relay_leave(outbox.relay, PartitionSet::ALL).await.unwrap();
+    let heir = register(&*outbox.store, "heir").await;
+    assert_eq!(inherits(&*outbox.store, heir).await, PartitionSet::ALL);
+    assert_eq!((outbox.waiting()[0].suspect, outbox.waiting()[0].deaths), (false, 0));
+}
+for_each_database!(a_relay_that_leaves_what_it_did_not_read_was_not_killed_by_its_rows);
+
 /// A relay that is frozen may hold a row in the transaction of its handler.
 async fn a_row_in_a_zombies_hands_keeps_nobody_waiting(outbox: &Outbox, zombie: &mut impl SimpleConnection) {
     for key in ["a", "b"] {

@@ -51,6 +51,14 @@ impl<T: Clone> Tray<T> {
         }
     }
 
+    /// Takes out what was set aside and is no longer wanted.
+    pub(super) fn take_aside(&mut self, gone: impl Fn(&T) -> bool) -> Vec<T> {
+        let (left, kept) = std::mem::take(&mut self.aside).into_iter().partition(|(_, item)| gone(item));
+        self.aside = kept;
+        let left: VecDeque<(Instant, T)> = left;
+        left.into_iter().map(|(_, item)| item).collect()
+    }
+
     pub(super) fn begin(&mut self, fits: impl Fn(&T, &T) -> bool) -> Vec<T> {
         let mut count = 1;
         while count < self.items.len().min(self.batch_max) && fits(&self.items[0], &self.items[count]) {

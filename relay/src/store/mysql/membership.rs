@@ -9,7 +9,7 @@ use super::keys;
 use super::literal::{self, bytes, hex, text};
 use super::row::{Columns, micros_of};
 use crate::message::{PARTITIONS, PartitionSet, RelayId};
-use crate::store::{Membership, RelayRow, RelaySeen, StoreError, Taken, decode};
+use crate::store::{Membership, NOBODY, RelayRow, RelaySeen, StoreError, Taken, decode};
 
 pub(super) async fn relay_register(session: &mut Session<'_>, relay: &RelayRow) -> Result<(), StoreError> {
     // Repeated after a lost answer, it finds its own row.
@@ -202,7 +202,9 @@ pub(super) async fn relay_leave(
     session.begin().await?;
     let owners = partition_lock(&mut session, PartitionSet::ALL).await?;
     session.execute(&format!("-- relay_leave\nDELETE FROM outbox_relays WHERE id = {}", bytes(relay))).await?;
-    partition_set(&mut session, owned_by(&owners, relay).without(unread), "p.owner = NULL").await?;
+    let owned = owned_by(&owners, relay);
+    partition_set(&mut session, owned.without(unread), "p.owner = NULL").await?;
+    partition_set(&mut session, owned.and(unread), &format!("p.owner = {}", bytes(NOBODY))).await?;
     session.commit().await
 }
 

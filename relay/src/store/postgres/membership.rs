@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::connection::{Connection, Sql};
 use super::value::{Micros, Octets, numbers};
 use crate::message::{PARTITIONS, PartitionSet, RelayId};
-use crate::store::{Membership, RelayRow, RelaySeen, StoreError, Taken, decode};
+use crate::store::{Membership, NOBODY, RelayRow, RelaySeen, StoreError, Taken, decode};
 
 const RELAY_REGISTER: Sql = Sql {
     name: "relay_register",
@@ -107,8 +107,9 @@ const PARTITION_RELEASE: Sql = Sql {
 const RELAY_LEAVE: Sql = Sql {
     name: "relay_leave",
     text: "-- relay_leave\n\
-           WITH freed AS (UPDATE outbox_partitions SET owner = NULL \
-                          WHERE owner = $1::uuid AND partition_no <> ALL($2::smallint[])) \
+           WITH freed AS (UPDATE outbox_partitions \
+                          SET owner = CASE WHEN partition_no = ANY($2::smallint[]) THEN $3::uuid END \
+                          WHERE owner = $1::uuid) \
            DELETE FROM outbox_relays WHERE id = $1::uuid",
 };
 
@@ -264,7 +265,7 @@ pub(super) async fn relay_leave(
         biased;
         connection.begin(),
         async { connection.query(&lock, &[&every]).await },
-        async { connection.query(&leave, &[&relay, &unread]).await },
+        async { connection.query(&leave, &[&relay, &unread, &NOBODY]).await },
         connection.commit(),
     )?;
     Ok(())

@@ -10,7 +10,7 @@ use super::statement::{execute, load, statement};
 use super::worker::Open;
 use super::{date, mask, settle};
 use crate::message::{PartitionSet, RelayId};
-use crate::store::{Membership, RelayRow, RelaySeen, Taken, decode};
+use crate::store::{Membership, NOBODY, RelayRow, RelaySeen, Taken, decode};
 
 statement!(
     RelayRegister,
@@ -50,6 +50,10 @@ statement!(
      AND EXISTS (SELECT 1 FROM outbox_relays WHERE id = ?) \
      RETURNING partition_no, epoch",
     (Integer, BigInt)
+);
+statement!(
+    PartitionLeave,
+    "-- partition_leave\nUPDATE outbox_partitions SET owner = ? WHERE owner = ? AND ? >> partition_no & 1"
 );
 statement!(
     PartitionRelease,
@@ -140,7 +144,8 @@ pub(super) fn partition_release(open: &mut Open, relay: RelayId, given_up: Parti
 pub(super) fn relay_leave(open: &mut Open, relay: RelayId, unread: PartitionSet) -> QueryResult<()> {
     open.conn.immediate_transaction(|conn| {
         execute::<RelayDelete>(conn, &[(&relay).into()])?;
-        execute::<PartitionRelease>(conn, &[(&relay).into(), mask(PartitionSet::ALL.without(unread)).into()]).map(drop)
+        execute::<PartitionLeave>(conn, &[(&NOBODY).into(), (&relay).into(), mask(unread).into()])?;
+        execute::<PartitionRelease>(conn, &[(&relay).into(), mask(PartitionSet::ALL).into()]).map(drop)
     })
 }
 

@@ -1,0 +1,74 @@
+//! Leaves what cannot be written, where its partition is given up.
+//!
+//! It stands in its table as it was before the attempt, and the next owner will attempt it once more. Waiting for it would
+//! keep the partition, and all else in it, from whoever is to have it; a stop would last until its grace is over.
+
+use std::collections::HashSet;
+
+use tracing::warn;
+
+use super::{Engine, Rest};
+use crate::message::{Key, MessageId, Seq};
+use crate::store::{Remains, WaitingChange};
+
+impl Engine {
+    /// Drops outcomes that are set aside in partitions that are being given up.
+    pub(in crate::engine) fn leave_aside(&mut self) {
+        if self.leaving.is_empty() {
+            return;
+        }
+        let leaving = self.leaving;
+        let held: HashSet<Seq> = self.hands.in_partitions(leaving).into_iter().collect();
+        for gone in self.settling.delivered.take_aside(|gone| held.contains(&gone.seq)) {
+            tell_left(gone.id);
+            self.hands.drop_held(gone.seq);
+        }
+        for item in self.settling.rest.take_aside(|item| leaving.contains(item.partition_no())) {
+            tell_left(item.message_id());
+            match item {
+                Rest::Move { moved, .. } => {
+                    if let Some(key) = &moved.ordering_key {
+                        self.feed.unrouted.written(key, moved.seq);
+                        for unit in moved.units.iter().filter(|unit| stays(&unit.remains)) {
+                            if let Some(&lane) = self.lane_by_name.get(&unit.destination) {
+                                self.never_written(lane, key, Some(moved.seq));
+                            }
+                        }
+                    }
+                    self.hands.drop_held(moved.seq);
+                }
+                Rest::Row(outcome) => {
+                    self.due.forget(outcome.id);
+                    self.starts.settled(outcome.id);
+                    let stays = match &outcome.change {
+                        WaitingChange::Waits(waits) => waits.in_order,
+                        WaitingChange::Dies(dies) => dies.blocks_key,
+                        WaitingChange::Delivered | WaitingChange::Routed(_) => false,
+                    };
+                    let lane = self.lane_by_name.get(&outcome.destination).copied();
+                    if let (true, Some(lane), Some(key)) = (stays, lane, &outcome.ordering_key) {
+                        self.never_written(lane, key, None);
+                        self.row_stays(lane, key);
+                    }
+                }
+            }
+        }
+    }
+
+    fn never_written(&mut self, lane: usize, key: &Key, new: Option<Seq>) {
+        let (next_read, next_look) = (self.feed.next_read(), self.due.next_number());
+        self.lanes[lane].lane.written(key, new, next_read, next_look);
+    }
+}
+
+/// True for a row, or a letter, that parks its key.
+fn stays(remains: &Remains) -> bool {
+    match remains {
+        Remains::Waits(waits) => waits.in_order,
+        Remains::Dies(dies) => dies.blocks_key,
+    }
+}
+
+fn tell_left(message_id: MessageId) {
+    warn!(message.id = %message_id, "what came of a message cannot be written; its partition is given up all the same");
+}
