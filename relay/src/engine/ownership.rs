@@ -93,7 +93,7 @@ impl Engine {
         for id in self.settling.leave_unrouted(leaving) {
             self.due.forget(id);
         }
-        self.leave_aside();
+        self.try_aside(Instant::now());
         self.leave_unmarked(leaving);
         let begun: HashSet<Seq> = self.running.values().filter_map(super::attempt::Running::fresh).collect();
         for lane in 0..self.lanes.len() {

@@ -42,6 +42,8 @@ pub(super) struct Settling {
     /// Reads of the routes begun, and the last one that has answered.
     routing_read: u64,
     routing_known: u64,
+    /// From then on what cannot be written does not keep its partition from being given up.
+    leave_from: Option<Instant>,
 }
 
 /// A message every destination has.
@@ -263,7 +265,7 @@ impl Engine {
                     let (content, pause) = self.write_failed("message_delivered", &error);
                     if let Some(gone) = self.settling.delivered.failed(content, pause, now) {
                         tell_aside(gone.id, &error);
-                        self.leave_aside();
+                        self.leave_aside(now);
                     }
                 }
             },
@@ -277,7 +279,7 @@ impl Engine {
                         if let Rest::Row(outcome) = item {
                             self.due.search.stuck(outcome.id);
                         }
-                        self.leave_aside();
+                        self.leave_aside(now);
                     }
                 }
             },

@@ -67,6 +67,8 @@ async fn each_row_and_hold_comes_forward_once_whoever_notices(database: TestData
     enqueue(&database, (0..ROWS).map(|n| plain(&n.to_string())));
     until_waiting(&database, &["d retry"; ROWS]).await;
     relay.stop().await;
+    // Pauses are drawn, so a few may have been attempted twice.
+    let attempts = log.arrivals().len();
     let due = Utc::now() + TimeDelta::hours(30);
     let due_at = time(kind, due);
     database.exec(&format!("UPDATE outbox_deliveries SET due_at = {due_at}"));
@@ -100,6 +102,6 @@ async fn each_row_and_hold_comes_forward_once_whoever_notices(database: TestData
         assert_eq!(calls.holds.load(Ordering::SeqCst), 1);
         relay.stop().await;
     }
-    assert_eq!(log.arrivals().len(), ROWS, "nothing was due since, and the destination was held");
+    assert_eq!(log.arrivals().len(), attempts, "nothing was due since, and the destination was held");
 }
 for_each_database!(each_row_and_hold_comes_forward_once_whoever_notices);

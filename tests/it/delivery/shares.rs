@@ -9,7 +9,9 @@ use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
 use relay::RelayBuilder;
 
-use super::stage::{Log, Running, enqueue, keyed, lines, millis, not_now, relay_on, until, until_nothing_is_left};
+use super::stage::{
+    Log, Running, enqueue, keyed, lines, millis, not_now, plain, relay_on, until, until_nothing_is_left,
+};
 use super::stops::{assert_exactly_once_in_order, work};
 
 /// A lease long enough that no relay here is ever thought dead, however busy the machine is.
@@ -233,3 +235,36 @@ async fn what_cannot_be_written_keeps_no_partition_from_moving_and_no_relay_from
     }
 }
 for_each_database!(what_cannot_be_written_keeps_no_partition_from_moving_and_no_relay_from_stopping);
+
+/// A disk that was full for a moment, for example.
+async fn what_could_not_be_written_for_a_moment_is_written_before_a_stop(database: TestDatabase) {
+    const COUNT: usize = 20;
+    let trigger = "CREATE TRIGGER refuse_delete BEFORE DELETE ON outbox_messages FOR EACH ROW";
+    match database.kind() {
+        Kind::Postgres => {
+            database.exec(
+                "CREATE FUNCTION refuse_delete() RETURNS trigger LANGUAGE plpgsql AS \
+                 $$ BEGIN RAISE EXCEPTION 'no room'; END $$",
+            );
+            database.exec(&format!("{trigger} EXECUTE FUNCTION refuse_delete()"));
+        }
+        Kind::Mariadb => database.exec(&format!("{trigger} SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no room'")),
+        Kind::Sqlite => database.exec(&format!("{trigger} BEGIN SELECT RAISE(ABORT, 'no room'); END")),
+    }
+    let log = Log::default();
+    let start = || Running::start(member(&database).destination(log.accepting("all")));
+    let relay = start().await;
+    enqueue(&database, (0..COUNT).map(|n| plain(&n.to_string())));
+    log.until("all are delivered", |log| log.accepted("all").len() == COUNT).await;
+    // Long enough for each to have been tried by itself; if it was not, the stop has less to do.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let on = if database.kind() == Kind::Postgres { " ON outbox_messages" } else { "" };
+    database.exec(&format!("DROP TRIGGER refuse_delete{on}"));
+    let took = relay.stop().await;
+    assert!(took < Duration::from_secs(10), "the stop took {took:?}");
+    let relay = start().await;
+    until_nothing_is_left(&database).await;
+    relay.stop().await;
+    assert_eq!(log.accepted("all").len(), COUNT, "delivered again although it could be written");
+}
+for_each_database!(what_could_not_be_written_for_a_moment_is_written_before_a_stop);

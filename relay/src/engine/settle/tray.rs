@@ -51,6 +51,19 @@ impl<T: Clone> Tray<T> {
         }
     }
 
+    /// What was set aside is tried again at once.
+    pub(super) fn try_aside(&mut self) {
+        self.items.extend(self.aside.drain(..).map(|(_, item)| item));
+    }
+
+    /// What was set aside of these is tried again then.
+    pub(super) fn try_at(&mut self, at: Instant, which: impl Fn(&T) -> bool) {
+        for entry in self.aside.iter_mut().filter(|(_, item)| which(item)) {
+            entry.0 = at;
+        }
+        self.aside.make_contiguous().sort_by_key(|(at, _)| *at);
+    }
+
     /// Takes out what was set aside and is no longer wanted.
     pub(super) fn take_aside(&mut self, gone: impl Fn(&T) -> bool) -> Vec<T> {
         let (left, kept) = std::mem::take(&mut self.aside).into_iter().partition(|(_, item)| gone(item));
@@ -79,9 +92,9 @@ impl<T: Clone> Tray<T> {
     /// set aside, because it cannot be written even by itself.
     pub(super) fn failed(&mut self, content: bool, pause: Duration, now: Instant) -> Option<T> {
         let batch = std::mem::take(&mut self.writing);
-        self.failures += 1;
+        self.failures = if content { self.failures + 1 } else { 0 };
         self.retry_at = Some(now + pause);
-        if content && self.failures >= 2 {
+        if self.failures >= 2 {
             self.failures = 0;
             if batch.len() <= 1 {
                 let alone = batch.first().cloned();
