@@ -14,7 +14,7 @@ use crate::lane::{Fate, Work, age};
 use crate::message::{HISTORY_MAX, HistoryEntry};
 use crate::retry::{RetryPolicy, hold_pause};
 use crate::sink::{AfterDeadLetter, Judgement};
-use crate::store::{Dies, DueIn, Reason, Remains, State, Waits};
+use crate::store::{Dies, DueIn, Reason, Remains, State, WaitingChange, Waits};
 use crate::verdict::Verdict;
 
 /// What a destination does about failures.
@@ -167,6 +167,27 @@ pub(crate) fn waits(state: State, in_order: bool, due: DueIn) -> Remains {
         last_error: None,
         history: Vec::new(),
     })
+}
+
+impl Remains {
+    /// True for a row, or a dead letter, behind which the rest of its key waits.
+    pub(crate) fn parks_key(&self) -> bool {
+        match self {
+            Remains::Waits(waits) => waits.in_order,
+            Remains::Dies(dies) => dies.blocks_key,
+        }
+    }
+}
+
+impl WaitingChange {
+    /// The same of what becomes of a waiting row.
+    pub(crate) fn parks_key(&self) -> bool {
+        match self {
+            WaitingChange::Waits(waits) => waits.in_order,
+            WaitingChange::Dies(dies) => dies.blocks_key,
+            WaitingChange::Delivered | WaitingChange::Routed(_) => false,
+        }
+    }
 }
 
 fn blocks_key(work: &Work, policy: &Policy) -> bool {

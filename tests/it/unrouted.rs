@@ -148,13 +148,7 @@ async fn thousands_of_rows_of_a_mistyped_topic_are_not_read_and_nobody_waits_for
     enqueue(&database, "order.placed", 40, "concat('key ', n)", "'waiting'");
     put_aside(&database, "orders", "retry", true);
 
-    let calls = Calls::default();
-    let counter = calls.clone();
-    let store = faults::store(&database, move |call| {
-        counter.count(call);
-        pass()
-    })
-    .await;
+    let (store, calls) = counting(&database).await;
     let taken = Arc::new(Taken::default());
     let builder = faults::relay(store.clone()).lease(Duration::from_secs(3));
     let first = Running::start(builder.destination(to("orders", &["order.placed"], &taken))).await;
@@ -208,13 +202,7 @@ async fn thousands_of_rows_that_find_their_route_go_before_what_came_later(datab
     put_aside(&database, "a", "overflow", true);
     enqueue(&database, "x", 50, "concat('key ', n - 1)", "'fresh'");
 
-    let calls = Calls::default();
-    let counter = calls.clone();
-    let store = faults::store(&database, move |call| {
-        counter.count(call);
-        pass()
-    })
-    .await;
+    let (store, calls) = counting(&database).await;
     let taken = Arc::new(Taken::default());
     let running = Running::start(faults::relay(store).destination(to("a", &["x", "late.*"], &taken))).await;
     until("everything is taken", || taken.count() == FOUND + 75).await;
@@ -279,6 +267,17 @@ async fn what_was_scheduled_does_not_wait_long_for_thousands_nobody_wants(databa
     assert_eq!(rows(&database, "state = 'unrouted'"), UNWANTED as i64);
 }
 for_each_database!(what_was_scheduled_does_not_wait_long_for_thousands_nobody_wants);
+
+/// A store that does what it is asked, and how often it was.
+async fn counting(database: &TestDatabase) -> (Arc<dyn Store>, Calls) {
+    let calls = Calls::default();
+    let counter = calls.clone();
+    let store = faults::store(database, move |call| {
+        counter.count(call);
+        pass()
+    });
+    (store.await, calls)
+}
 
 fn refuse() -> faults::Before {
     Box::pin(async { Err(StoreError::Refused { operation: "settle", source: "the test says so".into() }) })

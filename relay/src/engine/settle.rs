@@ -97,12 +97,7 @@ impl Settling {
         let mut keep = |item: &Rest| {
             let keep = !lost.contains(item.partition_no());
             if let (false, Rest::Row(outcome)) = (keep, item) {
-                let stays = match &outcome.change {
-                    WaitingChange::Waits(waits) => waits.in_order,
-                    WaitingChange::Dies(dies) => dies.blocks_key,
-                    WaitingChange::Delivered | WaitingChange::Routed(_) => false,
-                };
-                let key = outcome.ordering_key.clone().filter(|_| stays);
+                let key = outcome.ordering_key.clone().filter(|_| outcome.change.parks_key());
                 dropped.extend(key.map(|key| (outcome.destination.clone(), key)));
             }
             keep
@@ -510,10 +505,11 @@ impl Engine {
         now: Instant,
     ) {
         let Some(&lane) = self.lane_by_name.get(destination) else { return };
-        let (parks, due) = match remains {
-            Remains::Waits(Waits { in_order, due: DueIn::Pause(pause), .. }) => (*in_order, Some(now + *pause)),
-            Remains::Waits(Waits { in_order, due: DueIn::DeliverAt, .. }) => (*in_order, Some(now)),
-            Remains::Dies(dies) => (dies.blocks_key, None),
+        let parks = remains.parks_key();
+        let due = match remains {
+            Remains::Waits(Waits { due: DueIn::Pause(pause), .. }) => Some(now + *pause),
+            Remains::Waits(Waits { due: DueIn::DeliverAt, .. }) => Some(now),
+            Remains::Dies(_) => None,
         };
         if matches!(remains, Remains::Waits(_)) || parks {
             self.occupy(destination);

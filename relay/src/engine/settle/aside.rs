@@ -12,7 +12,6 @@ use tracing::warn;
 
 use super::{Engine, Gone, Rest};
 use crate::message::{Key, MessageId, Seq};
-use crate::store::{Remains, WaitingChange};
 
 impl Engine {
     /// Partitions are to be given up: what is set aside is tried at once.
@@ -47,7 +46,7 @@ impl Engine {
                 Rest::Move { moved, .. } => {
                     if let Some(key) = &moved.ordering_key {
                         self.feed.unrouted.written(key, moved.seq);
-                        for unit in moved.units.iter().filter(|unit| stays(&unit.remains)) {
+                        for unit in moved.units.iter().filter(|unit| unit.remains.parks_key()) {
                             if let Some(&lane) = self.lane_by_name.get(&unit.destination) {
                                 self.never_written(lane, key, Some(moved.seq));
                             }
@@ -58,13 +57,9 @@ impl Engine {
                 Rest::Row(outcome) => {
                     self.due.forget(outcome.id);
                     self.starts.settled(outcome.id);
-                    let stays = match &outcome.change {
-                        WaitingChange::Waits(waits) => waits.in_order,
-                        WaitingChange::Dies(dies) => dies.blocks_key,
-                        WaitingChange::Delivered | WaitingChange::Routed(_) => false,
-                    };
                     let lane = self.lane_by_name.get(&outcome.destination).copied();
-                    if let (true, Some(lane), Some(key)) = (stays, lane, &outcome.ordering_key) {
+                    let parks = outcome.change.parks_key();
+                    if let (true, Some(lane), Some(key)) = (parks, lane, &outcome.ordering_key) {
                         self.never_written(lane, key, None);
                         self.row_stays(lane, key);
                     }
@@ -76,14 +71,6 @@ impl Engine {
     fn never_written(&mut self, lane: usize, key: &Key, new: Option<Seq>) {
         let (next_read, next_look) = (self.feed.next_read(), self.due.next_number());
         self.lanes[lane].lane.written(key, new, next_read, next_look);
-    }
-}
-
-/// True for a row, or a letter, that parks its key.
-fn stays(remains: &Remains) -> bool {
-    match remains {
-        Remains::Waits(waits) => waits.in_order,
-        Remains::Dies(dies) => dies.blocks_key,
     }
 }
 
