@@ -138,10 +138,21 @@ pub struct Destination {
     pub after_dead_letter: AfterDeadLetter,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// Whom TLS trusts, and what it shows.
+    pub tls: Tls,
     /// How every request is signed.
     pub signing: Signing,
     /// Headers sent with every request.
     pub headers: BTreeMap<String, Secret>,
+}
+
+/// Whom TLS trusts, and what it shows, where the system's authorities and nothing are not right. All of it is PEM.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tls {
+    /// The authorities one of which has to vouch for the server.
+    pub ca: Option<Secret>,
+    /// What is shown to a server that asks: a certificate with those between it and its authority, and its private key.
+    pub client: Option<(Secret, Secret)>,
 }
 
 /// How requests are signed.
@@ -204,6 +215,7 @@ impl Default for Destination {
             ordering: Ordering::Key,
             after_dead_letter: AfterDeadLetter::Continue,
             retry: Defaults::default().retry,
+            tls: Tls::default(),
             signing: Signing::default(),
             headers: BTreeMap::new(),
         }

@@ -338,6 +338,7 @@ mod solitude;
 pub mod store;
 pub mod telemetry;
 pub mod testing;
+mod tls;
 pub mod verdict;
 
 pub use crate::event::Event;

@@ -10,7 +10,7 @@ use super::beats::Beats;
 use super::output::say;
 use super::{Exit, Failure, settings, status};
 use crate::admin::{self, Missing, with_connection};
-use crate::config::{Config, Destination, Migrate, Scheme, Scope, Signing};
+use crate::config::{Config, Destination, Migrate, Scheme, Scope, Signing, Tls};
 use crate::relay::{Drained, Relay, RelayError, shutdown_signal};
 use crate::sink::http::Http;
 use crate::telemetry;
@@ -73,6 +73,9 @@ pub(super) fn http(name: &str, destination: &Destination) -> Http {
         .ordering(destination.ordering)
         .after_dead_letter(destination.after_dead_letter)
         .retry(destination.retry.clone());
+    let Tls { ca, client } = &destination.tls;
+    let http = ca.iter().fold(http, |http, ca| http.ca(ca.expose()));
+    let http = client.iter().fold(http, |http, (chain, key)| http.client_certificate(chain.expose(), key.expose()));
     let Signing { scheme: Scheme::Standard, keys } = &destination.signing;
     let http = keys.iter().fold(http, |http, key| http.signing_key(key.clone()));
     destination.headers.iter().fold(http, |http, (name, value)| http.header(name, value.expose()))

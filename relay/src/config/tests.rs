@@ -1,6 +1,9 @@
 //! Good files, bad files, and who overrides whom.
 
 use super::*;
+use crate::tls::tests::{CERTIFICATE, KEY};
+
+mod tls;
 
 pub(super) const GOOD: &str = r#"
 [database]
@@ -34,6 +37,7 @@ timeout = "7s"
 ordering = "none"
 after_dead_letter = "block"
 retry = ["1s", "1m", "1h30m"]
+tls = { ca = { env = "CERT" }, client_cert = { env = "CERT" }, client_key = { env = "KEY" } }
 signing = { scheme = "standard", keys = [{ env = "NEW_KEY" }, { env = "OLD_KEY" }] }
 headers = { Authorization = { env = "BILLING_TOKEN" }, x-tenant = "shop" }
 
@@ -48,6 +52,11 @@ const NEW_KEY: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 fn signing(keys: &[&str]) -> Signing {
     let keys = keys.iter().map(|key| outbox::signature::Secret::parse(key).unwrap()).collect();
     Signing { scheme: Scheme::Standard, keys }
+}
+
+fn tls() -> Tls {
+    let secret = |text: &str| Secret::new(text);
+    Tls { ca: Some(secret(CERTIFICATE)), client: Some((secret(CERTIFICATE), secret(KEY))) }
 }
 
 fn sources(file: &str, environment: &[(&str, &str)]) -> Sources {
@@ -77,6 +86,8 @@ fn every_option_arrives_where_it_belongs() {
         ("BILLING_TOKEN", "Bearer x"),
         ("NEW_KEY", NEW_KEY),
         ("OLD_KEY", OLD_KEY),
+        ("CERT", CERTIFICATE),
+        ("KEY", KEY),
     ];
     let config = Config::load(&sources(GOOD, &environment), Scope::Everything).unwrap();
     let expected = Config {
@@ -118,6 +129,7 @@ fn every_option_arrives_where_it_belongs() {
                     ordering: Ordering::None,
                     after_dead_letter: AfterDeadLetter::Block,
                     retry: RetryPolicy::pauses([1, 60, 5400].map(Duration::from_secs).to_vec()),
+                    tls: tls(),
                     signing: signing(&[NEW_KEY, OLD_KEY]),
                     headers: [
                         ("authorization".to_owned(), Secret::new("Bearer x")),
@@ -352,11 +364,6 @@ pub(super) fn wrong_files() -> Vec<(String, &'static str)> {
             "relay.toml:1:1: no database is named\n  help: set DATABASE_URL, `url` in [database], or pass --database-url",
         ),
         (
-            "[database]\nurl = \"postgres://db/shop?sslmode=verify-full\"".into(),
-            "relay.toml:2:1: this relay cannot encrypt connections to a database\n  help: reach the database by a socket or by \
-             a proxy on this machine that encrypts, or leave the parameter out",
-        ),
-        (
             "[database]\nurl = \"sqlite:\"".into(),
             "relay.toml:2:1: the database url names no file\n  help: write `sqlite:path/to/file.db`",
         ),
@@ -495,10 +502,13 @@ pub(super) mod document {
         rest.split_once("```").expect("the example ends").0
     }
 
-    const ENVIRONMENT: [(&str, &str); 3] = [
+    const ENVIRONMENT: [(&str, &str); 6] = [
         ("DATABASE_URL", "postgres://localhost/shop"),
         ("BILLING_AUTHORIZATION", "Bearer x"),
         ("BILLING_SIGNING_KEY", OLD_KEY),
+        ("BILLING_TLS_CA", CERTIFICATE),
+        ("BILLING_TLS_CERT", CERTIFICATE),
+        ("BILLING_TLS_KEY", KEY),
     ];
 
     fn load(file: &str, more: &[(&str, &str)]) -> Result<Config, ConfigError> {
@@ -539,6 +549,7 @@ pub(super) mod document {
         let billing = Destination {
             url: "https://billing.internal/hooks/outbox".into(),
             topics: vec!["order.*".into(), "refund.issued".into()],
+            tls: tls(),
             signing: signing(&[OLD_KEY]),
             headers: [
                 ("authorization".to_owned(), Secret::new("Bearer x")),

@@ -129,7 +129,6 @@ fn what_a_schema_can_refuse_is_refused() {
         "needs `url`",
         "contains credentials",
         "contains a password",
-        "cannot encrypt connections",
         "is not usable",
         "names no",
         "no database is named",
