@@ -153,7 +153,7 @@ impl Load {
     fn latencies(&self, from: Instant, until: Instant) -> Vec<Duration> {
         let arrived = self.arrived_at.lock().unwrap();
         let committed = self.committed_at.lock().unwrap();
-        let committed = committed.iter().filter(|(_, at)| (from..until).contains(at));
+        let committed = committed.iter().filter(|(_, at)| (from..until).contains(*at));
         let mut latencies: Vec<Duration> = committed
             .map(|(id, at)| arrived.get(id).map_or(LIMIT, |arrived| arrived.saturating_duration_since(*at)))
             .collect();
