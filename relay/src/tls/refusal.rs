@@ -59,12 +59,22 @@ pub(crate) fn refusal(error: &(dyn Error + 'static)) -> Option<Refusal> {
         if let Some(tls) = error.downcast_ref::<rustls::Error>() {
             return understood(tls);
         }
+        if let Some(alert) = retold(error) {
+            return understood(&rustls::Error::AlertReceived(alert));
+        }
         cause = match wrapped {
             Some(wrapped) => Some(wrapped),
             None => error.source(),
         };
     }
     None
+}
+
+/// The alert in an error that has only kept rustls' words, as HTTP/2 does.
+fn retold(error: &(dyn Error + 'static)) -> Option<AlertDescription> {
+    let text = error.downcast_ref::<io::Error>()?.to_string();
+    let name = text.strip_prefix("received fatal alert: ")?;
+    ALERTS.into_iter().find(|alert| format!("{alert:?}") == name)
 }
 
 fn understood(error: &rustls::Error) -> Option<Refusal> {
@@ -146,6 +156,24 @@ fn instant(at: UnixTime) -> String {
     let at = i64::try_from(at.as_secs()).ok().and_then(|secs| DateTime::from_timestamp(secs, 0));
     at.map_or_else(|| "a time beyond all calendars".to_owned(), |at| at.to_rfc3339_opts(SecondsFormat::Secs, true))
 }
+
+/// The alerts that are refusals.
+const ALERTS: [AlertDescription; 14] = [
+    AlertDescription::HandshakeFailure,
+    AlertDescription::NoCertificate,
+    AlertDescription::BadCertificate,
+    AlertDescription::UnsupportedCertificate,
+    AlertDescription::CertificateRevoked,
+    AlertDescription::CertificateExpired,
+    AlertDescription::CertificateUnknown,
+    AlertDescription::UnknownCA,
+    AlertDescription::AccessDenied,
+    AlertDescription::DecryptError,
+    AlertDescription::ProtocolVersion,
+    AlertDescription::InsufficientSecurity,
+    AlertDescription::UnrecognisedName,
+    AlertDescription::CertificateRequired,
+];
 
 /// What the other side refused; `None` for what it says when it broke.
 fn alerted(alert: AlertDescription) -> Option<(About, String)> {
@@ -241,6 +269,10 @@ mod tests {
         assert_eq!(alert(AlertDescription::ProtocolVersion), Some(About::Protocol));
         assert_eq!(alert(AlertDescription::CertificateRequired), Some(About::Ours));
         assert_eq!(alert(AlertDescription::UnknownCA), Some(About::Ours));
+        for alert in ALERTS {
+            let words = io::Error::other(rustls::Error::AlertReceived(alert).to_string());
+            assert!(refusal(&words).is_some(), "{words}");
+        }
     }
 
     #[test]
