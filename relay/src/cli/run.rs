@@ -76,6 +76,11 @@ pub(super) fn http(name: &str, destination: &Destination) -> Http {
     let Tls { ca, client } = &destination.tls;
     let http = ca.iter().fold(http, |http, ca| http.ca(ca.expose()));
     let http = client.iter().fold(http, |http, (chain, key)| http.client_certificate(chain.expose(), key.expose()));
+    let http = match destination.rate_limit {
+        Some(limit) => http.rate_limit(limit),
+        None => http,
+    };
+    let http = destination.classify.iter().fold(http, |http, (status, class)| http.classify(*status, *class));
     let Signing { scheme: Scheme::Standard, keys } = &destination.signing;
     let http = keys.iter().fold(http, |http, key| http.signing_key(key.clone()));
     destination.headers.iter().fold(http, |http, (name, value)| http.header(name, value.expose()))
