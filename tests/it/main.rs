@@ -37,6 +37,7 @@ mod relays;
 mod reload;
 mod servers;
 mod sqlite;
+mod ssrf;
 mod store;
 mod storm;
 mod suspects;
