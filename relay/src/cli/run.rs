@@ -76,6 +76,11 @@ pub(super) fn http(name: &str, destination: &Destination) -> Http {
         .network(destination.network)
         .ports(destination.ports.iter().copied());
     let http = if destination.allow_http { http.allow_http() } else { http };
+    let http = match destination.rate_limit {
+        Some(limit) => http.rate_limit(limit),
+        None => http,
+    };
+    let http = destination.classify.iter().fold(http, |http, (status, class)| http.classify(*status, *class));
     let Signing { scheme: Scheme::Standard, keys } = &destination.signing;
     let http = keys.iter().fold(http, |http, key| http.signing_key(key.clone()));
     destination.headers.iter().fold(http, |http, (name, value)| http.header(name, value.expose()))

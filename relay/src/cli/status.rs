@@ -14,7 +14,7 @@ use super::{Exit, Failure, block_on, settings};
 use crate::config::Scope;
 use crate::duration;
 use crate::lease::{self, Seat};
-use crate::store::{RelaySeen, State, Status, StoreError};
+use crate::store::{Circuit, RelaySeen, State, Status, StoreError};
 
 /// Shows the figures, and what needs a person when asked to.
 pub(super) fn run(global: &Global, options: &Options) -> Result<Exit, Failure> {
@@ -73,6 +73,11 @@ fn attention(status: &Status, beats: &Beats, options: &Options) -> Vec<(&'static
         let help = format!("see `relay messages list --destination {name}`");
         found.push(("unserved", format!("no running relay serves {name}, for which {count} wait: {help}")));
     }
+    for (relay, circuit) in circuits(status, beats) {
+        let name = &circuit.destination;
+        let text = format!("{name} fails at every attempt of {}: {}", relay.name, circuit.cause);
+        found.push(("circuit", text));
+    }
     let unrouted = status.waiting.iter().filter(|(_, state, _)| state == State::Unrouted.as_str());
     let unrouted: i64 = unrouted.map(|(_, _, count)| count).sum();
     if unrouted > 0 {
@@ -90,6 +95,14 @@ fn living<'s>(status: &'s Status, beats: &'s Beats) -> impl Iterator<Item = &'s 
 /// Whether one of them has this destination.
 fn is_served(status: &Status, beats: &Beats, destination: &str) -> bool {
     living(status, beats).any(|relay| relay.serves.iter().any(|served| served == destination))
+}
+
+/// Circuit breakers that are not closed, of relays that are not known to be dead.
+fn circuits<'s>(status: &'s Status, beats: &'s Beats) -> impl Iterator<Item = (&'s RelaySeen, &'s Circuit)> {
+    status.circuits.iter().filter_map(|(id, circuit)| {
+        let relay = living(status, beats).find(|relay| relay.id == *id)?;
+        Some((relay, circuit))
+    })
 }
 
 /// What waits for destinations that none of the running relays has, by destination.
@@ -136,6 +149,15 @@ pub(super) fn as_text(status: &Status, beats: &Beats) -> String {
                     (false, None) => "open".to_owned(),
                 };
                 vec![seen.spec.name.clone(), seen.spec.patterns.join(" "), seen.spec.ordering.clone(), stands]
+            })
+            .collect(),
+    );
+    part(
+        &["CIRCUIT", "STANDS", "AT RELAY", "LAST FAILURE"],
+        circuits(status, beats)
+            .map(|(relay, circuit)| {
+                let stands = circuit.state.replace('_', " ");
+                vec![circuit.destination.clone(), stands, relay.name.clone(), circuit.cause.clone()]
             })
             .collect(),
     );
@@ -306,6 +328,12 @@ pub(super) fn as_json(status: &Status, beats: &Beats) -> Value {
             "served": is_served(status, beats, &seen.spec.name),
             "paused": seen.paused,
             "held_ms": seen.held_for.map(ms),
+        })).collect::<Vec<_>>(),
+        "circuits": circuits(status, beats).map(|(relay, circuit)| json!({
+            "destination": circuit.destination,
+            "relay": relay.id.to_string(),
+            "state": circuit.state,
+            "cause": circuit.cause,
         })).collect::<Vec<_>>(),
         "relays": membership.relays.iter().map(|relay| json!({
             "id": relay.id.to_string(),

@@ -23,19 +23,23 @@ use tokio::time::Instant;
 
 use self::address::Policy;
 use self::address::resolver::Resolver;
+use self::classes::Classes;
 use self::response::Excerpt;
 use crate::message::Message;
+use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::sink::AfterDeadLetter;
 use crate::sink::{Attempt, Judgement, Ordering, Settings, Sink};
 use crate::verdict::Verdict;
 
 pub(crate) mod address;
+mod classes;
 mod failure;
 mod request;
 mod response;
 
-pub use address::Network;
+pub use self::address::Network;
+pub use self::classes::{Class, Status};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,6 +70,7 @@ pub struct Http {
     headers: Vec<(String, String)>,
     keys: Vec<Secret>,
     policy: Policy,
+    classes: Classes,
 }
 
 impl Http {
@@ -77,6 +82,7 @@ impl Http {
             headers: Vec::new(),
             keys: Vec::new(),
             policy: Policy::default(),
+            classes: Classes::default(),
         }
     }
 
@@ -143,6 +149,21 @@ impl Http {
         self
     }
 
+    /// Judges answers with this status otherwise than by the table: `404`, or `5xx` for all that begin with that digit.
+    /// A success is a success: what begins with 2 cannot be judged otherwise.
+    #[must_use]
+    pub fn classify(mut self, status: Status, class: Class) -> Http {
+        self.classes.set(status, class);
+        self
+    }
+
+    /// How often it is called, by all relays together; each keeps to the share of the partitions it owns.
+    #[must_use]
+    pub fn rate_limit(mut self, limit: RateLimit) -> Http {
+        self.settings.rate_limit = Some(limit);
+        self
+    }
+
     /// How many attempts may be under way at once, from this process.
     #[must_use]
     pub fn concurrency(mut self, concurrency: usize) -> Http {
@@ -186,7 +207,8 @@ impl Http {
         self.policy.url(&url).map_err(|refusal| HttpError::Url { problem: refusal.to_string() })?;
         let headers = request::fixed(&self.headers)?;
         let client = client(&url, self.policy.clone())?;
-        Ok(HttpSink { client, url, headers, source: source.to_owned(), keys: self.keys.clone() })
+        let (source, keys, classes) = (source.to_owned(), self.keys.clone(), self.classes.clone());
+        Ok(HttpSink { client, url, headers, source, keys, classes })
     }
 }
 
@@ -276,6 +298,7 @@ pub struct HttpSink {
     headers: HeaderMap,
     source: String,
     keys: Vec<Secret>,
+    classes: Classes,
 }
 
 #[async_trait]
@@ -328,7 +351,10 @@ impl HttpSink {
             Ok(Err(error)) => return Err(failure::judge(error)),
             Err(_elapsed) => return Err(failure::timeout(attempt.timeout)),
         };
-        let judgement = response::judge(response.status().as_u16(), response.headers(), SystemTime::now());
+        let judgement = Judgement {
+            remote: response.remote_addr(),
+            ..response::judge(response.status().as_u16(), response.headers(), &self.classes, SystemTime::now())
+        };
         let mut excerpt = Excerpt::of(response.headers());
         let until = deadline.min(Instant::now() + BODY_TIMEOUT);
         while excerpt.wants_more() {
