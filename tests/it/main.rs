@@ -24,6 +24,7 @@ mod docs;
 mod examples;
 mod faults;
 mod handlers;
+mod hostile;
 mod http;
 mod isolation;
 mod keys;

@@ -153,7 +153,7 @@ impl Suite {
             Reach::Nowhere => assert!(arrivals.is_empty(), "{seen}"),
             Reach::Outside(at) | Reach::Inside(at) => {
                 let arrived: Vec<IpAddr> = arrivals.iter().map(|(address, _)| *address).collect();
-                if arrived.iter().any(|address| !at.contains(&address.to_string().as_str())) {
+                if !arrived.iter().all(|address| at.iter().any(|at| at.parse() == Ok(*address))) {
                     self.hits.push(seen);
                 } else if arrived.len() != 1 || (judgement.code != "200" && url.starts_with("http:")) {
                     self.refused.push(seen);
