@@ -429,6 +429,28 @@ mod tests {
     }
 
     #[test]
+    fn a_circuit_that_is_open_at_a_running_relay_is_shown_and_needs_a_person() {
+        let [a, b] = [1, 2].map(Uuid::from_u128);
+        let mut status = status(&[a, b], &[Some(a)]);
+        let circuit = |state: &str| Circuit {
+            destination: "billing".into(),
+            state: state.into(),
+            cause: "connect: connection refused".into(),
+        };
+        status.circuits = vec![(a, circuit("half_open")), (b, circuit("open"))];
+        let dead = Beats::still_for(&[b], LEASE, LEASE);
+        let text = as_text(&status, &dead);
+        let shown: Vec<&str> = text.lines().filter(|line| line.starts_with("billing")).collect();
+        assert_eq!(shown, ["billing  half open  shop-1    connect: connection refused"], "{text}");
+        assert_eq!(as_json(&status, &dead)["circuits"][0]["state"], "half_open");
+        let span = Duration::from_secs(300);
+        let look = crate::cli::args::Look { wait: None };
+        let options = Options { exit_code: true, dead_max: 0, due_max: span, pending_max: span, look };
+        let told: Vec<_> = attention(&status, &dead, &options).into_iter().map(|(code, _)| code).collect();
+        assert!(told.contains(&"circuit"), "{told:?}");
+    }
+
+    #[test]
     fn ages_are_shown_with_two_units_at_most() {
         for (seconds, shown) in [(0, "0s"), (61, "1m1s"), (3_661, "1h1m"), (90_061, "1d1h")] {
             assert_eq!(rounded(Duration::from_secs(seconds)), shown);
