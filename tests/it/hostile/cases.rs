@@ -347,6 +347,8 @@ fn setting(id: u16, value: u32) -> Vec<u8> {
 fn http2() -> Vec<Case> {
     const MAX_CONCURRENT_STREAMS: u16 = 3;
     const INITIAL_WINDOW_SIZE: u16 = 4;
+    // An endpoint that is still writing about one request does not answer another one on the same connection. Whether that
+    // is what the second message meets is open: the connection may have been given up meanwhile.
     vec![
         Case::http2("h2_well_behaved", [Act::Frames(ok)], OK),
         Case::http2("h2_goaway_instead", [Act::Frames(|_| goaway(0)), Act::Close], RESET),
@@ -354,17 +356,19 @@ fn http2() -> Vec<Case> {
         Case::http2("h2_goaway_before_the_answer", [Act::Frames(|id| [goaway(id), ok(id)].concat())], OK),
         Case::http2("h2_refused_stream", [Act::Frames(|id| frame(RST_STREAM, 0, id, &[0, 0, 0, 7]))], RESET),
         Case::http2("h2_reset_stream", [Act::Frames(|id| frame(RST_STREAM, 0, id, &[0, 0, 0, 2]))], RESET),
-        Case::http2("h2_reset_storm", [Act::FloodFrames(|id| frame(RST_STREAM, 0, id, &[0, 0, 0, 8]))], RESET),
-        Case::http2("h2_settings_flood", [Act::FloodFrames(|_| frame(SETTINGS, 0, 0, &[]))], TIMED_OUT),
-        Case::http2("h2_ping_flood", [Act::FloodFrames(|_| frame(PING, 0, 0, &[0; 8]))], TIMED_OUT),
+        Case::http2("h2_reset_storm", [Act::PourFrames(|id| frame(RST_STREAM, 0, id, &[0, 0, 0, 8]))], RESET)
+            .or(TIMED_OUT),
+        Case::http2("h2_settings_flood", [Act::PourFrames(|_| frame(SETTINGS, 0, 0, &[]))], TIMED_OUT),
+        Case::http2("h2_ping_flood", [Act::PourFrames(|_| frame(PING, 0, 0, &[0; 8]))], TIMED_OUT),
         Case::http2(
             "h2_empty_data_flood",
-            [Act::Frames(ok_with_body), Act::FloodFrames(|id| frame(DATA, 0, id, &[]))],
+            [Act::Frames(ok_with_body), Act::PourFrames(|id| frame(DATA, 0, id, &[]))],
             OK,
-        ),
+        )
+        .or(TIMED_OUT),
         Case::http2(
             "h2_hints_for_ever",
-            [Act::FloodFrames(|id| frame(HEADERS, END_HEADERS, id, b"\x08\x03103"))],
+            [Act::PourFrames(|id| frame(HEADERS, END_HEADERS, id, b"\x08\x03103"))],
             TIMED_OUT,
         ),
         Case::http2("h2_zero_window", [], TIMED_OUT).greeted([Act::Frames(|_| setting(INITIAL_WINDOW_SIZE, 0))]),
@@ -381,7 +385,8 @@ fn http2() -> Vec<Case> {
             "h2_body_endless",
             [Act::Frames(ok_with_body), Act::FloodFrames(|id| frame(DATA, 0, id, &[0; 1024]))],
             OK,
-        ),
+        )
+        .or(TIMED_OUT),
         Case::http2("h2_no_frames", [send("HTTP/1.1 400 Bad Request\r\n\r\n"), Act::Close], RESET),
         // Whether the first request is sent before it is known that none may be is open.
         Case::http2("h2_no_streams", [], TIMED_OUT)
