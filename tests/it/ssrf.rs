@@ -255,18 +255,25 @@ impl Web {
         for port in [22, 80, 443, 8080] {
             TcpStream::connect(("127.0.0.77", port)).await.unwrap();
         }
-        let probe: IpAddr = "127.0.0.77".parse().unwrap();
         for _ in 0..1000 {
-            let mut arrivals = self.arrivals.lock().unwrap();
-            if arrivals.iter().filter(|(address, _)| *address == probe).count() == 4 {
-                let mut taken = std::mem::take(&mut *arrivals);
-                taken.retain(|(address, _)| *address != probe);
-                return taken;
+            if let Some(arrivals) = self.taken() {
+                return arrivals;
             }
-            drop(arrivals);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("the listeners do not accept any more");
+    }
+
+    /// All but the four that were made last, once these have arrived.
+    fn taken(&self) -> Option<Vec<Arrival>> {
+        let probe: IpAddr = "127.0.0.77".parse().unwrap();
+        let mut arrivals = self.arrivals.lock().unwrap();
+        if arrivals.iter().filter(|(address, _)| *address == probe).count() < 4 {
+            return None;
+        }
+        let mut taken = std::mem::take(&mut *arrivals);
+        taken.retain(|(address, _)| *address != probe);
+        Some(taken)
     }
 }
 
