@@ -417,6 +417,7 @@ impl Engine {
                 self.keep_half_done();
             } else if now >= deadline {
                 warn!(unsettled = self.settling.len(), "not everything could be written; it is delivered again");
+                self.tell_unwritten(self.settling.len());
                 break;
             }
             self.start_settles(now);
@@ -451,15 +452,20 @@ impl Engine {
         }
     }
 
-    /// Nothing in hands, nothing to write, and a pass over both tables that began after the drain found nothing to do.
+    /// Nothing in hands, nothing to write but what cannot be written, and a pass over both tables that began after the
+    /// drain found nothing to do.
     fn is_drained(&mut self, now: Instant) -> bool {
-        let owned = &self.ownership;
-        if !owned.borrow().settled || !self.inheritance.partitions().is_empty() || !self.clock.partitions().is_empty() {
+        if !self.ownership.borrow().settled || !self.clock.partitions().is_empty() {
             return false;
         }
-        if self.hands.open() > 0 || !self.running.is_empty() || !self.settling.is_idle() || self.due.has_rows() {
+        if !self.is_idle_but_for_aside() {
             self.feed.restart_pass();
             self.due.restart_pass();
+            return false;
+        }
+        // What is set aside may fill the hands: then nothing more is read.
+        let reads = self.feeds();
+        if reads && !self.inheritance.partitions().is_empty() {
             return false;
         }
         // Idle pauses are for those who wait for new messages.
@@ -469,7 +475,8 @@ impl Engine {
         if !self.due.pass_is_empty() {
             self.due.look_soon(now);
         }
-        self.feed.pass_is_empty() && self.due.pass_is_empty()
+        let is_done = (self.feed.pass_is_empty() || !reads) && self.due.pass_is_empty();
+        is_done && self.drains_without_aside(now)
     }
 }
 

@@ -110,6 +110,11 @@ pub(crate) fn fail() -> Before {
     Box::pin(async { Err(unreachable()) })
 }
 
+/// The rows are at fault, says the database.
+pub(crate) fn refuse(operation: &'static str) -> Before {
+    Box::pin(async move { Err(StoreError::Refused { operation, source: "the test says so".into() }) })
+}
+
 pub(crate) fn stall(pause: Duration) -> Before {
     Box::pin(async move {
         tokio::time::sleep(pause).await;
