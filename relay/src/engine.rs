@@ -33,7 +33,7 @@ use crate::outage::Outages;
 use crate::outcome::Policy;
 use crate::route::Routes;
 use crate::sink::{Judgement, Sink};
-use crate::store::{Routing, RowAhead, Store, StoreError};
+use crate::store::{Routing, Store, StoreError};
 
 mod attempt;
 mod clock;
@@ -183,7 +183,7 @@ enum Answer {
     Start(start::StartAnswer),
     Routing(routing::RoutingAnswer),
     Paused { lane: usize },
-    BroughtForward { page: Option<Vec<RowAhead>>, result: Result<clock::Forwarded, StoreError> },
+    BroughtForward(Result<clock::Forwarded, StoreError>),
 }
 
 impl Engine {
@@ -350,7 +350,7 @@ impl Engine {
             Answer::Settle(answer) => self.settle_answered(answer),
             Answer::Start(answer) => self.start_answered(answer),
             Answer::Routing(answer) => self.routing_answered(answer),
-            Answer::BroughtForward { page, result } => self.brought_forward(page, result),
+            Answer::BroughtForward(result) => self.brought_forward(result),
             Answer::Paused { lane } => self.lanes[lane].paused_until_read = self.settling.routing_read() + 1,
         }
     }

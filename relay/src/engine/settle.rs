@@ -446,6 +446,9 @@ impl Engine {
                             if outcome.destination.is_empty() {
                                 self.due.search.written(outcome.partition_no, now);
                             }
+                            if !refused_rows.contains(&outcome.id) {
+                                self.clock.rewritten(outcome.id);
+                            }
                             let remains = Remains::Waits(waits.clone());
                             self.row_written(&outcome.destination, key, &remains, next_read, now);
                         }
