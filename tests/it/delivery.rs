@@ -16,6 +16,7 @@ mod drains;
 mod expiry;
 mod keys;
 mod late;
+mod lost;
 mod many;
 mod order;
 mod outage;
