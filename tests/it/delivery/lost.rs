@@ -4,13 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
+use relay::Destination;
+use relay::message::Message;
+use relay::sink::{Attempt, Judgement, Settings, Sink};
 use relay::store::{DestinationSpec, StoreOptions, open::open};
+use relay::verdict::Verdict;
 use tokio::sync::watch;
 
 use super::shares::until_shared;
-use super::stage::{Log, Running, enqueue, millis, not_now, plain, until, until_nothing_is_left};
+use super::stage::{Log, Running, enqueue, millis, plain, until, until_nothing_is_left};
 use crate::faults::{self, Before, pass};
 
 /// A place in the store where calls wait until the test lets them go on.
@@ -89,10 +94,33 @@ async fn a_message_of_a_lost_partition_that_cannot_be_deleted_keeps_no_stop_wait
 }
 for_each_database!(a_message_of_a_lost_partition_that_cannot_be_deleted_keeps_no_stop_waiting);
 
+struct Accepting;
+
+#[async_trait]
+impl Sink for Accepting {
+    async fn attempt(&self, _: &Message, _: &Attempt) -> Judgement {
+        Judgement::delivered("ok")
+    }
+}
+
+/// Refuses the first copy, as late as the test wants.
+struct Late(Gate);
+
+#[async_trait]
+impl Sink for Late {
+    async fn attempt(&self, _: &Message, _: &Attempt) -> Judgement {
+        let is_first = self.0.calls() == 0;
+        let _ = self.0.pass().await;
+        match is_first {
+            true => Judgement::failed(Verdict::Retry { after: None }, "no", "the test says so"),
+            false => Judgement::delivered("ok"),
+        }
+    }
+}
+
 /// The message was delivered to all there were, and not deleted, because another destination had come. Then its partition
 /// was lost and taken again, and it was read anew. That it has been delivered is true of the first reading only.
 async fn what_came_of_a_message_does_not_end_it_once_it_was_read_anew(database: TestDatabase) {
-    let log = Log::default();
     let (deletes, routings, second) = (Gate::new(), Gate::new(), Gate::new());
     let (delete, routing) = (deletes.clone(), routings.clone());
     let store = faults::store(&database, move |call| match call {
@@ -101,18 +129,10 @@ async fn what_came_of_a_message_does_not_end_it_once_it_was_read_anew(database: 
         _ => pass(),
     })
     .await;
-    let gate = second.clone();
-    // Refuses the first copy, as late as the test wants.
-    let late = relay::Handler::raw("late", move |_, _| {
-        let gate = gate.clone();
-        async move {
-            let is_first = gate.calls() == 0;
-            let _ = gate.pass().await;
-            if is_first { Err(not_now()) } else { Ok(()) }
-        }
-    });
-    let relay = faults::relay(store).lease(millis(900));
-    let relay = relay.destination(log.accepting("there").topics(["t"])).destination(late.topics(["nothing"]));
+    // Not handlers: what those may have had in hands waits as suspect.
+    let there = Destination::new(Settings::new("there", ["t"]), Arc::new(Accepting));
+    let late = Destination::new(Settings::new("late", ["nothing"]), Arc::new(Late(second.clone())));
+    let relay = faults::relay(store).lease(millis(900)).destination(there).destination(late);
     let relay = Running::start(relay).await;
     until_shared(&database, &[32]).await;
     second.set(0);
