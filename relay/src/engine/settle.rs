@@ -559,3 +559,30 @@ fn tell_aside(message_id: MessageId, error: &StoreError) {
 fn was_never_served(unit: &UnitMove) -> bool {
     matches!(&unit.remains, Remains::Waits(Waits { state: State::Unserved, .. }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_being_written_of_lost_partitions_concludes_nothing_afterwards() {
+        let (now, lost) = (Instant::now(), PartitionSet::EMPTY.with(1));
+        let gone = |seq, partition_no| Gone { seq, id: MessageId::from_u128(7), partition_no, routes_version: 0 };
+        let seqs = |gone: Vec<Gone>| gone.into_iter().map(|gone| gone.seq).collect::<Vec<_>>();
+        let mut settling = Settling::default();
+        settling.recheck = vec![(1, gone(1, 1)), (1, gone(2, 2))];
+        settling.delivered.items = [gone(3, 1), gone(4, 2)].into();
+        settling.delivered.begin(|_, _| true);
+        settling.delivered.items = [gone(5, 1)].into();
+        settling.evict(lost);
+        assert!(settling.is_writing() && !settling.delivered.is_ready(now), "its answer is still to come");
+        assert_eq!(seqs(settling.delivered.written()), [4]);
+        assert_eq!(settling.recheck.iter().map(|(_, gone)| gone.seq).collect::<Vec<_>>(), [2]);
+        // Should the write fail, nothing is tried again that is another's.
+        settling.delivered.items = [gone(6, 1)].into();
+        settling.delivered.begin(|_, _| true);
+        settling.evict(lost);
+        assert!(settling.delivered.failed(true, Duration::ZERO, now).is_none());
+        assert!(settling.delivered.items.is_empty() && !settling.is_writing());
+    }
+}
