@@ -280,6 +280,8 @@ impl Engine {
                         tell_aside(item.message_id(), &error);
                         if let Rest::Row(outcome) = item {
                             self.due.search.stuck(outcome.id);
+                            // Its attempt has ended: who has to be alone need not wait for what may never be written.
+                            self.starts.settled(outcome.id);
                         }
                         self.leave_aside(now);
                     }
