@@ -72,7 +72,10 @@ pub(super) fn http(name: &str, destination: &Destination) -> Http {
         .timeout(destination.timeout)
         .ordering(destination.ordering)
         .after_dead_letter(destination.after_dead_letter)
-        .retry(destination.retry.clone());
+        .retry(destination.retry.clone())
+        .network(destination.network)
+        .ports(destination.ports.iter().copied());
+    let http = if destination.allow_http { http.allow_http() } else { http };
     let http = match destination.rate_limit {
         Some(limit) => http.rate_limit(limit),
         None => http,

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 use std::time::Duration;
 
+use super::address::Refusal;
 use crate::duration;
 use crate::sink::{Judgement, text};
 use crate::verdict::Verdict;
@@ -28,6 +29,9 @@ pub(super) fn judge(error: reqwest::Error) -> Judgement {
     if is_certificate(&error) {
         return Judgement::failed(Verdict::Misconfigured, "certificate", said);
     }
+    if let Some(refusal) = refusal(&error) {
+        return Judgement::failed(Verdict::Misconfigured, "address", refusal.to_string());
+    }
     if error.is_dns() {
         return Judgement::failed(dns(&said), "dns", said);
     }
@@ -46,6 +50,18 @@ fn said(error: &reqwest::Error) -> String {
 /// them apart by their text only, which is the system's.
 fn dns(said: &str) -> Verdict {
     if said.to_ascii_lowercase().contains("temporary failure") { RETRY } else { Verdict::Misconfigured }
+}
+
+/// Why the address was not connected to, if that is what happened.
+fn refusal(error: &reqwest::Error) -> Option<&Refusal> {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(refusal) = error.downcast_ref() {
+            return Some(refusal);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// True when the server's certificate was refused.
