@@ -17,6 +17,8 @@ use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
+use crate::sink::http::Network;
+use crate::sink::http::address::Policy;
 use crate::sink::http::{Class, Status};
 
 mod accepts;
@@ -114,6 +116,8 @@ pub struct Defaults {
     pub mode: Mode,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// Which addresses requests may go to.
+    pub network: Network,
 }
 
 /// The shape of the request.
@@ -144,6 +148,12 @@ pub struct Destination {
     pub retry: RetryPolicy,
     /// Whom TLS trusts, and what it shows.
     pub tls: Tls,
+    /// Which addresses it may have.
+    pub network: Network,
+    /// Whether it may have an `http://` address that is not one of this machine.
+    pub allow_http: bool,
+    /// Which ports below 1024 it may have in the public internet, beside 80 and 443.
+    pub ports: Vec<u16>,
     /// How every request is signed.
     pub signing: Signing,
     /// Headers sent with every request.
@@ -207,7 +217,12 @@ impl Default for Health {
 
 impl Default for Defaults {
     fn default() -> Self {
-        Defaults { timeout: Duration::from_secs(15), mode: Mode::Binary, retry: RetryPolicy::internal() }
+        Defaults {
+            timeout: Duration::from_secs(15),
+            mode: Mode::Binary,
+            retry: RetryPolicy::internal(),
+            network: Network::Any,
+        }
     }
 }
 
@@ -223,10 +238,20 @@ impl Default for Destination {
             after_dead_letter: AfterDeadLetter::Continue,
             retry: Defaults::default().retry,
             tls: Tls::default(),
+            network: Defaults::default().network,
+            allow_http: false,
+            ports: Vec::new(),
             signing: Signing::default(),
             headers: BTreeMap::new(),
             classify: BTreeMap::new(),
         }
+    }
+}
+
+impl Destination {
+    /// What its url may be.
+    fn policy(&self) -> Policy {
+        Policy { network: self.network, allows_http: self.allow_http, ports: self.ports.clone() }
     }
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use outbox::signature::{self, Secret, VerifyError};
 use outbox_tests::receiver::{Answer, Receiver, Request};
 use relay::message::{Headers, Message};
-use relay::sink::http::{Http, HttpSink};
+use relay::sink::http::{Http, HttpSink, Network};
 use relay::sink::{Attempt, Judgement, Sink, Unit};
 use relay::verdict::Verdict;
 use uuid::Uuid;
@@ -187,6 +187,22 @@ async fn proxies_of_the_environment_are_not_asked() {
 async fn one_attempt_for_a_parent() {
     let url = std::env::var("ATTEMPT_URL").expect("the parent says where to");
     assert_eq!(attempt(&sink(&url)).await, Judgement::delivered("200"));
+}
+
+#[tokio::test]
+async fn a_name_that_leads_inside_is_not_connected_to() {
+    let receiver = Receiver::always(Answer::status(200)).await;
+    let url = format!("http://localhost:{}/?token=hunter2", receiver.address().port());
+    let inside = Http::new("billing", &url).sink("/shop").unwrap();
+    assert_eq!(attempt(&inside).await, Judgement::delivered("200"));
+    let outside = Http::new("billing", &url).network(Network::Public).allow_http().sink("/shop").unwrap();
+    let judgement = attempt(&outside).await;
+    let seen = (judgement.verdict, judgement.code.as_str(), judgement.maybe);
+    assert_eq!(seen, (Verdict::Misconfigured, "address", false));
+    assert!(judgement.text.starts_with("`localhost` leads to `"), "{}", judgement.text);
+    assert!(judgement.text.contains("`network = \"public\"` refuses it"), "{}", judgement.text);
+    assert!(!judgement.text.contains("hunter2"), "{}", judgement.text);
+    assert_eq!(receiver.connections(), 1);
 }
 
 #[tokio::test]

@@ -55,6 +55,30 @@ pub(super) fn number_in(range: RangeInclusive<usize>) -> Accepts<'static, usize>
     }
 }
 
+/// Whole numbers within a range, as a list.
+pub(super) fn numbers(must: &str, range: RangeInclusive<u16>) -> Accepts<'static, Vec<u16>> {
+    Accepts {
+        must: must.to_owned(),
+        schema: json!({
+            "type": "array",
+            "items": { "type": "integer", "minimum": range.start(), "maximum": range.end() },
+        }),
+        understand: Box::new(move |given| {
+            let number = |number: u64| u16::try_from(number).ok().filter(|number| range.contains(number));
+            given.integers()?.into_iter().map(number).collect()
+        }),
+    }
+}
+
+/// `true` or `false`.
+pub(super) fn yes_or_no() -> Accepts<'static, bool> {
+    Accepts {
+        must: "`true` or `false`".to_owned(),
+        schema: json!({ "type": "boolean" }),
+        understand: Box::new(|given| given.boolean()),
+    }
+}
+
 /// One of these words.
 pub(super) fn one_of<'f, T: Clone + 'f>(words: &[(&'f str, T)]) -> Accepts<'f, T> {
     let words = words.to_vec();

@@ -427,6 +427,29 @@ impl Given<'_, '_> {
         }
     }
 
+    /// True or false, when it is one of them. In the environment they are texts.
+    pub(crate) fn boolean(&self) -> Option<bool> {
+        match &self.value {
+            Raw::Environment(text) => text.parse().ok(),
+            Raw::File(DeValue::Boolean(value)) => Some(*value),
+            Raw::File(_) => None,
+        }
+    }
+
+    /// The whole numbers, when it is a list of such.
+    pub(crate) fn integers(&self) -> Option<Vec<u64>> {
+        let Raw::File(DeValue::Array(array)) = &self.value else {
+            return None;
+        };
+        array
+            .iter()
+            .map(|each| match each.get_ref() {
+                DeValue::Integer(integer) => u64::from_str_radix(integer.as_str(), integer.radix()).ok(),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// The texts, when it is a list of texts.
     pub(crate) fn texts(&self) -> Option<Vec<&str>> {
         let Raw::File(DeValue::Array(array)) = &self.value else {

@@ -11,7 +11,7 @@ use outbox::limits::HeaderOwner;
 use outbox::signature;
 use serde_json::json;
 
-use super::accepts::{self, Accepts, bytes_in, duration_in, number_in, one_of, text, texts};
+use super::accepts::{self, Accepts, bytes_in, duration_in, number_in, numbers, one_of, text, texts, yes_or_no};
 use super::read::{Origin, Section};
 use super::{
     Config, Database, Defaults, Destination, Health, Migrate, Mode, RelayOptions, Scheme, Secret, Signing, Sources,
@@ -23,6 +23,7 @@ use crate::retry::RetryPolicy;
 use crate::route::Pattern;
 use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
+use crate::sink::http::Network;
 use crate::sink::http::{Class, Status};
 use crate::tls::Unusable;
 
@@ -58,6 +59,7 @@ pub(super) fn read(config: &mut Config, root: Section<'_, '_>, sources: &Sources
         let defaults = Destination {
             timeout: config.defaults.timeout,
             retry: config.defaults.retry.clone(),
+            network: config.defaults.network,
             ..Destination::default()
         };
         let destination = destination(defaults, destinations.section(&name));
@@ -171,12 +173,16 @@ fn health(into: &mut Health, section: Section<'_, '_>) {
 fn defaults(into: &mut Defaults, section: Section<'_, '_>) {
     section.set("timeout", &mut into.timeout, attempt_timeout());
     section.set("mode", &mut into.mode, one_of(&[("binary", Mode::Binary)]));
+    section.set("network", &mut into.network, network());
     retry(&mut into.retry, &section);
     section.finish();
 }
 
 fn destination(mut into: Destination, section: Section<'_, '_>) -> Destination {
-    url(&mut into.url, &section);
+    section.set("network", &mut into.network, network());
+    section.set("allow_http", &mut into.allow_http, yes_or_no());
+    ports(&mut into.ports, &section);
+    url(&mut into, &section);
     topics(&mut into.topics, &section);
     section.set("concurrency", &mut into.concurrency, number_in(1..=1024));
     section.set("rate_limit", &mut into.rate_limit, rate_limit());
@@ -193,7 +199,19 @@ fn destination(mut into: Destination, section: Section<'_, '_>) -> Destination {
     into
 }
 
-fn url(into: &mut String, section: &Section<'_, '_>) {
+fn network() -> Accepts<'static, Network> {
+    one_of(&[("any", Network::Any), ("public", Network::Public)])
+}
+
+fn ports(into: &mut Vec<u16>, section: &Section<'_, '_>) {
+    let accepts = numbers("a list of ports such as `[444]`", 1..=65535);
+    match section.value("ports") {
+        Some(given) => section.accept("ports", &given, into, accepts),
+        None => section.shape("ports", accepts.schema),
+    }
+}
+
+fn url(into: &mut Destination, section: &Section<'_, '_>) {
     section.shape("url", json!({ "type": "string", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://" }));
     let Some(given) = section.scalar("url") else {
         let message = format!("[{}] needs `url`", section.name());
@@ -213,8 +231,11 @@ fn url(into: &mut String, section: &Section<'_, '_>) {
     };
     if let Some(wrong) = wrong {
         section.problem("url", format!("`url` in [{}] {wrong}", section.name()), None);
+    } else if let Some(refusal) = parsed.and_then(|url| into.policy().url(&url).err()) {
+        let message = format!("`url` in [{}] may not be used: {}", section.name(), refusal.problem);
+        section.problem("url", message, Some(&refusal.help));
     } else if let Some(text) = given.text() {
-        text.clone_into(into);
+        text.clone_into(&mut into.url);
     }
 }
 

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::{Config, Destination, Migrate, Mode, Scheme, Signing, Tls, database_url, size};
 use crate::duration;
 use crate::retry::RetryPolicy;
+use crate::sink::http::Network;
 use crate::sink::{AfterDeadLetter, Ordering};
 
 /// Stands in place of a secret.
@@ -68,6 +69,7 @@ struct ShownHealth {
 struct ShownDefaults<'a> {
     timeout: String,
     mode: &'static str,
+    network: &'static str,
     retry: &'a RetryPolicy,
 }
 
@@ -80,6 +82,9 @@ struct ShownDestination<'a> {
     timeout: String,
     ordering: &'static str,
     after_dead_letter: &'static str,
+    network: &'static str,
+    allow_http: bool,
+    ports: &'a [u16],
     retry: &'a RetryPolicy,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     tls: BTreeMap<&'static str, &'static str>,
@@ -102,7 +107,7 @@ fn shown(config: &Config) -> Shown<'_> {
     let super::RelayOptions { name, lease, poll_busy, poll_idle, shutdown_grace, in_hands, in_hands_bytes, source } =
         relay;
     let super::Health { listen } = health;
-    let super::Defaults { timeout, mode, retry } = defaults;
+    let super::Defaults { timeout, mode, retry, network } = defaults;
     let span = |span: &std::time::Duration| duration::format(*span).to_string();
     Shown {
         database: ShownDatabase {
@@ -130,6 +135,7 @@ fn shown(config: &Config) -> Shown<'_> {
             mode: match mode {
                 Mode::Binary => "binary",
             },
+            network: network_shown(*network),
             retry,
         },
         destinations: destinations.iter().map(|(name, each)| (name.as_str(), destination(each))).collect(),
@@ -147,6 +153,9 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
         after_dead_letter,
         retry,
         tls,
+        network,
+        allow_http,
+        ports,
         signing,
         headers,
         classify,
@@ -170,6 +179,9 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
             AfterDeadLetter::Continue => "continue",
             AfterDeadLetter::Block => "block",
         },
+        network: network_shown(*network),
+        allow_http: *allow_http,
+        ports,
         retry,
         tls: [("ca", ca.is_some()), ("client_cert", client.is_some()), ("client_key", client.is_some())]
             .into_iter()
@@ -183,6 +195,13 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
         }),
         headers: headers.keys().map(|name| (name.as_str(), MASK)).collect(),
         classify: classify.iter().map(|(status, class)| (status.to_string(), class.word())).collect(),
+    }
+}
+
+fn network_shown(network: Network) -> &'static str {
+    match network {
+        Network::Any => "any",
+        Network::Public => "public",
     }
 }
 
@@ -241,7 +260,7 @@ mod tests {
         let text = "[database]\nurl = \"sqlite:shop.db\"\nmigrate = \"auto\"\n[relay]\nname = \"shop-1\"\n\
                     in_hands_bytes = \"8MiB\"\n[health]\nlisten = \"off\"\n[defaults]\nretry = { preset = \"webhook\" }\n\
                     [destinations.billing]\nurl = \"https://billing.internal/in\"\ntopics = [\"order.*\"]\n\
-                    rate_limit = \"90/m\"\nclassify = { 404 = \"reject\", 5xx = \"hold\" }\nordering = \"none\"\nafter_dead_letter = \"block\"\nretry = { attempts_max = 3 }\n";
+                    rate_limit = \"90/m\"\nclassify = { 404 = \"reject\", 5xx = \"hold\" }\nordering = \"none\"\nafter_dead_letter = \"block\"\nnetwork = \"public\"\nports = [444]\nallow_http = true\nretry = { attempts_max = 3 }\n";
         let load = |text: &str| {
             let file = Some(("relay.toml".into(), text.to_owned()));
             Config::load(&Sources { file, ..Sources::default() }, Scope::Everything).unwrap()

@@ -28,6 +28,7 @@ listen = "off"
 timeout = "3s"
 mode = "binary"
 retry = { preset = "webhook" }
+network = "public"
 
 [destinations.billing]
 url = "https://billing.internal/hooks/outbox"
@@ -39,6 +40,8 @@ ordering = "none"
 after_dead_letter = "block"
 retry = ["1s", "1m", "1h30m"]
 tls = { ca = { env = "CERT" }, client_cert = { env = "CERT" }, client_key = { env = "KEY" } }
+allow_http = true
+ports = [444, 25]
 signing = { scheme = "standard", keys = [{ env = "NEW_KEY" }, { env = "OLD_KEY" }] }
 headers = { Authorization = { env = "BILLING_TOKEN" }, x-tenant = "shop" }
 classify = { 404 = "reject", 5xx = "hold" }
@@ -46,6 +49,7 @@ classify = { 404 = "reject", 5xx = "hold" }
 [destinations.audit]
 url = "http://127.0.0.1:8080/"
 topics = ["**"]
+network = "any"
 "#;
 
 const OLD_KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -73,7 +77,7 @@ fn problems(file: &str, environment: &[(&str, &str)]) -> String {
     }
     let mut file = file.to_owned();
     if !file.contains("destinations") {
-        file.push_str("\n[destinations.needed]\nurl = \"http://a/\"\ntopics = [\"a\"]\n");
+        file.push_str("\n[destinations.needed]\nurl = \"https://a/\"\ntopics = [\"a\"]\n");
     }
     match Config::load(&sources(&file, &environment), Scope::Everything) {
         Ok(config) => panic!("accepted: {config:?}"),
@@ -109,7 +113,12 @@ fn every_option_arrives_where_it_belongs() {
             source: "/shop".into(),
         },
         health: Health { listen: None },
-        defaults: Defaults { timeout: Duration::from_secs(3), mode: Mode::Binary, retry: RetryPolicy::webhook() },
+        defaults: Defaults {
+            timeout: Duration::from_secs(3),
+            mode: Mode::Binary,
+            retry: RetryPolicy::webhook(),
+            network: Network::Public,
+        },
         destinations: [
             (
                 "audit".to_owned(),
@@ -133,6 +142,9 @@ fn every_option_arrives_where_it_belongs() {
                     after_dead_letter: AfterDeadLetter::Block,
                     retry: RetryPolicy::pauses([1, 60, 5400].map(Duration::from_secs).to_vec()),
                     tls: tls(),
+                    network: Network::Public,
+                    allow_http: true,
+                    ports: vec![444, 25],
                     signing: signing(&[NEW_KEY, OLD_KEY]),
                     headers: [
                         ("authorization".to_owned(), Secret::new("Bearer x")),
@@ -166,7 +178,7 @@ fn without_a_file_the_defaults_and_database_url_serve() {
 #[test]
 fn flags_win_over_the_environment_and_the_environment_over_the_file() {
     let file = "[database]\nurl = \"sqlite:file.db\"\n[relay]\nlease = \"7s\"\n\
-                [destinations.billing]\nurl = \"http://a/\"\ntopics = [\"*\"]\n";
+                [destinations.billing]\nurl = \"https://a/\"\ntopics = [\"*\"]\n";
     let url = |sources: &Sources| {
         Config::load(sources, Scope::Everything).map(|c| c.database.url.expose().to_owned()).unwrap()
     };
@@ -181,7 +193,7 @@ fn flags_win_over_the_environment_and_the_environment_over_the_file() {
         ("RELAY__RELAY__LEASE", "9s"),
         ("RELAY__RELAY__IN_HANDS", "12"),
         ("RELAY__HEALTH__LISTEN", "off"),
-        ("RELAY__DESTINATIONS__BILLING__URL", "http://b/"),
+        ("RELAY__DESTINATIONS__BILLING__URL", "https://b/"),
         ("RELAY__DESTINATIONS__BILLING__RETRY__PRESET", "webhook"),
     ] {
         sources.environment.insert(name.into(), value.into());
@@ -190,7 +202,7 @@ fn flags_win_over_the_environment_and_the_environment_over_the_file() {
     assert_eq!(config.relay.lease, Duration::from_secs(9));
     assert_eq!(config.relay.in_hands, 12);
     assert_eq!(config.health.listen, None);
-    assert_eq!(config.destinations["billing"].url, "http://b/");
+    assert_eq!(config.destinations["billing"].url, "https://b/");
     assert_eq!(config.destinations["billing"].retry, RetryPolicy::webhook());
 }
 
@@ -305,6 +317,39 @@ pub(super) fn wrong_files() -> Vec<(String, &'static str)> {
             "relay.toml:4:11: unknown key `presett` in [destinations.billing.retry] - did you mean `preset`?",
         ),
         (
+            with("network = \"private\""),
+            "relay.toml:4:11: `network` in [destinations.billing] must be `any` or `public`, not `private`",
+        ),
+        (
+            with("allow_http = \"yes\""),
+            "relay.toml:4:14: `allow_http` in [destinations.billing] must be `true` or `false`, not `yes`",
+        ),
+        (
+            with("ports = [444, 70000]"),
+            "relay.toml:4:9: `ports` in [destinations.billing] must be a list of ports such as `[444]`, not a list",
+        ),
+        (
+            "[destinations.billing]\nurl = \"http://b.internal/?token=s3cret\"\ntopics = [\"a\"]".into(),
+            "relay.toml:2:1: `url` in [destinations.billing] may not be used: everybody on the way can read and change \
+             what is sent to an `http://` address\n  help: write `https://`, or allow it with `allow_http = true`",
+        ),
+        (
+            "[destinations.billing]\nurl = \"https://[::ffff:169.254.169.254]/\"\ntopics = [\"a\"]".into(),
+            "relay.toml:2:1: `url` in [destinations.billing] may not be used: `::ffff:169.254.169.254`, a link-local \
+             address, where clouds keep the credentials of their machines\n  help: no setting allows it",
+        ),
+        (
+            "[defaults]\nnetwork = \"public\"\n[destinations.billing]\nurl = \"https://0xa000005/\"\ntopics = [\"a\"]"
+                .into(),
+            "relay.toml:4:1: `url` in [destinations.billing] may not be used: `10.0.0.5`, a private address\n  help: \
+             `network = \"public\"` refuses it, `network = \"any\"` would allow it",
+        ),
+        (
+            "[destinations.billing]\nurl = \"https://b.example:25/\"\ntopics = [\"a\"]\nnetwork = \"public\"".into(),
+            "relay.toml:2:1: `url` in [destinations.billing] may not be used: port 25 belongs to another service than \
+             HTTP\n  help: allow it with `ports = [25]`",
+        ),
+        (
             with("headers = { authorization = \"Bearer x\" }"),
             "relay.toml:4:13: `authorization` in [destinations.billing.headers] is a secret and must not stand in the file\n  \
              help: write { env = \"NAME\" } or { file = \"path\" }, and keep the value out of the file",
@@ -407,7 +452,7 @@ fn bad_signing_keys_are_answered_with_the_place_and_never_shown() {
     std::fs::write(&short, "whsec_czNjcmV0\n").unwrap();
     let environment = [("GOOD", OLD_KEY), ("PASSWORD", "s3cret"), ("BROKEN", "whsec_s3cret!"), ("EMPTY", "")];
     let with = |signing: &str| {
-        let file = format!("[destinations.billing]\nurl = \"http://b/\"\ntopics = [\"a\"]\nsigning = {signing}\n");
+        let file = format!("[destinations.billing]\nurl = \"https://b/\"\ntopics = [\"a\"]\nsigning = {signing}\n");
         problems(&file, &environment)
     };
     let (here, list) =
@@ -541,7 +586,7 @@ pub(super) mod document {
 
     #[test]
     fn it_lists_every_key_there_is_and_no_other() {
-        let file = "[destinations.billing]\nurl = \"http://a/\"\ntopics = [\"a\"]\nheaders = { x-tenant = \"1\" }\n\
+        let file = "[destinations.billing]\nurl = \"https://a/\"\ntopics = [\"a\"]\nheaders = { x-tenant = \"1\" }\n\
                     classify = { 404 = \"reject\" }\n";
         let sources = sources(file, &ENVIRONMENT);
         let reader = Reader::new(std::path::Path::new("relay.toml"), file, &sources.environment);

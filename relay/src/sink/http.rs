@@ -8,7 +8,7 @@
 //!   that it has not.
 //! - Addresses may hold secrets; they are not told in texts.
 //!
-//! Absent: the other content modes, and the refusal of addresses that are not public.
+//! Absent: the other content modes.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -19,6 +19,8 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{Client, Url};
 use tokio::time::Instant;
 
+use self::address::Policy;
+use self::address::resolver::Resolver;
 use self::classes::Classes;
 use self::response::Excerpt;
 use self::tls::Tls;
@@ -29,12 +31,14 @@ use crate::sink::AfterDeadLetter;
 use crate::sink::{Attempt, Judgement, Ordering, Settings, Sink};
 use crate::verdict::Verdict;
 
+pub(crate) mod address;
 mod classes;
 mod failure;
 mod request;
 mod response;
 mod tls;
 
+pub use self::address::Network;
 pub use self::classes::{Class, Status};
 
 /// How long a connection may take to be made.
@@ -66,6 +70,7 @@ pub struct Http {
     headers: Vec<(String, String)>,
     keys: Vec<Secret>,
     tls: Tls,
+    policy: Policy,
     classes: Classes,
 }
 
@@ -78,6 +83,7 @@ impl Http {
             headers: Vec::new(),
             keys: Vec::new(),
             tls: Tls::default(),
+            policy: Policy::default(),
             classes: Classes::default(),
         }
     }
@@ -121,6 +127,36 @@ impl Http {
     #[must_use]
     pub fn client_certificate(mut self, chain: impl Into<String>, key: impl Into<String>) -> Http {
         self.tls.identity = Some((chain.into(), key.into()));
+        self
+    }
+
+    /// Which addresses it may have, [`Network::Any`] unless this says otherwise. The addresses of metadata services, by
+    /// which clouds hand out the credentials of their machines, are refused in any case.
+    ///
+    /// ```
+    /// use relay::sink::http::{Http, Network};
+    ///
+    /// let theirs = Http::new("customer_7", "https://10.0.0.5/hooks").network(Network::Public);
+    /// assert!(theirs.sink("/shop").is_err());
+    /// ```
+    #[must_use]
+    pub fn network(mut self, network: Network) -> Http {
+        self.policy.network = network;
+        self
+    }
+
+    /// Lets it have an `http://` address, which everybody on the way can read and change. Addresses of this very machine,
+    /// such as `http://127.0.0.1:8080/`, need no allowance.
+    #[must_use]
+    pub fn allow_http(mut self) -> Http {
+        self.policy.allows_http = true;
+        self
+    }
+
+    /// Which ports below 1024 it may have in [`Network::Public`], beside 80 and 443.
+    #[must_use]
+    pub fn ports(mut self, ports: impl IntoIterator<Item = u16>) -> Http {
+        self.policy.ports = ports.into_iter().collect();
         self
     }
 
@@ -182,11 +218,13 @@ impl Http {
     /// The sink that sends the requests; `source` names this outbox to the receivers (CloudEvents `source`).
     ///
     /// # Errors
-    /// When the address or a header cannot be used, or there is nothing to check a server's certificate against.
+    /// When the address or a header cannot be used or may not be, or there is nothing to check a server's certificate
+    /// against.
     pub fn sink(&self, source: &str) -> Result<HttpSink, HttpError> {
         let url = address(&self.url)?;
+        self.policy.url(&url).map_err(|refusal| HttpError::Url { problem: refusal.to_string() })?;
         let headers = request::fixed(&self.headers)?;
-        let client = client(&url, &self.tls)?;
+        let client = client(&url, &self.tls, self.policy.clone())?;
         let (source, keys, classes) = (source.to_owned(), self.keys.clone(), self.classes.clone());
         Ok(HttpSink { client, url, headers, source, keys, classes })
     }
@@ -246,9 +284,10 @@ fn address(text: &str) -> Result<Url, HttpError> {
     Ok(url)
 }
 
-fn client(url: &Url, tls: &Tls) -> Result<Client, HttpError> {
+fn client(url: &Url, tls: &Tls, policy: Policy) -> Result<Client, HttpError> {
     Client::builder()
         .tls_backend_preconfigured(tls.config(url)?)
+        .dns_resolver(Resolver::new(policy))
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .no_proxy()
@@ -352,6 +391,9 @@ mod tests {
             ("ftp://billing.internal/", "http and https only"),
             ("http://", "write it like https://host/path"),
             ("http://user:secret@billing.internal/", "set an `authorization` header"),
+            ("http://billing.internal/?token=secret", "`allow_http = true`"),
+            ("https://169.254.169.254/?token=secret", "`169.254.169.254`, a link-local address"),
+            ("https://[::ffff:a9fe:a9fe]/?token=secret", "no setting allows it"),
         ] {
             let error = Http::new("billing", url).sink("/").map(|_| ()).unwrap_err().to_string();
             assert!(error.contains(told), "{url}: {error}");

@@ -15,9 +15,12 @@ use super::stage::{
     until_nothing_is_left,
 };
 
+/// A destination and for how long its circuit opened; without that it closed.
+type Turn = (String, Option<Duration>);
+
 /// What the circuits of a relay did, in order.
 #[derive(Clone, Default)]
-struct Turns(Arc<Mutex<Vec<(String, Option<Duration>)>>>);
+struct Turns(Arc<Mutex<Vec<Turn>>>);
 
 impl Turns {
     fn note(&self, event: &Event) {
@@ -29,7 +32,7 @@ impl Turns {
         self.0.lock().unwrap().push(turn);
     }
 
-    fn all(&self) -> Vec<(String, Option<Duration>)> {
+    fn all(&self) -> Vec<Turn> {
         self.0.lock().unwrap().clone()
     }
 }

@@ -33,6 +33,7 @@ fn refusals(schema: &Value, value: &Value, at: &str) -> Vec<String> {
                     "array" => value.is_array(),
                     "string" => value.is_string(),
                     "integer" => value.is_i64() || value.is_u64(),
+                    "boolean" => value.is_boolean(),
                     other => panic!("the type {other}"),
                 };
                 refuse(is_right, format!("{value} is no {said}"));
@@ -128,6 +129,7 @@ fn what_a_schema_can_refuse_is_refused() {
         "is not set",
         "needs `url`",
         "contains credentials",
+        "may not be used",
         "contains a password",
         "is not usable",
         "names no",

@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::time::Duration;
 
+use super::address::Refusal;
 use crate::duration;
 use crate::sink::{Judgement, text};
-use crate::tls::refusal::refusal;
+use crate::tls::refusal;
 use crate::verdict::Verdict;
 
 const RETRY: Verdict = Verdict::Retry { after: None };
@@ -22,13 +23,16 @@ pub(super) fn judge(error: reqwest::Error) -> Judgement {
     let error = error.without_url();
     // Also after the handshake: a server judges a client certificate when the first request is on its way, and reads none
     // before.
-    if let Some(refused) = refusal(&error) {
+    if let Some(refused) = refusal::refusal(&error) {
         return Judgement::failed(Verdict::Misconfigured, "certificate", text::cleaned(&refused.said));
     }
     let said = said(&error);
     if !error.is_connect() {
         // The connection stood, so the request may have arrived, whole or in part.
         return Judgement { maybe: true, ..Judgement::failed(RETRY, "reset", said) };
+    }
+    if let Some(refusal) = refusal(&error) {
+        return Judgement::failed(Verdict::Misconfigured, "address", refusal.to_string());
     }
     if error.is_dns() {
         return Judgement::failed(dns(&said), "dns", said);
@@ -48,6 +52,18 @@ fn said(error: &reqwest::Error) -> String {
 /// them apart by their text only, which is the system's.
 fn dns(said: &str) -> Verdict {
     if said.to_ascii_lowercase().contains("temporary failure") { RETRY } else { Verdict::Misconfigured }
+}
+
+/// Why the address was not connected to, if that is what happened.
+fn refusal(error: &reqwest::Error) -> Option<&Refusal> {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(refusal) = error.downcast_ref() {
+            return Some(refusal);
+        }
+        cause = error.source();
+    }
+    None
 }
 
 #[cfg(test)]
