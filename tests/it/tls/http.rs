@@ -315,7 +315,8 @@ async fn certificates_are_read_anew_at_sighup() {
     file(folder.path(), "ca.crt", &new.pem());
     new.client("billing").write(folder.path(), "client");
     relay.signal(Signal::Hup);
-    relay.wait_for_line("the new configuration is in force", LIMIT);
+    // Until then the old one may still take a message, and would not look at it again for a minute.
+    relay.wait_for_line("the relay of the previous configuration has finished", LIMIT);
     database.exec(insert);
     while server.seen().is_empty() {
         assert!(tokio::time::Instant::now() < until, "nothing was delivered: {}", relay.output());

@@ -63,7 +63,7 @@ fn certificates_that_cannot_be_used_are_answered_with_the_place_and_never_shown(
         assert_eq!(problems(&file("https://b/", tls), &ENVIRONMENT), format!("relay.toml:{expected}"), "{tls}");
     }
     assert_eq!(
-        problems(&file("http://b/", "{ ca = { env = \"CERT\" } }"), &ENVIRONMENT),
+        problems(&file("http://127.0.0.1/", "{ ca = { env = \"CERT\" } }"), &ENVIRONMENT),
         "relay.toml:4:1: [destinations.billing.tls] is for `https://` only, and the url is `http://`"
     );
 }
