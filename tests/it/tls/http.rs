@@ -80,7 +80,7 @@ impl Endpoint {
             let (acceptor, seen) = (acceptor.clone(), listed.clone());
             async move {
                 match acceptor.accept(stream).into_fallible().await {
-                    Ok(stream) => answer(stream, &seen).await,
+                    Ok(stream) => answer(stream, seen).await,
                     // What it sent meanwhile is read, or closing would take back what was said to it.
                     Err((_error, mut stream)) => {
                         let _ = stream.shutdown().await;
@@ -130,17 +130,23 @@ impl Endpoint {
     }
 }
 
-async fn answer(stream: TlsStream<TcpStream>, seen: &Mutex<Vec<Seen>>) {
+async fn answer(stream: TlsStream<TcpStream>, seen: Arc<Mutex<Vec<Seen>>>) {
     let (_, session) = stream.get_ref();
     let protocol = String::from_utf8(session.alpn_protocol().unwrap_or_default().to_vec()).unwrap();
-    let shown = session.peer_certificates().is_some();
-    let saw = |body: Bytes| seen.lock().unwrap().push(Seen { protocol: protocol.clone(), body, shown });
-    if protocol == "h2" {
+    let (is_http_2, shown) = (protocol == "h2", session.peer_certificates().is_some());
+    let saw = {
+        let seen = seen.clone();
+        move |body: Bytes| seen.lock().unwrap().push(Seen { protocol: protocol.clone(), body, shown })
+    };
+    if is_http_2 {
         let mut connection = h2::server::handshake(stream).await.unwrap();
         while let Some(Ok((mut request, mut respond))) = connection.accept().await {
-            let body = request.body_mut().data().await.unwrap().unwrap();
-            saw(body);
-            respond.send_response(axum::http::Response::new(()), true).unwrap();
+            let saw = saw.clone();
+            // A body arrives only while the connection is asked for the next request.
+            tokio::spawn(async move {
+                saw(request.body_mut().data().await.unwrap().unwrap());
+                respond.send_response(axum::http::Response::new(()), true).unwrap();
+            });
         }
         return;
     }
