@@ -1,8 +1,11 @@
 //! One relay, four destinations: one is fast, one slow, one fails half of the time, one is dead for a while.
 //!
 //! Producers write at a steady rate, half of it under one key, and never stop while the dead one comes back: its backlog
-//! has to drain all the same. The fast one must hardly notice any of it. What producers
+//! has to drain all the same. The others must hardly notice any of it. What producers
 //! and receivers saw is judged by the checker; latency is told from the commit to the first request that was accepted.
+//!
+//! One that hangs and one that fails are here; one that is paused, one that refuses connections and one with a large
+//! backlog are in `backlog`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,12 +35,18 @@ const SLOW_ANSWERS_AFTER: Duration = Duration::from_millis(30);
 const CAUGHT_UP: u64 = 16;
 /// An attempt at a dead destination takes so long.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the load goes on with the fast destination alone.
-const ALONE: Duration = Duration::from_secs(5);
+/// How long the load goes on with the fast destination alone, and then without the dead one.
+const ALONE: Duration = Duration::from_secs(8);
 /// How long with all of them while one is dead.
-const OUTAGE: Duration = Duration::from_secs(4);
-/// What processes beside a test do to its slowest hundredth.
-const NOISE: Duration = Duration::from_millis(60);
+const OUTAGE: Duration = Duration::from_secs(5);
+/// What a slowest hundredth may be longer than twice another by, however quiet the machine is.
+const NOISE: Duration = Duration::from_millis(25);
+/// So often somebody has to be woken between the commit and the arrival: what the machine does to that is measured.
+const HOPS: u32 = 4;
+/// The dice of the failing destination make its slowest hundredth longer or shorter by as much.
+const LUCK: Duration = Duration::from_millis(300);
+/// Three more destinations and the backlog of one cost no more than this, in MiB.
+const MEMORY_MAX: u64 = 24;
 /// How long anything may take. Far more than it takes: a machine may be busy.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -67,8 +76,8 @@ struct Load {
     /// Where the next messages go.
     to: Mutex<Vec<&'static str>>,
     committed_at: Mutex<HashMap<Id, Instant>>,
-    /// When each message was accepted by `fast`.
-    arrived_at: Mutex<HashMap<Id, Instant>>,
+    /// When each message was accepted first, by each destination.
+    arrived_at: Mutex<HashMap<(&'static str, Id), Instant>>,
     accepted: Mutex<HashMap<&'static str, u64>>,
     requests_of_dead: AtomicU64,
     /// While only the fast one was there.
@@ -93,9 +102,8 @@ impl Load {
         }
         if status == 200 {
             *self.accepted.lock().unwrap().entry(destination).or_default() += 1;
-            if destination == "fast" {
-                self.arrived_at.lock().unwrap().entry(request.id().to_owned()).or_insert(request.at);
-            }
+            let arrived = (destination, request.id().to_owned());
+            self.arrived_at.lock().unwrap().entry(arrived).or_insert(request.at);
         }
     }
 
@@ -149,13 +157,14 @@ impl Load {
         }
     }
 
-    /// From the commit to the arrival at `fast`, of what was committed in this span, shortest first.
-    fn latencies(&self, from: Instant, until: Instant) -> Vec<Duration> {
+    /// From the commit to the request that was accepted, of what was committed in this span, shortest first.
+    fn latencies(&self, destination: &'static str, from: Instant, until: Instant) -> Vec<Duration> {
         let arrived = self.arrived_at.lock().unwrap();
         let committed = self.committed_at.lock().unwrap();
         let committed = committed.iter().filter(|(_, at)| (from..until).contains(at));
+        let arrived = |id: &Id| arrived.get(&(destination, id.clone()));
         let mut latencies: Vec<Duration> = committed
-            .map(|(id, at)| arrived.get(id).map_or(LIMIT, |arrived| arrived.saturating_duration_since(*at)))
+            .map(|(id, at)| arrived(id).map_or(LIMIT, |arrived| arrived.saturating_duration_since(*at)))
             .collect();
         latencies.sort_unstable();
         latencies
@@ -187,9 +196,46 @@ pub(crate) fn percentile(sorted: &[Duration], share: f64) -> Duration {
 }
 
 /// The slowest hundredth takes at most twice as long beside the others as alone, and what a busy machine adds.
-pub(crate) fn assert_at_most_twice(state: &str, alone: &[Duration], beside: &[Duration]) {
+pub(crate) fn assert_at_most_twice(state: &str, alone: &[Duration], beside: &[Duration], noise: Duration) {
     let [alone, beside] = [alone, beside].map(|latencies| percentile(latencies, 0.99));
-    assert!(beside <= alone * 2 + NOISE, "{state}: p99 {beside:.1?}, alone {alone:.1?}");
+    assert!(
+        beside <= alone * 2 + NOISE + noise * HOPS,
+        "{state}: p99 {beside:.1?}, alone {alone:.1?}, whoever slept woke up {noise:.1?} late"
+    );
+}
+
+/// How late this machine wakes those who sleep: what other processes do to a test, and no part of it.
+pub(crate) struct Noise(Arc<(AtomicBool, Mutex<Vec<(Instant, Duration)>>)>);
+
+impl Noise {
+    pub(crate) fn listen() -> Noise {
+        const NAP: Duration = Duration::from_millis(3);
+        let heard = Arc::new((AtomicBool::new(false), Mutex::new(Vec::new())));
+        let shared = heard.clone();
+        std::thread::spawn(move || {
+            while !shared.0.load(Ordering::SeqCst) {
+                let asleep = Instant::now();
+                std::thread::sleep(NAP);
+                shared.1.lock().unwrap().push((asleep, asleep.elapsed() - NAP));
+            }
+        });
+        Noise(heard)
+    }
+
+    /// The slowest hundredth of this span.
+    pub(crate) fn p99(&self, from: Instant, until: Instant) -> Duration {
+        let heard = self.0.1.lock().unwrap();
+        let heard = heard.iter().filter(|(at, _)| (from..until).contains(at)).map(|(_, late)| *late);
+        let mut heard: Vec<Duration> = heard.collect();
+        heard.sort_unstable();
+        percentile(&heard, 0.99)
+    }
+}
+
+impl Drop for Noise {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// The most memory the process has had, in MiB.
@@ -265,12 +311,24 @@ fn run(load: &Arc<Load>, urls: &[(&'static str, String)]) {
         });
     };
 
+    let noise = Noise::listen();
     let alone = start(&urls[..1]);
     let began = Instant::now();
     producer(&|| std::thread::sleep(ALONE));
     load.wait_until(&alone, "all has arrived", || load.count("outbox_messages") == 0);
-    let without = load.latencies(began, Instant::now());
+    let without = load.latencies("fast", began, Instant::now());
+    let peak_alone = memory_peak(&alone);
     alone.terminate(LIMIT);
+
+    *load.to.lock().unwrap() = DESTINATIONS[..3].to_vec();
+    let healthy = start(&urls[..3]);
+    let began = Instant::now();
+    producer(&|| std::thread::sleep(ALONE));
+    load.wait_until(&healthy, "all has arrived", || {
+        load.count("outbox_messages") + load.count("outbox_deliveries") == 0
+    });
+    let without_dead = ["slow", "flaky"].map(|name| load.latencies(name, began, Instant::now()));
+    healthy.terminate(LIMIT);
 
     load.committed_alone.store(load.committed(), Ordering::SeqCst);
     *load.to.lock().unwrap() = DESTINATIONS.to_vec();
@@ -314,7 +372,10 @@ fn run(load: &Arc<Load>, urls: &[(&'static str, String)]) {
         load.count("outbox_messages") + load.count("outbox_deliveries") == 0
     });
     let ended = *ended.lock().unwrap();
-    let (with, draining) = (load.latencies(began, ended), load.latencies(ended, Instant::now()));
+    let spans = [(began, ended), (ended, Instant::now())];
+    let [with, draining] =
+        spans.map(|(from, until)| ["fast", "slow", "flaky"].map(|name| load.latencies(name, from, until)));
+    let [noise_with, noise_draining] = spans.map(|(from, until)| noise.p99(from, until));
     let peak = memory_peak(&relay);
     assert!(relay.is_running());
     relay.terminate(LIMIT);
@@ -323,15 +384,22 @@ fn run(load: &Arc<Load>, urls: &[(&'static str, String)]) {
     let verdict = check(&load.recorder.history());
     println!("{verdict}");
     let Drain { rows: waiting, backlog, drained_in, taken, committed } = drained.into_inner().unwrap().unwrap();
-    for (state, latencies) in
-        [("alone", &without), ("beside the others", &with), ("while the backlog drains", &draining)]
-    {
-        let [p50, p99] = [0.5, 0.99].map(|share| percentile(latencies, share));
-        println!("the fast one {state}: p50 {p50:.1?} p99 {p99:.1?} ({} messages)", latencies.len());
+    let [slow_without, flaky_without] = without_dead;
+    let without = [without, slow_without, flaky_without];
+    for (n, name) in ["fast", "slow", "flaky"].into_iter().enumerate() {
+        for (state, latencies) in [
+            (if n == 0 { "alone" } else { "without the dead one" }, &without[n]),
+            ("beside the dead one", &with[n]),
+            ("while its backlog drains", &draining[n]),
+        ] {
+            let [p50, p99] = [0.5, 0.99].map(|share| percentile(latencies, share));
+            println!("{name} {state}: p50 {p50:.1?} p99 {p99:.1?} ({} messages)", latencies.len());
+        }
     }
     println!(
         "backlog of {backlog}, {waiting} of them rows, drained in {drained_in:.1?} beside {:.0} % load ({committed} new for {taken} taken), {} attempts \
-         in the first second; peak memory {peak} MiB",
+         in the first second; peak memory {peak} MiB, with the fast one alone {peak_alone} MiB; woken {noise_with:.1?} and \
+         {noise_draining:.1?} late",
         committed as f64 / taken as f64 * 100.0,
         first_second.into_inner(),
     );
@@ -339,8 +407,13 @@ fn run(load: &Arc<Load>, urls: &[(&'static str, String)]) {
         println!("after {seconds:4.1} s: {messages} messages, {deliveries} waiting, {dead} dead");
     }
     verdict.assert_kept();
-    assert_at_most_twice("beside a slow, a failing and a dead one", &without, &with);
-    assert_at_most_twice("while the backlog of the dead one drains", &without, &draining);
+    for (n, name) in ["fast", "slow", "flaky"].into_iter().enumerate() {
+        let luck = if name == "flaky" { LUCK / HOPS } else { Duration::ZERO };
+        let state = |state| format!("{name} {state}");
+        assert_at_most_twice(&state("beside a dead one"), &without[n], &with[n], noise_with + luck);
+        assert_at_most_twice(&state("while its backlog drains"), &without[n], &draining[n], noise_draining + luck);
+    }
+    assert!(peak <= peak_alone + MEMORY_MAX, "{peak} MiB, with the fast one alone {peak_alone} MiB");
 }
 
 /// Sixty megabytes for a destination that never answers, and eight to keep them in.
@@ -351,7 +424,7 @@ async fn large_messages_for_a_dead_destination_neither_fill_the_memory_nor_stop_
     let fast = Receiver::start(|_| Answer::status(200)).await;
     let configuration = format!(
         "[relay]\nin_hands_bytes = \"8MiB\"\n[health]\nlisten = \"off\"\n\
-         [destinations.dead]\nurl = \"{}\"\ntopics = [\"load.*\"]\ntimeout = \"60s\"\n\
+         [destinations.dead]\nurl = \"{}\"\ntopics = [\"load.*\"]\ntimeout = \"60s\"\nconcurrency = 128\n\
          [destinations.fast]\nurl = \"{}\"\ntopics = [\"load.*\"]\n",
         dead.url("/hook"),
         fast.url("/hook")
