@@ -7,14 +7,14 @@
 //! - what they have started, and for the first time, is left alone. A retry that is due meanwhile goes out from memory.
 //!
 //! Invariants
-//! - Nothing is given back for a row that nobody waits for: one that is not due, or that overflowed. Otherwise a lane with a
-//!   queue would lose its fast path to each neighbour that is down.
+//! - Nothing is given back for a row that nobody waits for: one that is not due, whose key stands still, or whose lane has
+//!   enough to do. Otherwise a lane with a queue would lose its fast path to each neighbour that is down.
 //! - A retry from memory is at the head of its key, as it was when it failed: nothing behind it is written or attempted
 //!   before it.
 //! - A message stays in memory for no longer than the first attempts at its destinations take, and one more attempt.
 //!
-//! Absent: a follower of a parked key waits for the attempts under way of its own message. Whether rows of its key go
-//! first only the table knows.
+//! Absent: what waits for its turn at one destination waits for the attempts under way of its own message. Whether rows of
+//! its key go first only the table knows.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -30,14 +30,14 @@ use crate::store::{DueIn, Remains, State, UnitMove};
 impl Engine {
     /// Lets go of messages that wait in one lane while another has a row of them to write.
     pub(super) fn free_stuck(&mut self, now: Instant) {
-        if self.lanes.len() < 2 || now < self.stuck_next {
+        if self.stuck_wake().is_none_or(|at| now < at) {
             return;
         }
         let begun: HashSet<Seq> = self.running.values().filter_map(Running::fresh_first).collect();
         let (mut stuck, mut again, mut next) = (HashSet::new(), Vec::new(), now + TICK);
         for (message, unit, since) in self.hands.kept_back() {
             let Some(&lane) = self.lane_by_name.get(&unit.destination) else { continue };
-            let Some(wanted_at) = self.wanted_at(lane, message, unit, since) else { continue };
+            let Some(wanted_at) = self.wanted_at(lane, message, unit, since, now) else { continue };
             let patience = if self.lanes[lane].lane.is_idle() { IDLE_MAX } else { BUSY_MAX };
             if now >= wanted_at + patience {
                 stuck.insert(message.seq);
@@ -65,19 +65,28 @@ impl Engine {
         (self.lanes.len() > 1 && self.hands.keeps_back()).then_some(self.stuck_next)
     }
 
-    /// From when on somebody waits for this to be written; nobody does where the destination takes nothing, or has rows
-    /// enough.
-    fn wanted_at(&self, lane: usize, message: &Message, unit: &UnitMove, since: Instant) -> Option<Instant> {
-        let lane = &self.lanes[lane].lane;
+    /// From when on somebody waits for this to be written; nobody does where the destination takes nothing, or has enough.
+    fn wanted_at(
+        &self,
+        lane: usize,
+        message: &Message,
+        unit: &UnitMove,
+        since: Instant,
+        now: Instant,
+    ) -> Option<Instant> {
+        let state = &self.lanes[lane];
+        let lane = &state.lane;
         if lane.is_closed() {
             return None;
         }
+        let starves = || lane.is_idle() && state.next_due.is_none_or(|at| at > now);
         let moves = || message.ordering_key.as_ref().is_some_and(|key| lane.key_moves(key));
         match &unit.remains {
             Remains::Waits(waits) => match (waits.state, waits.due) {
                 (State::Retry, DueIn::Pause(pause)) => Some(since + pause),
                 (State::Blocked, _) if moves() => Some(since),
                 (State::Blocked, _) => Some(since + UNWANTED_MAX),
+                (State::Overflow, _) if starves() => Some(since),
                 _ => None,
             },
             // For people, who want to see it.

@@ -93,6 +93,39 @@ async fn what_was_tried_again_from_memory_is_counted_where_it_is_written(databas
 }
 for_each_database!(what_was_tried_again_from_memory_is_counted_where_it_is_written);
 
+/// What it got while it was paused leaves the other's queue when it is open again and would idle.
+async fn a_destination_that_was_paused_does_not_wait_for_the_queue_of_another(database: TestDatabase) {
+    const MESSAGES: usize = 40;
+    let log = Log::default();
+    let (hangs, gate, begun) = hanging("hangs");
+    let hangs = hangs.topics(["**"]).concurrency(1);
+    let other = log.accepting("other").topics(["t"]);
+    let relay = Running::start(relay_on(&database).destination(hangs).destination(other)).await;
+    enqueue(&database, [outbox::Envelope::raw("plug", "x")]);
+    until(&database, "it hangs", || begun.load(Ordering::SeqCst) == 1).await;
+    let pause = |at: &str| database.exec(&format!("UPDATE outbox_destinations SET {at} WHERE name = 'other'"));
+    pause("paused_at = CURRENT_TIMESTAMP, paused_by = 'ada'");
+    // The relay reads it soon; what came before that is taken.
+    for n in 0.. {
+        let taken = log.accepted("other").len();
+        if taken < n {
+            break;
+        }
+        enqueue(&database, [plain("too early, perhaps")]);
+        tokio::time::sleep(millis(50)).await;
+    }
+    enqueue(&database, (0..MESSAGES).map(|n| keyed(&format!("{}", n % 7), &format!("{n:02}"))));
+    tokio::time::sleep(millis(200)).await;
+    pause("paused_at = NULL, paused_by = NULL");
+    let bodies: Vec<String> = (0..MESSAGES).map(|n| format!("{n:02}")).collect();
+    log.until_accepted("other", &bodies.iter().map(|body| &**body).collect::<Vec<_>>()).await;
+    assert_eq!(begun.load(Ordering::SeqCst), 1);
+    gate.send(true).unwrap();
+    until_nothing_is_left(&database).await;
+    relay.stop().await;
+}
+for_each_database!(a_destination_that_was_paused_does_not_wait_for_the_queue_of_another);
+
 /// It keeps its queue in memory, whatever the other one's retries and followers wait for.
 async fn a_destination_that_is_down_costs_one_with_a_queue_no_rows(database: TestDatabase) {
     const MESSAGES: usize = 200;
