@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
+use crate::sink::http::{Class, Status};
 
 mod accepts;
 pub mod database_url;
@@ -130,6 +132,8 @@ pub struct Destination {
     pub topics: Vec<String>,
     /// Attempts at the same time, per relay.
     pub concurrency: usize,
+    /// How often it is called, by all relays together.
+    pub rate_limit: Option<RateLimit>,
     /// How long an attempt may take.
     pub timeout: Duration,
     /// Whether a key's messages wait for each other.
@@ -142,6 +146,8 @@ pub struct Destination {
     pub signing: Signing,
     /// Headers sent with every request.
     pub headers: BTreeMap<String, Secret>,
+    /// Answers that are judged otherwise than by the table.
+    pub classify: BTreeMap<Status, Class>,
 }
 
 /// How requests are signed.
@@ -200,12 +206,14 @@ impl Default for Destination {
             url: String::new(),
             topics: Vec::new(),
             concurrency: 16,
+            rate_limit: None,
             timeout: Defaults::default().timeout,
             ordering: Ordering::Key,
             after_dead_letter: AfterDeadLetter::Continue,
             retry: Defaults::default().retry,
             signing: Signing::default(),
             headers: BTreeMap::new(),
+            classify: BTreeMap::new(),
         }
     }
 }

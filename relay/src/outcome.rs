@@ -78,11 +78,12 @@ pub(crate) fn outcome(
         code: judgement.code.clone(),
         relay: policy.relay.clone(),
         maybe: judgement.maybe,
+        remote: judgement.remote.map(|address| address.to_string()),
         text: judgement.text.clone(),
     });
     let surplus = history.len().saturating_sub(HISTORY_MAX);
     history.drain(..surplus);
-    let last_error = Some(described(&judgement.code, &judgement.text));
+    let last_error = Some(judgement.said());
 
     let counted = NonZeroU32::new(attempts).unwrap_or(NonZeroU32::MIN);
     let pause = match verdict {

@@ -30,12 +30,14 @@ retry = { preset = "webhook" }
 url = "https://billing.internal/hooks/outbox"
 topics = ["order.*", "refund.issued"]
 concurrency = 4
+rate_limit = "90/m"
 timeout = "7s"
 ordering = "none"
 after_dead_letter = "block"
 retry = ["1s", "1m", "1h30m"]
 signing = { scheme = "standard", keys = [{ env = "NEW_KEY" }, { env = "OLD_KEY" }] }
 headers = { Authorization = { env = "BILLING_TOKEN" }, x-tenant = "shop" }
+classify = { 404 = "reject", 5xx = "hold" }
 
 [destinations.audit]
 url = "http://127.0.0.1:8080/"
@@ -114,6 +116,7 @@ fn every_option_arrives_where_it_belongs() {
                     url: "https://billing.internal/hooks/outbox".into(),
                     topics: vec!["order.*".into(), "refund.issued".into()],
                     concurrency: 4,
+                    rate_limit: Some(RateLimit::per_minute(90)),
                     timeout: Duration::from_secs(7),
                     ordering: Ordering::None,
                     after_dead_letter: AfterDeadLetter::Block,
@@ -122,6 +125,11 @@ fn every_option_arrives_where_it_belongs() {
                     headers: [
                         ("authorization".to_owned(), Secret::new("Bearer x")),
                         ("x-tenant".to_owned(), Secret::new("shop")),
+                    ]
+                    .into(),
+                    classify: [
+                        (Status::parse("404").unwrap(), Class::Reject),
+                        (Status::parse("5xx").unwrap(), Class::Hold),
                     ]
                     .into(),
                 },
@@ -250,6 +258,21 @@ pub(super) fn wrong_files() -> Vec<(String, &'static str)> {
             "[health]\nlisten = 9464".into(),
             "relay.toml:2:10: `listen` in [health] must be an address with a port such as `127.0.0.1:9464`, or `off`, \
              not `9464`",
+        ),
+        (
+            with("rate_limit = \"50\""),
+            "relay.toml:4:14: `rate_limit` in [destinations.billing] must be `off`, or a number from 1 to 1000000 and `/s`, \
+             `/m` or `/h`, such as `50/s`, not `50`",
+        ),
+        (
+            with("classify = { 200 = \"retry\" }"),
+            "relay.toml:4:14: `200` in [destinations.billing.classify] is no status that can be judged otherwise\n  \
+             help: write `404`, or `5xx` for all of them; `2xx` is always a success",
+        ),
+        (
+            with("classify = { 404 = \"ignore\" }"),
+            "relay.toml:4:20: `404` in [destinations.billing.classify] must be `delivered` or `retry` or `hold` or \
+             `misconfigured` or `reject`, not `ignore`",
         ),
         ("[defaults]\nmode = \"raw\"".into(), "relay.toml:2:8: `mode` in [defaults] must be `binary`, not `raw`"),
         (
@@ -508,7 +531,8 @@ pub(super) mod document {
 
     #[test]
     fn it_lists_every_key_there_is_and_no_other() {
-        let file = "[destinations.billing]\nurl = \"http://a/\"\ntopics = [\"a\"]\nheaders = { x-tenant = \"1\" }\n";
+        let file = "[destinations.billing]\nurl = \"http://a/\"\ntopics = [\"a\"]\nheaders = { x-tenant = \"1\" }\n\
+                    classify = { 404 = \"reject\" }\n";
         let sources = sources(file, &ENVIRONMENT);
         let reader = Reader::new(std::path::Path::new("relay.toml"), file, &sources.environment);
         let table = DeTable::parse(file).unwrap().into_inner();
@@ -545,6 +569,7 @@ pub(super) mod document {
                 ("x-tenant".to_owned(), Secret::new("shop")),
             ]
             .into(),
+            classify: [(Status::parse("404").unwrap(), Class::Reject)].into(),
             ..Destination::default()
         };
         expected.destinations.insert("billing".to_owned(), billing);

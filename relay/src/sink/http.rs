@@ -21,16 +21,21 @@ use reqwest::{Client, Url};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::Instant;
 
+use self::classes::Classes;
 use self::response::Excerpt;
 use crate::message::Message;
+use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::sink::AfterDeadLetter;
 use crate::sink::{Attempt, Judgement, Ordering, Settings, Sink};
 use crate::verdict::Verdict;
 
+mod classes;
 mod failure;
 mod request;
 mod response;
+
+pub use self::classes::{Class, Status};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,12 +65,19 @@ pub struct Http {
     url: String,
     headers: Vec<(String, String)>,
     keys: Vec<Secret>,
+    classes: Classes,
 }
 
 impl Http {
     /// A destination that gets every topic unless [`topics`](Http::topics) says otherwise.
     pub fn new(name: impl Into<String>, url: impl Into<String>) -> Http {
-        Http { settings: Settings::new(name, ["**"]), url: url.into(), headers: Vec::new(), keys: Vec::new() }
+        Http {
+            settings: Settings::new(name, ["**"]),
+            url: url.into(),
+            headers: Vec::new(),
+            keys: Vec::new(),
+            classes: Classes::default(),
+        }
     }
 
     /// The topic patterns it gets.
@@ -98,6 +110,21 @@ impl Http {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Http {
         self.settings.timeout = Some(timeout);
+        self
+    }
+
+    /// Judges answers with this status otherwise than by the table: `404`, or `5xx` for all that begin with that digit.
+    /// A success is a success: what begins with 2 cannot be judged otherwise.
+    #[must_use]
+    pub fn classify(mut self, status: Status, class: Class) -> Http {
+        self.classes.set(status, class);
+        self
+    }
+
+    /// How often it is called, by all relays together; each keeps to the share of the partitions it owns.
+    #[must_use]
+    pub fn rate_limit(mut self, limit: RateLimit) -> Http {
+        self.settings.rate_limit = Some(limit);
         self
     }
 
@@ -142,7 +169,8 @@ impl Http {
         let url = address(&self.url)?;
         let headers = request::fixed(&self.headers)?;
         let client = client(&url)?;
-        Ok(HttpSink { client, url, headers, source: source.to_owned(), keys: self.keys.clone() })
+        let (source, keys, classes) = (source.to_owned(), self.keys.clone(), self.classes.clone());
+        Ok(HttpSink { client, url, headers, source, keys, classes })
     }
 }
 
@@ -231,6 +259,7 @@ pub struct HttpSink {
     headers: HeaderMap,
     source: String,
     keys: Vec<Secret>,
+    classes: Classes,
 }
 
 #[async_trait]
@@ -283,7 +312,10 @@ impl HttpSink {
             Ok(Err(error)) => return Err(failure::judge(error)),
             Err(_elapsed) => return Err(failure::timeout(attempt.timeout)),
         };
-        let judgement = response::judge(response.status().as_u16(), response.headers(), SystemTime::now());
+        let judgement = Judgement {
+            remote: response.remote_addr(),
+            ..response::judge(response.status().as_u16(), response.headers(), &self.classes, SystemTime::now())
+        };
         let mut excerpt = Excerpt::of(response.headers());
         let until = deadline.min(Instant::now() + BODY_TIMEOUT);
         while excerpt.wants_more() {
