@@ -25,7 +25,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 const DESTINATIONS: [&str; 4] = ["fast", "slow", "flaky", "dead"];
-/// Messages a second: two thirds to four fifths of what `dead` takes when it is back. How much it was is printed.
+/// Messages a second. While the backlog drains, no more than four fifths of what `dead` takes on this machine; how much it
+/// was is printed.
 const RATE: u64 = 40;
 /// Two at a time, each so long, and what a request costs.
 const DEAD_ANSWERS_AFTER: Duration = Duration::from_millis(28);
@@ -76,6 +77,8 @@ struct Load {
     arrived_at: Mutex<HashMap<(&'static str, Id), Instant>>,
     accepted: Mutex<HashMap<&'static str, u64>>,
     requests_of_dead: AtomicU64,
+    /// Messages in a thousand seconds.
+    rate: AtomicU64,
     /// While only the fast one was there.
     committed_alone: AtomicU64,
 }
@@ -94,6 +97,7 @@ impl Load {
             arrived_at: Mutex::default(),
             accepted: Mutex::default(),
             requests_of_dead: AtomicU64::new(0),
+            rate: AtomicU64::new(RATE * 1000),
             committed_alone: AtomicU64::new(0),
         })
     }
@@ -142,10 +146,10 @@ impl Load {
     }
 
     fn produce<C: LoadConnection<Backend: OutboxBackend>>(&self, conn: &mut C) {
-        let began = Instant::now();
+        let mut next = Instant::now();
         for n in 0_u32.. {
-            let next = began + Duration::from_secs(1) * n / u32::try_from(RATE).unwrap();
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            next += Duration::from_secs(1000) / u32::try_from(self.rate.load(Ordering::SeqCst)).unwrap();
             if self.over.load(Ordering::SeqCst) {
                 return;
             }
@@ -342,11 +346,14 @@ fn run((load, urls): (&Load, Urls<'_>), (beside, url): (&Load, Urls<'_>)) {
         load.is_dead.store(false, Ordering::SeqCst);
         let (back, before) = (Instant::now(), load.requests_of_dead.load(Ordering::SeqCst));
         let (taken, committed) = (load.accepted_by("dead"), load.committed());
-        let mut noted = Instant::now();
+        let (mut noted, mut had) = (Instant::now(), taken);
         load.wait_until(&relay, "the backlog of the one that was dead drains under load", || {
             if noted.elapsed() > Duration::from_secs(1) {
                 note();
-                noted = Instant::now();
+                let has = load.accepted_by("dead");
+                let takes = 1000.0 * (has - had) as f64 / noted.elapsed().as_secs_f64();
+                load.rate.store(((takes * 0.8) as u64).clamp(5_000, RATE * 1000), Ordering::SeqCst);
+                (noted, had) = (Instant::now(), has);
             }
             if back.elapsed() < Duration::from_secs(1) {
                 first_second.store(load.requests_of_dead.load(Ordering::SeqCst) - before, Ordering::SeqCst);

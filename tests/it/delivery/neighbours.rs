@@ -154,7 +154,7 @@ for_each_database!(a_destination_that_is_down_costs_one_with_a_queue_no_rows);
 
 /// Rows whose key is not free come back with each look. They must neither bring the next one nor hide what is behind them.
 async fn rows_that_may_not_start_bring_no_looks_and_hide_nothing(database: TestDatabase) {
-    const KEYS: usize = 24;
+    const KEYS: usize = 12;
     refuse_worse(&database);
     let (log, calls) = (Log::default(), Calls::default());
     let handler = log.handler("d", |arrival| {
@@ -164,7 +164,8 @@ async fn rows_that_may_not_start_bring_no_looks_and_hide_nothing(database: TestD
     let relay = Running::start(calls.relay(&database).await.destination(handler.concurrency(4))).await;
     let key = |n: usize| format!("key {n}");
     // Each of these fails, and its row cannot be written; so what follows it has to wait, in rows that are due.
-    enqueue(&database, (0..KEYS).map(|n| keyed(&key(n), &format!("worse {n}"))));
+    // The fine ones show the relay that its destination works: no circuit opens.
+    enqueue(&database, (0..KEYS).flat_map(|n| [plain("fine"), keyed(&key(n), &format!("worse {n}")), plain("fine")]));
     log.until("all have failed", |log| (0..KEYS).all(|n| log.attempts("d", &format!("worse {n}")) > 0)).await;
     enqueue(&database, (0..KEYS).map(|n| keyed(&key(n), &format!("after {n}"))));
     until(&database, "they stand in rows", || rows_of(&database, "d") == i64::try_from(KEYS).unwrap()).await;
@@ -177,7 +178,7 @@ async fn rows_that_may_not_start_bring_no_looks_and_hide_nothing(database: TestD
     let looks = calls.of("delivery_due") - looks;
     println!("{}: {looks} looks beside {KEYS} rows that may not start", database.kind());
     assert!(looks <= 50, "{looks} looks while six times the destinations were read");
-    assert!(log.accepted("d").iter().all(|body| body == "late"), "something passed what had failed");
+    assert!(log.accepted("d").iter().all(|body| body == "late" || body == "fine"), "something passed what had failed");
     relay.stop().await;
 }
 for_each_database!(rows_that_may_not_start_bring_no_looks_and_hide_nothing);
