@@ -108,9 +108,9 @@ impl DueState {
         self.number + 1
     }
 
-    /// True while rows are in hands and not settled.
-    pub(super) fn has_rows(&self) -> bool {
-        self.held.values().any(|row| !row.settled)
+    /// How many rows are in hands and not settled.
+    pub(super) fn rows(&self) -> usize {
+        self.held.values().filter(|row| !row.settled).count()
     }
 
     /// A look begins; returns its number.
@@ -356,6 +356,7 @@ impl Engine {
                 continue;
             }
             let Some(&lane) = self.lane_by_name.get(&row.destination) else { continue };
+            let waits_for_long = self.settling.keeps_waiting(&row.destination, row.message.ordering_key.as_ref());
             let waits = if self.must_wait_in_line(lane, &row, doubts) {
                 *self.due.not_certain.entry(lane).or_default() += 1;
                 // What waits for a row that cannot be written waits for long.
@@ -368,7 +369,8 @@ impl Engine {
                 None
             } else {
                 *self.due.not_certain.entry(lane).or_default() += 1;
-                Some(Again::WhenItsKeyIsFree)
+                // What waits for an outcome that was set aside holds up no drain.
+                (!waits_for_long).then_some(Again::WhenItsKeyIsFree)
             };
             again[lane] = again[lane].max(waits);
         }
@@ -382,7 +384,7 @@ impl Engine {
             false => NOT_YET_PAUSE,
         };
         let is_held_back = again.iter().any(Option::is_some);
-        let nothing_held_back = returned == 0 || (taken == 0 && !is_held_back && !self.due.has_rows());
+        let nothing_held_back = returned == 0 || (taken == 0 && !is_held_back && self.holds_no_rows_but_aside());
         if number >= self.due.pass_from && taken == 0 && nothing_held_back {
             self.due.pass_empty = true;
         }
