@@ -18,6 +18,7 @@ use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
 
 mod accepts;
+mod advice;
 pub mod database_url;
 mod example;
 mod problem;
@@ -35,6 +36,8 @@ pub use problem::{ConfigError, Problem};
 pub use reload::Reloaded;
 pub use schema::schema;
 pub use secret::Secret;
+
+pub use crate::sink::http::Mode;
 
 use read::{Place, Reader, Section};
 
@@ -114,13 +117,6 @@ pub struct Defaults {
     pub retry: RetryPolicy,
 }
 
-/// The shape of the request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// The body is the stored bytes, everything else travels in headers.
-    Binary,
-}
-
 /// An HTTP destination.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Destination {
@@ -132,6 +128,8 @@ pub struct Destination {
     pub concurrency: usize,
     /// How long an attempt may take.
     pub timeout: Duration,
+    /// The shape of the request.
+    pub mode: Mode,
     /// Whether a key's messages wait for each other.
     pub ordering: Ordering,
     /// What happens to a key after one of its messages died.
@@ -156,7 +154,7 @@ pub struct Signing {
 /// What is signed, and how it is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scheme {
-    /// Standard Webhooks `v1`.
+    /// Standard Webhooks: `v1` or `v1a`, as each key is.
     #[default]
     Standard,
 }
@@ -190,7 +188,7 @@ impl Default for Health {
 
 impl Default for Defaults {
     fn default() -> Self {
-        Defaults { timeout: Duration::from_secs(15), mode: Mode::Binary, retry: RetryPolicy::internal() }
+        Defaults { timeout: Duration::from_secs(15), mode: Mode::default(), retry: RetryPolicy::internal() }
     }
 }
 
@@ -201,6 +199,7 @@ impl Default for Destination {
             topics: Vec::new(),
             concurrency: 16,
             timeout: Defaults::default().timeout,
+            mode: Defaults::default().mode,
             ordering: Ordering::Key,
             after_dead_letter: AfterDeadLetter::Continue,
             retry: Defaults::default().retry,

@@ -15,6 +15,7 @@ mod cli_explain;
 mod cli_keys;
 mod cli_messages;
 mod cli_rules;
+mod cli_secret;
 mod cli_trying;
 mod database;
 mod dead_letters;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Config, Destination, Migrate, Mode, Scheme, Signing, database_url, size};
+use super::{Config, Destination, Migrate, Scheme, Signing, database_url, size};
 use crate::duration;
 use crate::retry::RetryPolicy;
 use crate::sink::{AfterDeadLetter, Ordering};
@@ -77,6 +77,7 @@ struct ShownDestination<'a> {
     topics: &'a [String],
     concurrency: usize,
     timeout: String,
+    mode: &'static str,
     ordering: &'static str,
     after_dead_letter: &'static str,
     retry: &'a RetryPolicy,
@@ -121,19 +122,13 @@ fn shown(config: &Config) -> Shown<'_> {
             source,
         },
         health: ShownHealth { listen: listen.map_or_else(|| "off".to_owned(), |address| address.to_string()) },
-        defaults: ShownDefaults {
-            timeout: span(timeout),
-            mode: match mode {
-                Mode::Binary => "binary",
-            },
-            retry,
-        },
+        defaults: ShownDefaults { timeout: span(timeout), mode: mode.name(), retry },
         destinations: destinations.iter().map(|(name, each)| (name.as_str(), destination(each))).collect(),
     }
 }
 
 fn destination(destination: &Destination) -> ShownDestination<'_> {
-    let Destination { url, topics, concurrency, timeout, ordering, after_dead_letter, retry, signing, headers } =
+    let Destination { url, topics, concurrency, timeout, mode, ordering, after_dead_letter, retry, signing, headers } =
         destination;
     let Signing { scheme, keys } = signing;
     ShownDestination {
@@ -144,6 +139,7 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
         topics,
         concurrency: *concurrency,
         timeout: duration::format(*timeout).to_string(),
+        mode: mode.name(),
         ordering: match ordering {
             Ordering::Key => "key",
             Ordering::None => "none",
@@ -215,7 +211,7 @@ mod tests {
         let text = "[database]\nurl = \"sqlite:shop.db\"\nmigrate = \"auto\"\n[relay]\nname = \"shop-1\"\n\
                     in_hands_bytes = \"8MiB\"\n[health]\nlisten = \"off\"\n[defaults]\nretry = { preset = \"webhook\" }\n\
                     [destinations.billing]\nurl = \"https://billing.internal/in\"\ntopics = [\"order.*\"]\n\
-                    ordering = \"none\"\nafter_dead_letter = \"block\"\nretry = { attempts_max = 3 }\n";
+                    mode = \"raw\"\nordering = \"none\"\nafter_dead_letter = \"block\"\nretry = { attempts_max = 3 }\n";
         let load = |text: &str| {
             let file = Some(("relay.toml".into(), text.to_owned()));
             Config::load(&Sources { file, ..Sources::default() }, Scope::Everything).unwrap()
