@@ -17,6 +17,7 @@ mod expiry;
 mod keys;
 mod late;
 mod many;
+mod modes;
 mod order;
 mod outage;
 mod pauses;

@@ -26,6 +26,7 @@ mod examples;
 mod faults;
 mod handlers;
 mod http;
+mod independent;
 mod isolation;
 mod keys;
 mod kill;
