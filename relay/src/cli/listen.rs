@@ -169,12 +169,13 @@ impl Arrived {
 
     /// What is said about the message under this name: in a header in mode `binary`, in the body in the other ones.
     fn said(&self, name: &str) -> Option<String> {
-        self.header(&format!("ce-{name}")).or_else(|| {
-            let body: Value = serde_json::from_slice(&self.body).ok()?;
-            // A payload may have such a name, too: only an envelope has these as well.
-            let is_envelope = body.get("specversion").is_some() || body.get("timestamp").is_some();
-            body.get(name).filter(|_| is_envelope)?.as_str().map(str::to_owned)
-        })
+        if self.headers.contains_key("ce-specversion") {
+            return self.header(&format!("ce-{name}"));
+        }
+        let body: Value = serde_json::from_slice(&self.body).ok()?;
+        // A payload may have such a name, too: only an envelope has these as well.
+        let is_envelope = body.get("specversion").is_some() || body.get("timestamp").is_some();
+        body.get(name).filter(|_| is_envelope)?.as_str().map(str::to_owned)
     }
 
     fn topic(&self) -> Option<String> {
@@ -270,5 +271,26 @@ mod tests {
     fn the_first_requests_fail_when_asked_to() {
         let answers = Answers { status: 204, fail_first: 2, delay: None };
         assert_eq!([0, 1, 2, 3].map(|number| answers.status(number)), [503, 503, 204, 204]);
+    }
+
+    #[test]
+    fn topic_key_and_id_are_found_in_every_mode() {
+        let arrived = |headers: &[(&'static str, &'static str)], body: &str| {
+            let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+            let (method, path, body) = ("POST".to_owned(), "/".to_owned(), body.as_bytes().to_vec());
+            let arrived = Arrived { at: Utc::now(), method, path, headers, body, status: 200, signature: None };
+            let seen = arrived.as_json();
+            [&seen["topic"], &seen["key"], &seen["message_id"]].map(|value| value.as_str().unwrap_or("-").to_owned())
+        };
+        let id = ("webhook-id", "m1");
+        let payload = "{\"type\": \"van\", \"partitionkey\": 1}";
+        assert_eq!(
+            arrived(&[id, ("ce-specversion", "1.0"), ("ce-type", "t"), ("ce-partitionkey", "k")], payload),
+            ["t", "k", "m1"]
+        );
+        let event = "{\"specversion\": \"1.0\", \"type\": \"t\", \"partitionkey\": \"k\", \"data\": {}}";
+        assert_eq!(arrived(&[id], event), ["t", "k", "m1"]);
+        assert_eq!(arrived(&[id], "{\"type\": \"t\", \"timestamp\": \"x\", \"data\": null}"), ["t", "-", "m1"]);
+        assert_eq!(arrived(&[("idempotency-key", "\"m1\"")], payload), ["-", "-", "m1"]);
     }
 }
