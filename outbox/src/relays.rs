@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::connection::LoadConnection;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::by_hand::sql::{build, flag, hex, micros, uuid};
@@ -55,8 +55,21 @@ pub struct Relay {
     pub draining: bool,
     /// The destinations it serves.
     pub serves: Vec<String>,
+    /// Those of them it attempts nothing at, or one message at a time, because they kept failing.
+    pub circuits: Vec<Circuit>,
     /// When it registered.
     pub started_at: DateTime<Utc>,
+}
+
+/// A circuit breaker that is not closed, as its relay tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Circuit {
+    /// The destination.
+    pub destination: String,
+    /// `open`: nothing is attempted for a while. `half_open`: the next attempt decides.
+    pub state: String,
+    /// How the last attempt failed.
+    pub cause: String,
 }
 
 impl Relays {
@@ -88,6 +101,7 @@ where
             ("beat", "beat".to_owned()),
             ("draining", flag("draining")),
             ("serves", hex(database, "serves")),
+            ("circuits", hex(database, "circuits")),
             ("started_at", micros(database, "started_at")),
         ],
     );
@@ -132,6 +146,7 @@ struct RelayRow {
     beat: i64,
     draining: u8,
     serves: Hex,
+    circuits: Hex,
     started_at: i64,
 }
 
@@ -145,6 +160,7 @@ impl RelayRow {
             beat: self.beat,
             draining: self.draining == 1,
             serves: serde_json::from_str(&self.serves.text()).unwrap_or_default(),
+            circuits: serde_json::from_str(&self.circuits.text()).unwrap_or_default(),
             started_at: instant(self.started_at),
         })
     }

@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
+use crate::sink::http::{Class, Status};
 
 mod accepts;
 mod advice;
@@ -126,6 +128,8 @@ pub struct Destination {
     pub topics: Vec<String>,
     /// Attempts at the same time, per relay.
     pub concurrency: usize,
+    /// How often it is called, by all relays together.
+    pub rate_limit: Option<RateLimit>,
     /// How long an attempt may take.
     pub timeout: Duration,
     /// The shape of the request.
@@ -140,6 +144,8 @@ pub struct Destination {
     pub signing: Signing,
     /// Headers sent with every request.
     pub headers: BTreeMap<String, Secret>,
+    /// Answers that are judged otherwise than by the table.
+    pub classify: BTreeMap<Status, Class>,
 }
 
 /// How requests are signed.
@@ -198,6 +204,7 @@ impl Default for Destination {
             url: String::new(),
             topics: Vec::new(),
             concurrency: 16,
+            rate_limit: None,
             timeout: Defaults::default().timeout,
             mode: Defaults::default().mode,
             ordering: Ordering::Key,
@@ -205,6 +212,7 @@ impl Default for Destination {
             retry: Defaults::default().retry,
             signing: Signing::default(),
             headers: BTreeMap::new(),
+            classify: BTreeMap::new(),
         }
     }
 }

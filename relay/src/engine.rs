@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use crate::breaker::Breaker;
 use crate::event::Listener;
 use crate::frontier::Frontier;
 use crate::hands::Hands;
@@ -31,11 +32,13 @@ use crate::message::{PartitionSet, RelayId, Seq};
 use crate::moment::Moment;
 use crate::outage::Outages;
 use crate::outcome::Policy;
+use crate::rate::{Pacer, RateLimit};
 use crate::route::Routes;
 use crate::sink::{Judgement, Sink};
 use crate::store::{Routing, RowAhead, Store, StoreError};
 
 mod attempt;
+mod circuit;
 mod clock;
 mod due;
 mod feed;
@@ -77,6 +80,8 @@ pub(crate) struct Served {
     pub policy: Policy,
     /// How long an attempt may take.
     pub timeout: Duration,
+    /// How often it is called, by all relays together.
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// Why the loop ended.
@@ -144,6 +149,7 @@ pub(crate) struct Engine {
     settling: settle::Settling,
     clock: clock::DatabaseClock,
 
+    circuits: circuit::Circuits,
     starts: start::Starts,
     attempts: JoinSet<(Judgement, Duration)>,
     running: HashMap<tokio::task::Id, attempt::Running>,
@@ -161,6 +167,10 @@ struct LaneState {
     /// An attempt may end this process.
     in_process: bool,
     lane: Lane,
+    breaker: Breaker,
+    /// Why it is not closed.
+    cause: String,
+    pacer: Pacer,
     /// True unless a look made since our last insert found no waiting row and no blocking dead letter.
     occupied: bool,
     /// Looks numbered below this one may not clear `occupied`.
@@ -183,6 +193,7 @@ enum Answer {
     Start(start::StartAnswer),
     Routing(routing::RoutingAnswer),
     Paused { lane: usize },
+    Circuits(Result<(), StoreError>),
     BroughtForward { page: Option<Vec<RowAhead>>, result: Result<clock::Forwarded, StoreError> },
 }
 
@@ -207,6 +218,9 @@ impl Engine {
             .map(|served| LaneState {
                 lane: Lane::new(served.limits),
                 in_process: served.sink.runs_in_process(),
+                breaker: Breaker::default(),
+                cause: String::new(),
+                pacer: Pacer::new(served.rate_limit),
                 served,
                 occupied: true,
                 occupied_until: 0,
@@ -243,6 +257,7 @@ impl Engine {
             feed: feed::Feeding::new(now),
             due: due::DueState::new(now),
             settling: settle::Settling::default(),
+            circuits: circuit::Circuits::default(),
             starts: start::Starts::default(),
             clock: clock::DatabaseClock::default(),
             attempts: JoinSet::new(),
@@ -307,6 +322,7 @@ impl Engine {
         }
         self.start_settles(now);
         self.start_routing(now);
+        self.tell_circuits(now);
         self.tell_quiet(now);
     }
 
@@ -350,6 +366,7 @@ impl Engine {
             Answer::Settle(answer) => self.settle_answered(answer),
             Answer::Start(answer) => self.start_answered(answer),
             Answer::Routing(answer) => self.routing_answered(answer),
+            Answer::Circuits(result) => self.circuits_told(result),
             Answer::BroughtForward { page, result } => self.brought_forward(page, result),
             Answer::Paused { lane } => self.lanes[lane].paused_until_read = self.settling.routing_read() + 1,
         }
@@ -358,7 +375,11 @@ impl Engine {
     fn next_wake(&self, now: Instant) -> Instant {
         let mut at = now + TICK;
         if self.ownership.borrow().usable_at(Moment::now()) {
-            at = at.min(self.feed_wake(now)).min(self.due_wake(now)).min(self.start_wake().unwrap_or(at));
+            at = at
+                .min(self.feed_wake(now))
+                .min(self.due_wake(now))
+                .min(self.start_wake().unwrap_or(at))
+                .min(self.pace_wake(now).unwrap_or(at));
         }
         at.min(self.settle_wake(now)).max(now)
     }

@@ -42,6 +42,18 @@ pub enum Event {
         /// Why.
         reason: Reason,
     },
+    /// A destination failed so often in a row that nothing is attempted there for a while; then one attempt decides.
+    CircuitOpened {
+        /// Which destination.
+        destination: String,
+        /// For how long.
+        pause: Duration,
+    },
+    /// That destination answers again.
+    CircuitClosed {
+        /// Which destination.
+        destination: String,
+    },
     /// The database refused outcomes that came too late: their partitions belong to another relay by now, or were taken
     /// anew. Nothing was changed. The new owner has the messages; what was delivered here may be delivered again there.
     Refused {
@@ -107,6 +119,7 @@ impl Tally {
             }
             Event::Waiting { .. } => drop(add(&self.retried)),
             Event::DeadLettered { .. } => drop(add(&self.dead_lettered)),
+            Event::CircuitOpened { .. } | Event::CircuitClosed { .. } => {}
             Event::Refused { outcomes } => drop(self.refused.fetch_add(*outcomes as u64, Ordering::Relaxed)),
         }
     }

@@ -247,6 +247,11 @@ impl Lane {
         if works { self.ramp.succeeded() } else { self.ramp.failed() }
     }
 
+    /// One attempt at a time, until one succeeds.
+    pub(crate) fn probe(&mut self) {
+        self.ramp.probe();
+    }
+
     /// A row that parks the key of `work` is about to be written.
     pub(crate) fn writing(&mut self, work: &Work) {
         if let Some(key) = self.key_of(work).filter(|_| work.in_order) {

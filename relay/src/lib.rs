@@ -309,6 +309,7 @@
 
 pub mod admin;
 pub mod bench;
+mod breaker;
 mod cause;
 pub mod cli;
 mod clock_watch;
@@ -329,6 +330,7 @@ mod outage;
 mod outcome;
 pub mod poll;
 mod ramp;
+mod rate;
 mod relay;
 pub mod retry;
 pub mod route;
@@ -341,6 +343,7 @@ pub mod testing;
 pub mod verdict;
 
 pub use crate::event::Event;
+pub use crate::rate::RateLimit;
 pub use crate::relay::{Destination, Drained, Relay, RelayBuilder, RelayError, shutdown_signal};
 pub use crate::sink::AfterDeadLetter;
 pub use crate::sink::Ordering;

@@ -191,6 +191,9 @@ pub struct HistoryEntry {
     /// True when the receiver may have acted although no answer arrived.
     #[serde(default)]
     pub maybe: bool,
+    /// The address that answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
     /// What the receiver or the handler said, shortened.
     #[serde(default)]
     pub text: String,

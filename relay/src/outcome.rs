@@ -78,11 +78,12 @@ pub(crate) fn outcome(
         code: judgement.code.clone(),
         relay: policy.relay.clone(),
         maybe: judgement.maybe,
+        remote: judgement.remote.map(|address| address.to_string()),
         text: judgement.text.clone(),
     });
     let surplus = history.len().saturating_sub(HISTORY_MAX);
     history.drain(..surplus);
-    let last_error = Some(describe(judgement));
+    let last_error = Some(judgement.said());
 
     let counted = NonZeroU32::new(attempts).unwrap_or(NonZeroU32::MIN);
     let pause = match verdict {
@@ -192,8 +193,4 @@ impl WaitingChange {
 
 fn blocks_key(work: &Work, policy: &Policy) -> bool {
     policy.after_dead_letter == AfterDeadLetter::Block && work.in_order && work.message.ordering_key.is_some()
-}
-
-fn describe(judgement: &Judgement) -> String {
-    if judgement.text.is_empty() { judgement.code.clone() } else { format!("{}: {}", judgement.code, judgement.text) }
 }

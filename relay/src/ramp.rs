@@ -29,6 +29,11 @@ impl Ramp {
         self.limit
     }
 
+    /// One at a time: the next attempt is to show whether the receiver works.
+    pub(crate) fn probe(&mut self) {
+        (self.limit, self.failed) = (1, 0);
+    }
+
     /// The receiver has answered that it works, whatever it thinks of the message.
     pub(crate) fn succeeded(&mut self) {
         self.failed = 0;

@@ -520,6 +520,7 @@ impl RelayBuilder {
                     relay: self.name.clone(),
                 },
                 timeout,
+                rate_limit: settings.rate_limit,
             };
             destinations.push((spec, served));
         }

@@ -3,12 +3,14 @@
 //! A sink makes one attempt and judges it. It knows the message and the wire; it knows nothing of rows, partitions or
 //! what happens next, never tries twice, and never fails: whatever goes wrong is a verdict.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::message::{Message, MessageId, RelayId, Seq};
+use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::verdict::Verdict;
 
@@ -116,6 +118,8 @@ pub struct Judgement {
     pub text: String,
     /// What became of the delivery's row.
     pub row: Row,
+    /// Who answered.
+    pub remote: Option<SocketAddr>,
 }
 
 impl Judgement {
@@ -127,12 +131,18 @@ impl Judgement {
             maybe: false,
             text: String::new(),
             row: Row::Untouched,
+            remote: None,
         }
     }
 
     /// The attempt failed in a way that says nothing about the receiver having acted.
     pub fn failed(verdict: Verdict, code: impl Into<String>, text: impl Into<String>) -> Judgement {
-        Judgement { verdict, code: code.into(), maybe: false, text: text.into(), row: Row::Untouched }
+        Judgement { verdict, code: code.into(), maybe: false, text: text.into(), row: Row::Untouched, remote: None }
+    }
+
+    /// The code, and what was said, if anything was.
+    pub(crate) fn said(&self) -> String {
+        if self.text.is_empty() { self.code.clone() } else { format!("{}: {}", self.code, self.text) }
     }
 }
 
@@ -147,6 +157,8 @@ pub struct Settings {
     pub timeout: Option<Duration>,
     /// How many attempts may be under way at once, in this process.
     pub concurrency: Option<usize>,
+    /// How often it is called, by all relays together.
+    pub rate_limit: Option<RateLimit>,
     /// When failed attempts are repeated.
     pub retry: Option<RetryPolicy>,
     /// Whether messages of one key arrive in order.
@@ -200,6 +212,7 @@ impl Settings {
             topics,
             timeout: None,
             concurrency: None,
+            rate_limit: None,
             retry: None,
             ordering: Ordering::default(),
             after_dead_letter: AfterDeadLetter::default(),

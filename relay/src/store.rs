@@ -24,6 +24,7 @@ mod labels;
 pub mod mysql;
 pub mod open;
 pub mod postgres;
+mod seen;
 pub mod sqlite;
 mod unrouted;
 
@@ -32,6 +33,7 @@ pub use self::error::StoreError;
 /// The owner of partitions that a relay left in order although what a dead one had left there was not read to its end.
 pub const NOBODY: RelayId = RelayId::nil();
 pub use self::labels::{Reason, State};
+pub use self::seen::{Circuit, DestinationSeen, DestinationSpec, Membership, RelayRow, RelaySeen, Routing, Status};
 pub use self::unrouted::{UnroutedAfter, UnroutedRow};
 pub use crate::poll::{Evidence, Page, Probe, Row, Wanted};
 
@@ -209,6 +211,9 @@ pub trait Store: Send + Sync + 'static {
     async fn destination_pause(&self, name: &str, by: &str, reason: &str, now: Now) -> Result<(), StoreError>;
 
     // ---- faces ----
+
+    /// Tells what stands open with the destinations a relay serves, for people to see. Nothing else is changed.
+    async fn relay_circuits(&self, relay: RelayId, circuits: &[Circuit]) -> Result<(), StoreError>;
 
     /// The figures `relay status` shows.
     async fn status(&self, now: Now) -> Result<Status, StoreError>;
@@ -478,107 +483,6 @@ pub struct Settled {
     pub stale: usize,
     /// The transaction id drawn by it (PostgreSQL).
     pub mark: Option<u64>,
-}
-
-/// A relay as it registers.
-#[derive(Clone, Debug)]
-pub struct RelayRow {
-    /// Its identity.
-    pub id: RelayId,
-    /// Its name for people.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-    /// After how long without a beat it may be declared dead.
-    pub lease: Duration,
-    /// The destinations it serves.
-    pub serves: Vec<String>,
-}
-
-/// Who is there and who owns what.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Membership {
-    /// All relays, ourselves included.
-    pub relays: Vec<RelaySeen>,
-    /// All partitions: (number, owner, epoch).
-    pub partitions: Vec<(u8, Option<RelayId>, i64)>,
-}
-
-/// A relay as another sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct RelaySeen {
-    /// Its identity.
-    pub id: RelayId,
-    /// Its name for people.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-    /// After how long without a beat it may be declared dead.
-    pub lease: Duration,
-    /// Its beat counter.
-    pub beat: i64,
-    /// True when it is stopping.
-    pub draining: bool,
-    /// The destinations it serves.
-    pub serves: Vec<String>,
-    /// When it registered.
-    pub started_at: DateTime<Utc>,
-}
-
-/// A destination as a relay registers it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DestinationSpec {
-    /// Its name.
-    pub name: String,
-    /// The topics it wants.
-    pub patterns: Vec<String>,
-    /// `key` or `none`.
-    pub ordering: String,
-}
-
-/// Every registered destination.
-#[derive(Clone, Debug, Default)]
-pub struct Routing {
-    /// Rises with every change of names, patterns or orderings.
-    pub version: i64,
-    /// The destinations, by name.
-    pub destinations: Vec<DestinationSeen>,
-    /// The hour by which they are held, where it is the database's own.
-    pub hour: Option<DateTime<Utc>>,
-}
-
-/// A destination as it stands in the table.
-#[derive(Clone, Debug)]
-pub struct DestinationSeen {
-    /// What was registered.
-    pub spec: DestinationSpec,
-    /// True when an operator, or a 410, paused it.
-    pub paused: bool,
-    /// How much longer it is held, by the database's clock.
-    pub held_for: Option<Duration>,
-    /// Until when, as it is written.
-    pub held_until: Option<Written>,
-}
-
-/// The figures `relay status` shows.
-#[derive(Clone, Debug, Default)]
-pub struct Status {
-    /// Rows in `outbox_messages`.
-    pub pending: i64,
-    /// How old the oldest of them is.
-    pub oldest_pending: Option<Duration>,
-    /// Waiting rows: (destination, state, count).
-    pub waiting: Vec<(String, String, i64)>,
-    /// For each destination: how long the oldest due row has been due.
-    pub oldest_due: Vec<(String, Duration)>,
-    /// Dead letters: (destination, reason, count).
-    pub dead: Vec<(String, String, i64)>,
-    /// Who is there and who owns what.
-    pub membership: Membership,
-    /// The destinations.
-    pub routing: Routing,
-    /// The schema version found.
-    pub schema_version: i32,
 }
 
 /// What a store is told beside the address.

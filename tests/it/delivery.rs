@@ -8,6 +8,7 @@ pub(crate) mod stage;
 
 mod backpressure;
 mod cancel;
+mod circuits;
 mod costs;
 mod dead;
 mod deaths;

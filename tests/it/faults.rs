@@ -16,8 +16,8 @@ use relay::poll::Evidence;
 use relay::retry::RetryPolicy;
 use relay::sink::{Attempt, Judgement, Settings, Sink};
 use relay::store::{
-    Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow,
+    Circuit, Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow,
+    Routing, RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow,
     WaitingChange, WaitingOutcome, Wanted, Written,
 };
 use relay::store::{StoreOptions, open::open};
@@ -91,6 +91,7 @@ calls! {
     relay_bury(dead: &[(RelayId, i64)]) -> Vec<RelayId>;
     partition_release(relay: RelayId, given_up: PartitionSet) -> ();
     relay_leave(relay: RelayId, unread: PartitionSet) -> ();
+    relay_circuits(relay: RelayId, circuits: &[Circuit]) -> ();
     destination_register(served: &[DestinationSpec]) -> ();
     destination_read(; now) -> Routing;
     destination_hold(name: &str, pause: Duration; now) -> ();

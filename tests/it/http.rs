@@ -41,7 +41,12 @@ fn sink(url: &str) -> HttpSink {
 
 async fn attempt_within(sink: &HttpSink, timeout: Duration) -> Judgement {
     let attempt = Attempt { destination: "billing".into(), number: 4, timeout, unit: Unit::Shared };
-    sink.attempt(&message("{}"), &attempt).await
+    said(sink.attempt(&message("{}"), &attempt).await)
+}
+
+/// But for the address that answered, whose port is another one each time.
+fn said(judgement: Judgement) -> Judgement {
+    Judgement { remote: None, ..judgement }
 }
 
 async fn attempt(sink: &HttpSink) -> Judgement {
@@ -58,7 +63,7 @@ async fn a_message_arrives_byte_for_byte_under_its_headers() {
     let payload: Bytes = (0..=255).cycle().take(200_000).collect::<Vec<u8>>().into();
     let attempt = Attempt { destination: "billing".into(), number: 4, timeout: LIMIT, unit: Unit::Shared };
     let judgement = sink(&receiver.url("/hooks?x=1")).attempt(&message(payload.clone()), &attempt).await;
-    assert_eq!(judgement, Judgement::delivered("202"));
+    assert_eq!(judgement, Judgement { remote: Some(receiver.address()), ..Judgement::delivered("202") });
 
     let [request]: [Request; 1] = receiver.requests().try_into().unwrap();
     assert_eq!(request.line, "POST /hooks?x=1 HTTP/1.1");
@@ -101,7 +106,7 @@ async fn a_signed_request_is_believed_by_receivers_that_know_either_key() {
     let sink = http.sink("/shop").unwrap();
     for payload in [Bytes::from_static(b""), (0..=255).cycle().take(100_000).collect::<Vec<u8>>().into()] {
         let attempt = Attempt { destination: "billing".into(), number: 1, timeout: LIMIT, unit: Unit::Shared };
-        assert_eq!(sink.attempt(&message(payload.clone()), &attempt).await, Judgement::delivered("202"));
+        assert_eq!(said(sink.attempt(&message(payload.clone()), &attempt).await), Judgement::delivered("202"));
         let request = receiver.requests().pop().unwrap();
         let headers = signature::Headers::find(|name| request.header(name)).unwrap();
         assert_eq!(headers.id, "01935a7e-0000-7000-8000-00000000002a");
@@ -121,7 +126,7 @@ async fn a_signed_request_is_believed_by_receivers_that_know_either_key() {
 async fn an_empty_payload_is_sent_as_an_empty_body() {
     let receiver = Receiver::always(Answer::status(204)).await;
     let attempt = Attempt { destination: "billing".into(), number: 1, timeout: LIMIT, unit: Unit::Shared };
-    assert_eq!(sink(&receiver.url("/")).attempt(&message(""), &attempt).await, Judgement::delivered("204"));
+    assert_eq!(said(sink(&receiver.url("/")).attempt(&message(""), &attempt).await), Judgement::delivered("204"));
     assert_eq!(receiver.requests()[0].header("content-length"), Some("0"));
 }
 

@@ -131,6 +131,7 @@ CREATE TABLE IF NOT EXISTS outbox_relays (
     beat       BIGINT       NOT NULL DEFAULT 0,
     draining   BOOLEAN      NOT NULL DEFAULT false,
     serves     LONGTEXT     NOT NULL DEFAULT ('[]'),
+    circuits   LONGTEXT     NOT NULL DEFAULT ('[]'),
     started_at DATETIME(6)  NOT NULL DEFAULT (utc_timestamp(6))
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 

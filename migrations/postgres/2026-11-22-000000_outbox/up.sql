@@ -130,6 +130,7 @@ CREATE TABLE outbox_relays (
     beat       bigint      NOT NULL DEFAULT 0,
     draining   boolean     NOT NULL DEFAULT false,
     serves     text        NOT NULL DEFAULT '[]',
+    circuits   text        NOT NULL DEFAULT '[]',
     started_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 

@@ -165,6 +165,7 @@ CREATE TABLE outbox_relays (
     beat       INTEGER NOT NULL DEFAULT 0,
     draining   INTEGER NOT NULL DEFAULT 0,
     serves     TEXT    NOT NULL DEFAULT '[]',
+    circuits   TEXT    NOT NULL DEFAULT '[]',
     started_at INTEGER NOT NULL DEFAULT (CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER))
 );
 

@@ -74,6 +74,11 @@ pub(super) fn http(name: &str, destination: &Destination) -> Http {
         .ordering(destination.ordering)
         .after_dead_letter(destination.after_dead_letter)
         .retry(destination.retry.clone());
+    let http = match destination.rate_limit {
+        Some(limit) => http.rate_limit(limit),
+        None => http,
+    };
+    let http = destination.classify.iter().fold(http, |http, (status, class)| http.classify(*status, *class));
     let Signing { scheme: Scheme::Standard, keys } = &destination.signing;
     let http = keys.iter().fold(http, |http, key| http.signing_key(key.clone()));
     destination.headers.iter().fold(http, |http, (name, value)| http.header(name, value.expose()))

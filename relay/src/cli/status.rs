@@ -14,7 +14,7 @@ use super::{Exit, Failure, block_on, settings};
 use crate::config::Scope;
 use crate::duration;
 use crate::lease::{self, Seat};
-use crate::store::{RelaySeen, State, Status, StoreError};
+use crate::store::{Circuit, RelaySeen, State, Status, StoreError};
 
 /// Shows the figures, and what needs a person when asked to.
 pub(super) fn run(global: &Global, options: &Options) -> Result<Exit, Failure> {
@@ -73,6 +73,11 @@ fn attention(status: &Status, beats: &Beats, options: &Options) -> Vec<(&'static
         let help = format!("see `relay messages list --destination {name}`");
         found.push(("unserved", format!("no running relay serves {name}, for which {count} wait: {help}")));
     }
+    for (relay, circuit) in circuits(status, beats) {
+        let name = &circuit.destination;
+        let text = format!("{name} fails at every attempt of {}: {}", relay.name, circuit.cause);
+        found.push(("circuit", text));
+    }
     let unrouted = status.waiting.iter().filter(|(_, state, _)| state == State::Unrouted.as_str());
     let unrouted: i64 = unrouted.map(|(_, _, count)| count).sum();
     if unrouted > 0 {
@@ -90,6 +95,14 @@ fn living<'s>(status: &'s Status, beats: &'s Beats) -> impl Iterator<Item = &'s 
 /// Whether one of them has this destination.
 fn is_served(status: &Status, beats: &Beats, destination: &str) -> bool {
     living(status, beats).any(|relay| relay.serves.iter().any(|served| served == destination))
+}
+
+/// Circuit breakers that are not closed, of relays that are not known to be dead.
+fn circuits<'s>(status: &'s Status, beats: &'s Beats) -> impl Iterator<Item = (&'s RelaySeen, &'s Circuit)> {
+    status.circuits.iter().filter_map(|(id, circuit)| {
+        let relay = living(status, beats).find(|relay| relay.id == *id)?;
+        Some((relay, circuit))
+    })
 }
 
 /// What waits for destinations that none of the running relays has, by destination.
@@ -136,6 +149,15 @@ pub(super) fn as_text(status: &Status, beats: &Beats) -> String {
                     (false, None) => "open".to_owned(),
                 };
                 vec![seen.spec.name.clone(), seen.spec.patterns.join(" "), seen.spec.ordering.clone(), stands]
+            })
+            .collect(),
+    );
+    part(
+        &["CIRCUIT", "STANDS", "AT RELAY", "LAST FAILURE"],
+        circuits(status, beats)
+            .map(|(relay, circuit)| {
+                let stands = circuit.state.replace('_', " ");
+                vec![circuit.destination.clone(), stands, relay.name.clone(), circuit.cause.clone()]
             })
             .collect(),
     );
@@ -307,6 +329,12 @@ pub(super) fn as_json(status: &Status, beats: &Beats) -> Value {
             "paused": seen.paused,
             "held_ms": seen.held_for.map(ms),
         })).collect::<Vec<_>>(),
+        "circuits": circuits(status, beats).map(|(relay, circuit)| json!({
+            "destination": circuit.destination,
+            "relay": relay.id.to_string(),
+            "state": circuit.state,
+            "cause": circuit.cause,
+        })).collect::<Vec<_>>(),
         "relays": membership.relays.iter().map(|relay| json!({
             "id": relay.id.to_string(),
             "name": relay.name,
@@ -398,6 +426,28 @@ mod tests {
         );
         assert!(is_served(&status, &dead, "billing") && !is_served(&status, &dead, "audit"));
         assert!(is_served(&status, &Beats::default(), "audit"), "nobody looked");
+    }
+
+    #[test]
+    fn a_circuit_that_is_open_at_a_running_relay_is_shown_and_needs_a_person() {
+        let [a, b] = [1, 2].map(Uuid::from_u128);
+        let mut status = status(&[a, b], &[Some(a)]);
+        let circuit = |state: &str| Circuit {
+            destination: "billing".into(),
+            state: state.into(),
+            cause: "connect: connection refused".into(),
+        };
+        status.circuits = vec![(a, circuit("half_open")), (b, circuit("open"))];
+        let dead = Beats::still_for(&[b], LEASE, LEASE);
+        let text = as_text(&status, &dead);
+        let shown: Vec<&str> = text.lines().filter(|line| line.starts_with("billing")).collect();
+        assert_eq!(shown, ["billing  half open  shop-1    connect: connection refused"], "{text}");
+        assert_eq!(as_json(&status, &dead)["circuits"][0]["state"], "half_open");
+        let span = Duration::from_secs(300);
+        let look = crate::cli::args::Look { wait: None };
+        let options = Options { exit_code: true, dead_max: 0, due_max: span, pending_max: span, look };
+        let told: Vec<_> = attention(&status, &dead, &options).into_iter().map(|(code, _)| code).collect();
+        assert!(told.contains(&"circuit"), "{told:?}");
     }
 
     #[test]

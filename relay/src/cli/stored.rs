@@ -55,10 +55,10 @@ pub(super) fn attempts(history: &str) -> Option<String> {
         Value::Bool(value) => if *value { "maybe" } else { "" }.to_owned(),
         other => other.to_string(),
     };
-    let columns = ["n", "at", "ms", "verdict", "code", "relay", "maybe", "text"];
+    let columns = ["n", "at", "ms", "verdict", "code", "relay", "remote", "maybe", "text"];
     let rows: Vec<Vec<String>> =
         attempts.iter().map(|attempt| columns.map(|name| cell(attempt, name)).to_vec()).collect();
-    Some(table(&["N", "AT", "MS", "VERDICT", "CODE", "RELAY", "ARRIVED", "TEXT"], &rows))
+    Some(table(&["N", "AT", "MS", "VERDICT", "CODE", "RELAY", "ANSWERED BY", "ARRIVED", "TEXT"], &rows))
 }
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ pub(super) mod tests {
         // A table in the example, whose keys are compared; a list alone is short for it.
         let known: BTreeSet<String> = known.filter(|key| !key.ends_with(".retry")).collect();
         // Names people choose.
-        written.retain(|key| !key.contains(".headers."));
+        written.retain(|key| !key.contains(".headers.") && !key.contains(".classify."));
         assert_eq!(written, known, "the keys of the example and the keys of the code differ");
     }
 

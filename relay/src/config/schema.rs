@@ -13,6 +13,7 @@ use toml::de::DeTable;
 
 use super::read::{Reader, Section};
 use super::{Config, EXAMPLE, Sources, sections};
+use crate::sink::http::Class;
 
 /// A destination, so that there is one to ask for.
 const SAMPLE: &str = "[destinations.NAME]\n";
@@ -60,6 +61,9 @@ fn finish(mut root: Value) -> Value {
     // The url may come from the environment; a list cannot.
     destination["required"] = json!(["topics"]);
     destination["properties"]["headers"]["additionalProperties"] = super::accepts::secret_schema();
+    let words: Vec<&str> = Class::ALL.iter().map(|(word, _)| *word).collect();
+    destination["properties"]["classify"]["patternProperties"] =
+        json!({ "^([3-9][0-9][0-9]|[3-9]xx)$": { "enum": words } });
     root["properties"]["destinations"] = json!({
         "type": "object",
         "description": "The places messages are sent to, by name.",

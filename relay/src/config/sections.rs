@@ -3,6 +3,7 @@
 //! One function for each section. A function asks for every key it knows and then finishes the section, which makes
 //! the keys nobody asked for unknown.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -17,10 +18,12 @@ use super::{
     database_url,
 };
 use crate::duration;
+use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::route::Pattern;
 use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
+use crate::sink::http::{Class, Status};
 
 /// What is wrong with the configuration of a relay without destinations.
 pub(super) const NOWHERE: &str = "no destination is configured";
@@ -176,6 +179,7 @@ fn destination(mut into: Destination, section: Section<'_, '_>) -> Destination {
     url(&mut into.url, &section);
     topics(&mut into.topics, &section);
     section.set("concurrency", &mut into.concurrency, number_in(1..=1024));
+    section.set("rate_limit", &mut into.rate_limit, rate_limit());
     section.set("timeout", &mut into.timeout, attempt_timeout());
     section.set("mode", &mut into.mode, one_of(&Mode::ALL));
     section.set("ordering", &mut into.ordering, one_of(&[("key", Ordering::Key), ("none", Ordering::None)]));
@@ -184,6 +188,7 @@ fn destination(mut into: Destination, section: Section<'_, '_>) -> Destination {
     retry(&mut into.retry, &section);
     signing(&mut into.signing, &section);
     headers(&mut into, section.section("headers"));
+    classify(&mut into.classify, section.section("classify"));
     section.finish();
     into
 }
@@ -305,6 +310,36 @@ fn headers(into: &mut Destination, section: Section<'_, '_>) {
         }
     }
     section.finish();
+}
+
+/// Which answers mean something else here: statuses and what they mean.
+fn classify(into: &mut BTreeMap<Status, Class>, section: Section<'_, '_>) {
+    for written in section.keys() {
+        let given = section.value(&written);
+        let Some(status) = Status::parse(&written) else {
+            let message = format!("`{written}` in [{}] is no status that can be judged otherwise", section.name());
+            section.problem(
+                &written,
+                message,
+                Some("write `404`, or `5xx` for all of them; `2xx` is always a success"),
+            );
+            continue;
+        };
+        if let Some(given) = given {
+            let mut class = Class::Retry;
+            section.accept(&written, &given, &mut class, one_of(&Class::ALL));
+            into.insert(status, class);
+        }
+    }
+    section.finish();
+}
+
+fn rate_limit() -> Accepts<'static, Option<RateLimit>> {
+    let must = "`off`, or a number from 1 to 1000000 and `/s`, `/m` or `/h`, such as `50/s`";
+    text(must, "^off$|^\\s*[0-9]+\\s*/\\s*[smh]\\s*$", |text| match text {
+        "off" => Some(None),
+        text => RateLimit::parse(text).map(Some),
+    })
 }
 
 fn attempt_timeout() -> Accepts<'static, Duration> {

@@ -76,6 +76,7 @@ struct ShownDestination<'a> {
     url: String,
     topics: &'a [String],
     concurrency: usize,
+    rate_limit: String,
     timeout: String,
     mode: &'static str,
     ordering: &'static str,
@@ -84,6 +85,7 @@ struct ShownDestination<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     signing: Option<ShownSigning>,
     headers: BTreeMap<&'a str, &'static str>,
+    classify: BTreeMap<String, &'static str>,
 }
 
 #[derive(Serialize)]
@@ -128,8 +130,20 @@ fn shown(config: &Config) -> Shown<'_> {
 }
 
 fn destination(destination: &Destination) -> ShownDestination<'_> {
-    let Destination { url, topics, concurrency, timeout, mode, ordering, after_dead_letter, retry, signing, headers } =
-        destination;
+    let Destination {
+        url,
+        topics,
+        concurrency,
+        rate_limit,
+        timeout,
+        mode,
+        ordering,
+        after_dead_letter,
+        retry,
+        signing,
+        headers,
+        classify,
+    } = destination;
     let Signing { scheme, keys } = signing;
     ShownDestination {
         url: match url.split_once('?') {
@@ -138,6 +152,7 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
         },
         topics,
         concurrency: *concurrency,
+        rate_limit: rate_limit.map_or_else(|| "off".to_owned(), |limit| limit.to_string()),
         timeout: duration::format(*timeout).to_string(),
         mode: mode.name(),
         ordering: match ordering {
@@ -156,6 +171,7 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
             keys: keys.iter().map(|_| MASK).collect(),
         }),
         headers: headers.keys().map(|name| (name.as_str(), MASK)).collect(),
+        classify: classify.iter().map(|(status, class)| (status.to_string(), class.word())).collect(),
     }
 }
 
@@ -211,7 +227,8 @@ mod tests {
         let text = "[database]\nurl = \"sqlite:shop.db\"\nmigrate = \"auto\"\n[relay]\nname = \"shop-1\"\n\
                     in_hands_bytes = \"8MiB\"\n[health]\nlisten = \"off\"\n[defaults]\nretry = { preset = \"webhook\" }\n\
                     [destinations.billing]\nurl = \"https://billing.internal/in\"\ntopics = [\"order.*\"]\n\
-                    mode = \"raw\"\nordering = \"none\"\nafter_dead_letter = \"block\"\nretry = { attempts_max = 3 }\n";
+                    rate_limit = \"90/m\"\nclassify = { 404 = \"reject\", 5xx = \"hold\" }\nmode = \"raw\"\nordering = \"none\"\n\
+                    after_dead_letter = \"block\"\nretry = { attempts_max = 3 }\n";
         let load = |text: &str| {
             let file = Some(("relay.toml".into(), text.to_owned()));
             Config::load(&Sources { file, ..Sources::default() }, Scope::Everything).unwrap()

@@ -30,6 +30,7 @@ retry = { preset = "webhook" }
 url = "https://billing.internal/hooks/outbox"
 topics = ["order.*", "refund.issued"]
 concurrency = 4
+rate_limit = "90/m"
 timeout = "7s"
 mode = "structured"
 ordering = "none"
@@ -37,6 +38,7 @@ after_dead_letter = "block"
 retry = ["1s", "1m", "1h30m"]
 signing = { scheme = "standard", keys = [{ env = "NEW_KEY" }, { env = "OLD_KEY" }] }
 headers = { Authorization = { env = "BILLING_TOKEN" }, x-tenant = "shop" }
+classify = { 404 = "reject", 5xx = "hold" }
 
 [destinations.audit]
 url = "http://127.0.0.1:8080/"
@@ -118,6 +120,7 @@ fn every_option_arrives_where_it_belongs() {
                     url: "https://billing.internal/hooks/outbox".into(),
                     topics: vec!["order.*".into(), "refund.issued".into()],
                     concurrency: 4,
+                    rate_limit: Some(RateLimit::per_minute(90)),
                     timeout: Duration::from_secs(7),
                     mode: Mode::Structured,
                     ordering: Ordering::None,
@@ -127,6 +130,11 @@ fn every_option_arrives_where_it_belongs() {
                     headers: [
                         ("authorization".to_owned(), Secret::new("Bearer x")),
                         ("x-tenant".to_owned(), Secret::new("shop")),
+                    ]
+                    .into(),
+                    classify: [
+                        (Status::parse("404").unwrap(), Class::Reject),
+                        (Status::parse("5xx").unwrap(), Class::Hold),
                     ]
                     .into(),
                 },
@@ -259,6 +267,21 @@ pub(super) fn wrong_files() -> Vec<(String, &'static str)> {
         (
             "[defaults]\nmode = \"rwa\"".into(),
             "relay.toml:2:8: `mode` in [defaults] must be `binary` or `structured` or `standard` or `raw`, not `rwa`",
+        ),
+        (
+            with("rate_limit = \"50\""),
+            "relay.toml:4:14: `rate_limit` in [destinations.billing] must be `off`, or a number from 1 to 1000000 and `/s`, \
+             `/m` or `/h`, such as `50/s`, not `50`",
+        ),
+        (
+            with("classify = { 200 = \"retry\" }"),
+            "relay.toml:4:14: `200` in [destinations.billing.classify] is no status that can be judged otherwise\n  \
+             help: write `404`, or `5xx` for all of them; `2xx` is always a success",
+        ),
+        (
+            with("classify = { 404 = \"ignore\" }"),
+            "relay.toml:4:20: `404` in [destinations.billing.classify] must be `delivered` or `retry` or `hold` or \
+             `misconfigured` or `reject`, not `ignore`",
         ),
         (
             with("ordering = true"),
@@ -521,7 +544,8 @@ pub(super) mod document {
 
     #[test]
     fn it_lists_every_key_there_is_and_no_other() {
-        let file = "[destinations.billing]\nurl = \"http://a/\"\ntopics = [\"a\"]\nheaders = { x-tenant = \"1\" }\n";
+        let file = "[destinations.billing]\nurl = \"http://a/\"\ntopics = [\"a\"]\nheaders = { x-tenant = \"1\" }\n\
+                    classify = { 404 = \"reject\" }\n";
         let sources = sources(file, &ENVIRONMENT);
         let reader = Reader::new(std::path::Path::new("relay.toml"), file, &sources.environment);
         let table = DeTable::parse(file).unwrap().into_inner();
@@ -558,6 +582,7 @@ pub(super) mod document {
                 ("x-tenant".to_owned(), Secret::new("shop")),
             ]
             .into(),
+            classify: [(Status::parse("404").unwrap(), Class::Reject)].into(),
             ..Destination::default()
         };
         expected.destinations.insert("billing".to_owned(), billing);

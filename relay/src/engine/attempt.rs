@@ -50,7 +50,12 @@ impl Engine {
             if self.lanes[lane].in_process && turn != Turn::Everybody {
                 continue;
             }
-            while let Some(work) = self.lanes[lane].lane.start_next() {
+            while self.lanes[lane].pacer.wait(now).is_none()
+                && let Some(work) = self.lanes[lane].lane.start_next()
+            {
+                if work.doomed.is_none() {
+                    self.lanes[lane].pacer.started(now);
+                }
                 self.begin(lane, work, now);
             }
         }
@@ -58,6 +63,12 @@ impl Engine {
             self.start_alone(now);
         }
         self.send_starts(now);
+    }
+
+    /// When a lane that has something to start may do so by its rate limit.
+    pub(super) fn pace_wake(&self, now: Instant) -> Option<Instant> {
+        let waiting = self.lanes.iter().filter(|state| state.lane.queued() > 0 && !state.lane.is_closed());
+        waiting.filter_map(|state| state.pacer.wait(now)).min()
     }
 
     /// Begins with what a lane has let go.
@@ -164,6 +175,7 @@ impl Engine {
             Verdict::Reject { gone: true } => self.pause_gone(lane),
             _ => {}
         }
+        self.judge_circuit(lane, &work, &judgement, now);
         if judgement.row == Row::Deleted && work.origin == Origin::Fresh {
             self.ended_by_sink(lane, &work);
         } else {

@@ -44,6 +44,9 @@ impl Engine {
             self.quiet.send_if_modified(|told| std::mem::replace(told, told.without(lost)) != *told);
         }
         self.owned = ownership.partitions;
+        for state in &mut self.lanes {
+            state.pacer.share(self.owned.len());
+        }
         if !gained.is_empty() {
             self.gain(gained);
             self.inherit(gained.and(ownership.inherited));

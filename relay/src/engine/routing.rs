@@ -125,6 +125,8 @@ impl Engine {
             Some("paused")
         } else if state.held_until.is_some() {
             Some("held")
+        } else if state.breaker.is_open(now) {
+            Some("circuit open")
         } else {
             None
         };
@@ -142,6 +144,9 @@ impl Engine {
             None => {
                 info!(destination = %state.served.name, "destination takes messages again");
                 state.lane.open();
+                if state.breaker.probe(now) {
+                    state.lane.probe();
+                }
                 state.next_due = Some(now);
             }
         }

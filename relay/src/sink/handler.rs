@@ -32,6 +32,7 @@ use self::transactional::Maker;
 pub use self::transactional::TransactionalFn;
 use crate::duration;
 use crate::message::{Headers, Message};
+use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::sink::AfterDeadLetter;
 use crate::sink::{Attempt, Judgement, Ordering, Row, Settings, Sink, Unit, text};
@@ -350,6 +351,13 @@ impl Handler {
     #[must_use]
     pub fn concurrency(mut self, concurrency: usize) -> Handler {
         self.settings.concurrency = Some(concurrency);
+        self
+    }
+
+    /// How often it is called, by all relays together; each keeps to the share of the partitions it owns.
+    #[must_use]
+    pub fn rate_limit(mut self, limit: RateLimit) -> Handler {
+        self.settings.rate_limit = Some(limit);
         self
     }
 

@@ -21,9 +21,11 @@ use reqwest::{Client, Url};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::Instant;
 
+use self::classes::Classes;
 use self::request::{Request, Setup};
 use self::response::Excerpt;
 use crate::message::Message;
+use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
 use crate::sink::AfterDeadLetter;
 use crate::sink::{Attempt, Judgement, Ordering, Settings, Sink};
@@ -31,13 +33,15 @@ use crate::verdict::Verdict;
 
 mod attributes;
 mod body;
+mod classes;
 mod data;
 mod failure;
 mod mode;
 mod request;
 mod response;
 
-pub use mode::Mode;
+pub use self::classes::{Class, Status};
+pub use self::mode::Mode;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,13 +72,20 @@ pub struct Http {
     mode: Mode,
     headers: Vec<(String, String)>,
     keys: Vec<Secret>,
+    classes: Classes,
 }
 
 impl Http {
     /// A destination that gets every topic unless [`topics`](Http::topics) says otherwise.
     pub fn new(name: impl Into<String>, url: impl Into<String>) -> Http {
-        let settings = Settings::new(name, ["**"]);
-        Http { settings, url: url.into(), mode: Mode::default(), headers: Vec::new(), keys: Vec::new() }
+        Http {
+            settings: Settings::new(name, ["**"]),
+            url: url.into(),
+            mode: Mode::default(),
+            headers: Vec::new(),
+            keys: Vec::new(),
+            classes: Classes::default(),
+        }
     }
 
     /// The topic patterns it gets.
@@ -114,6 +125,21 @@ impl Http {
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Http {
         self.settings.timeout = Some(timeout);
+        self
+    }
+
+    /// Judges answers with this status otherwise than by the table: `404`, or `5xx` for all that begin with that digit.
+    /// A success is a success: what begins with 2 cannot be judged otherwise.
+    #[must_use]
+    pub fn classify(mut self, status: Status, class: Class) -> Http {
+        self.classes.set(status, class);
+        self
+    }
+
+    /// How often it is called, by all relays together; each keeps to the share of the partitions it owns.
+    #[must_use]
+    pub fn rate_limit(mut self, limit: RateLimit) -> Http {
+        self.settings.rate_limit = Some(limit);
         self
     }
 
@@ -159,7 +185,7 @@ impl Http {
         let headers = request::fixed(&self.headers)?;
         let client = client(&url)?;
         let setup = Setup { mode: self.mode, source: source.to_owned(), headers, keys: self.keys.clone() };
-        Ok(HttpSink { client, url, setup })
+        Ok(HttpSink { client, url, setup, classes: self.classes.clone() })
     }
 }
 
@@ -246,6 +272,7 @@ pub struct HttpSink {
     client: Client,
     url: Url,
     setup: Setup,
+    classes: Classes,
 }
 
 #[async_trait]
@@ -291,7 +318,10 @@ impl HttpSink {
             Ok(Err(error)) => return Err(failure::judge(error)),
             Err(_elapsed) => return Err(failure::timeout(attempt.timeout)),
         };
-        let judgement = response::judge(response.status().as_u16(), response.headers(), SystemTime::now());
+        let judgement = Judgement {
+            remote: response.remote_addr(),
+            ..response::judge(response.status().as_u16(), response.headers(), &self.classes, SystemTime::now())
+        };
         let mut excerpt = Excerpt::of(response.headers());
         let until = deadline.min(Instant::now() + BODY_TIMEOUT);
         while excerpt.wants_more() {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use outbox::limits::HeaderOwner;
 use serde::de::IgnoredAny;
 
+use super::Circuit;
 use crate::message::{HISTORY_MAX, Headers, HistoryEntry, Key, WaitingDelivery};
 
 /// Reads the `headers` column: a JSON object of strings that may travel as HTTP headers.
@@ -63,6 +64,16 @@ pub(crate) fn names(text: &str) -> Vec<String> {
 /// Writes a JSON array of strings.
 pub(crate) fn names_text(names: &[String]) -> String {
     serde_json::to_string(names).expect("a list of strings has a JSON form")
+}
+
+/// Reads a `circuits` column; empty when it is something else.
+pub(crate) fn circuits(text: &str) -> Vec<Circuit> {
+    serde_json::from_str(text).unwrap_or_default()
+}
+
+/// Writes a `circuits` column.
+pub(crate) fn circuits_text(circuits: &[Circuit]) -> String {
+    serde_json::to_string(circuits).expect("a list of plain values has a JSON form")
 }
 
 /// Reads a `lease_ms` column; what no relay registers is a lease without length.

@@ -12,6 +12,7 @@
 //! - MySQL does not end a transaction that idles; MariaDB does, after a quarter of the lease.
 //! - No TLS.
 
+mod circuits;
 mod connection;
 mod destination;
 mod feed;
@@ -35,9 +36,9 @@ pub(crate) use self::connection::turned_away;
 use self::connection::{Connector, Session, Slot, Work};
 use super::StoreOptions;
 use super::{
-    Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Wanted,
-    Written,
+    Circuit, Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow,
+    Routing, RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow,
+    Wanted, Written,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::poll::Evidence;
@@ -303,6 +304,13 @@ impl Store for Mysql {
 
     async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
         membership::relay_leave(self.lend(&self.beat, "relay_leave").await?, relay, unread).await
+    }
+
+    async fn relay_circuits(&self, relay: RelayId, circuits: &[Circuit]) -> Result<(), StoreError> {
+        let mut session = self.lend(&self.other, "relay_circuits").await?;
+        circuits::relay_circuits(&mut session, relay, circuits).await?;
+        session.give_back();
+        Ok(())
     }
 
     async fn destination_register(&self, served: &[DestinationSpec]) -> Result<(), StoreError> {

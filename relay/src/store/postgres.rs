@@ -15,6 +15,7 @@
 //! in it, so a pooler that hands sessions around would lose the first and, before pgbouncer 1.21, refuse the second. It
 //! is recognised and refused.
 
+mod circuits;
 mod connection;
 mod destination;
 mod feed;
@@ -35,9 +36,9 @@ pub(crate) use self::connection::turned_away;
 use self::connection::{Connector, Role, Slot};
 use super::StoreOptions;
 use super::{
-    Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Wanted,
-    Written,
+    Circuit, Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow,
+    Routing, RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow,
+    Wanted, Written,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::poll::Evidence;
@@ -378,6 +379,13 @@ impl Store for Postgres {
     async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
         let mut held = self.beat.take(&self.connector).await?;
         membership::relay_leave(&mut held.connection, relay, unread).await?;
+        held.put_back();
+        Ok(())
+    }
+
+    async fn relay_circuits(&self, relay: RelayId, circuits: &[Circuit]) -> Result<(), StoreError> {
+        let mut held = self.other.take(&self.connector).await?;
+        circuits::relay_circuits(&mut held.connection, relay, circuits).await?;
         held.put_back();
         Ok(())
     }

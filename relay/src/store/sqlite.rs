@@ -13,6 +13,7 @@
 //! that use `synchronous = NORMAL` with WAL, a pair of settings found in diesel's own documentation, lose their last
 //! commits in a power cut, messages included. The relay's own connections use FULL.
 
+mod circuits;
 mod destinations;
 mod file;
 mod forward;
@@ -34,9 +35,9 @@ use diesel::result::Error;
 use self::file::DatabaseFile;
 use self::worker::Worker;
 use super::{
-    Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow, Routing,
-    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Wanted,
-    Written,
+    Circuit, Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, Page, Probe, RelayRow,
+    Routing, RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow,
+    Wanted, Written,
 };
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::poll::Evidence;
@@ -227,6 +228,11 @@ impl Store for Sqlite {
 
     async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
         self.writer.run("relay_leave", move |open| membership::relay_leave(open, relay, unread)).await
+    }
+
+    async fn relay_circuits(&self, relay: RelayId, circuits: &[Circuit]) -> Result<(), StoreError> {
+        let circuits = circuits.to_vec();
+        self.writer.run("relay_circuits", move |open| circuits::relay_circuits(open, relay, &circuits)).await
     }
 
     async fn destination_register(&self, served: &[DestinationSpec]) -> Result<(), StoreError> {

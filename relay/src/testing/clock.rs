@@ -18,8 +18,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::message::{Key, MessageId, PartitionSet, RelayId, Seq};
 use crate::poll::{Evidence, Page, Probe, Wanted};
 use crate::store::{
-    Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, RelayRow, Routing, RowAhead,
-    Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Written,
+    Circuit, Delivered, DestinationSpec, Due, Followers, KeyAfter, LaneDemand, Membership, Now, RelayRow, Routing,
+    RowAhead, Settled, Settlement, StartBatch, Status, Store, StoreError, Taken, UnroutedAfter, UnroutedRow, Written,
 };
 
 /// A clock for tests that jumps. Clones are the same clock.
@@ -232,6 +232,10 @@ impl Store for Clocked {
 
     async fn relay_leave(&self, relay: RelayId, unread: PartitionSet) -> Result<(), StoreError> {
         self.store.relay_leave(relay, unread).await
+    }
+
+    async fn relay_circuits(&self, relay: RelayId, circuits: &[Circuit]) -> Result<(), StoreError> {
+        self.store.relay_circuits(relay, circuits).await
     }
 
     async fn destination_register(&self, served: &[DestinationSpec]) -> Result<(), StoreError> {

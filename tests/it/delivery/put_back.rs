@@ -10,7 +10,7 @@ use outbox_tests::for_each_database;
 use relay::retry::RetryPolicy;
 
 use super::shares::{member, until_shared};
-use super::stage::{Log, Running, enqueue, not_now, plain, until, until_waiting};
+use super::stage::{Left, Log, Running, enqueue, not_now, plain, until};
 use crate::faults::{self, pass, store_at};
 use crate::store::fixture::time;
 
@@ -65,7 +65,8 @@ async fn each_row_and_hold_comes_forward_once_whoever_notices(database: TestData
     let relay = member(&database).retry(once).destination(log.handler("d", |_| Err(not_now())));
     let relay = Running::start(relay).await;
     enqueue(&database, (0..ROWS).map(|n| plain(&n.to_string())));
-    until_waiting(&database, &["d retry"; ROWS]).await;
+    let waiting = || Left::of(&database).waiting().is_some_and(|waiting| waiting.len() == ROWS);
+    until(&database, "all wait", waiting).await;
     relay.stop().await;
     // Pauses are drawn, so a few may have been attempted twice.
     let attempts = log.arrivals().len();

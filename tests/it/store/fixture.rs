@@ -471,6 +471,7 @@ pub(crate) fn entry(n: u32) -> relay::message::HistoryEntry {
         code: "503".into(),
         relay: "first".into(),
         maybe: true,
+        remote: Some("[2001:db8::1]:443".into()),
         text: "zu viel\n\u{0}".into(),
     }
 }

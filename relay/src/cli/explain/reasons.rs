@@ -117,7 +117,7 @@ impl Reasons<'_> {
         let targets = self.targets(&pending.topic, pending.destination.as_deref());
         let before = self.list.len();
         for name in &targets {
-            self.destination(name);
+            self.destination(name, pending.partition_no);
         }
         let is_free = is_carried && self.list.len() == before && !targets.is_empty();
         if is_free && pending.deliver_at.is_none_or(|at| at <= now) {
@@ -203,7 +203,7 @@ impl Reasons<'_> {
             return;
         }
         if self.facts.destinations.iter().any(|destination| destination.name == waiting.destination) {
-            self.destination(&waiting.destination);
+            self.destination(&waiting.destination, waiting.partition_no);
         } else {
             self.unknown(&waiting.destination);
         }
@@ -342,7 +342,7 @@ impl Reasons<'_> {
     }
 
     /// What keeps a destination from being sent anything.
-    fn destination(&mut self, name: &str) {
+    fn destination(&mut self, name: &str, partition: u8) {
         let now = self.facts.now;
         let Some(destination) = self.facts.destinations.iter().find(|destination| destination.name == name) else {
             return;
@@ -355,6 +355,18 @@ impl Reasons<'_> {
         if let Some(until) = destination.held_until {
             let text = format!("{name} asked to be left alone; the next attempt is made {}", when(until, now));
             self.add("held", text, None);
+        }
+        let owner = self.facts.relays.owner(partition);
+        if let Some((relay, circuit)) = owner.and_then(|relay| {
+            let circuit = relay.circuits.iter().find(|circuit| circuit.destination == name)?;
+            Some((&relay.name, circuit))
+        }) {
+            let text = format!(
+                "{name} failed at every attempt of relay {relay} ({}): that relay tries one message now and then, at least \
+                 once a minute, and sends the others when one succeeds",
+                circuit.cause
+            );
+            self.add("circuit", text, Some(format!("repair {name}, or the way to it")));
         }
         let relays = &self.facts.relays.relays;
         if !relays.is_empty() && !relays.iter().any(|relay| relay.serves.iter().any(|served| served == name)) {
@@ -377,7 +389,7 @@ impl Reasons<'_> {
 
 /// True for reasons that keep a delivery from being attempted.
 fn is_obstacle(reason: &Reason) -> bool {
-    matches!(reason.code, "paused" | "held" | "unserved" | "unknown_destination" | "expired")
+    matches!(reason.code, "paused" | "held" | "circuit" | "unserved" | "unknown_destination" | "expired")
 }
 
 fn matches(pattern: &str, topic: &str) -> bool {

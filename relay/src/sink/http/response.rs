@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use reqwest::header::{CONTENT_ENCODING, HeaderMap, LOCATION, RETRY_AFTER};
 
+use super::classes::Classes;
 use crate::retry::ASKED_MAX;
 use crate::sink::{Judgement, text};
 use crate::verdict::Verdict;
@@ -17,8 +18,12 @@ const BODY_BYTES_MAX: usize = 16 * 1024;
 const OUTBOX_RETRY: &str = "outbox-retry";
 
 /// Judges the head of an answer.
-pub(super) fn judge(status: u16, headers: &HeaderMap, now: SystemTime) -> Judgement {
-    let verdict = classify(status, receiver_retries(headers), retry_after(headers, now));
+pub(super) fn judge(status: u16, headers: &HeaderMap, classes: &Classes, now: SystemTime) -> Judgement {
+    let asked = retry_after(headers, now);
+    let verdict = match (receiver_retries(headers), classes.of(status)) {
+        (None, Some(class)) => class.verdict(asked),
+        (retries, _) => classify(status, retries, asked),
+    };
     if verdict == Verdict::Delivered {
         return Judgement::delivered(status.to_string());
     }
@@ -251,7 +256,7 @@ mod tests {
         let headers = headers(lines);
         let mut excerpt = Excerpt::of(&headers);
         excerpt.push(body);
-        judge(status, &headers, SystemTime::UNIX_EPOCH).with_words(excerpt).text
+        judge(status, &headers, &Classes::default(), SystemTime::UNIX_EPOCH).with_words(excerpt).text
     }
 
     #[test]

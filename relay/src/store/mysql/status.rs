@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::connection::{Flavour, Session, says_on};
 use super::row::Columns;
-use super::{destination, literal, membership};
+use super::{circuits, destination, literal, membership};
 use crate::store::{Now, Status, StoreError};
 
 /// The schema this build needs.
@@ -109,6 +109,7 @@ pub(super) async fn status(mut session: Session<'_>, now: Now) -> Result<Status,
         schema_version: schema_version(&mut session).await?.and_then(|n| i32::try_from(n).ok()).unwrap_or_default(),
         membership: membership::membership(&mut session).await?,
         routing: destination::destination_read(&mut session, now).await?,
+        circuits: circuits::circuits(&mut session).await?,
         ..Status::default()
     };
     let now = literal::now(now);

@@ -2,7 +2,7 @@
 
 use super::connection::{Connection, Sql};
 use super::value::{Micros, Octets};
-use super::{destination, membership};
+use super::{circuits, destination, membership};
 use crate::store::{Now, Status, StoreError};
 
 /// The schema this build reads and writes.
@@ -93,17 +93,18 @@ pub(super) async fn verify(connection: &mut Connection) -> Result<(), StoreError
 }
 
 pub(super) async fn status(connection: &mut Connection, now: Now) -> Result<Status, StoreError> {
-    let [pending, waiting, due, dead, members, routes, schema] = [
+    let [pending, waiting, due, dead, members, told, routes, schema] = [
         connection.prepare(&STATUS_PENDING).await?,
         connection.prepare(&STATUS_WAITING).await?,
         connection.prepare(&STATUS_DUE).await?,
         connection.prepare(&STATUS_DEAD).await?,
         connection.prepare(membership::READ).await?,
+        connection.prepare(circuits::READ).await?,
         connection.prepare(destination::READ).await?,
         connection.prepare(&SCHEMA_READ).await?,
     ];
     let connection = &*connection;
-    let ((), pending, waiting, due, dead, members, routes, schema, ()) = tokio::try_join!(
+    let ((), pending, waiting, due, dead, members, told, routes, schema, ()) = tokio::try_join!(
         biased;
         connection.begin_reading(),
         async { connection.query(&pending, &[&now]).await },
@@ -111,6 +112,7 @@ pub(super) async fn status(connection: &mut Connection, now: Now) -> Result<Stat
         async { connection.query(&due, &[&now]).await },
         async { connection.query(&dead, &[]).await },
         async { connection.query(&members, &[]).await },
+        async { connection.query(&told, &[]).await },
         async { connection.query(&routes, &[&now]).await },
         async { connection.query(&schema, &[]).await },
         connection.commit(),
@@ -131,6 +133,7 @@ pub(super) async fn status(connection: &mut Connection, now: Now) -> Result<Stat
         dead: figures(&dead),
         membership: membership::membership(&members),
         routing: destination::routing(&routes),
+        circuits: circuits::circuits(&told),
         schema_version: schema.first().map_or(0, |row| row.get(0)),
     })
 }

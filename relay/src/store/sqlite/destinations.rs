@@ -6,6 +6,7 @@ use chrono::DateTime;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel::{Connection, QueryResult, SqliteConnection};
 
+use super::circuits::circuits;
 use super::membership::membership;
 use super::read::{clock, duration};
 use super::statement::{execute, load, load_one, load_optional, statement};
@@ -138,6 +139,7 @@ pub(super) fn status(open: &mut Open, now: Now) -> QueryResult<Status> {
             dead: load::<DeadCount, _>(conn, &[])?,
             membership: membership(conn)?,
             routing: routing(conn, now)?,
+            circuits: circuits(conn)?,
             schema_version: i32::try_from(schema_version).unwrap_or(i32::MAX),
         })
     })

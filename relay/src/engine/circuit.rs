@@ -1,0 +1,103 @@
+//! What follows from the circuit breakers of the destinations.
+//!
+//! Each relay judges for itself: one that cannot reach a destination from where it runs must not stop the others. What
+//! stands open is told in the relay's row, for people to see.
+
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::{Answer, Engine};
+use crate::breaker::Turn;
+use crate::duration;
+use crate::event::Event;
+use crate::lane::Work;
+use crate::sink::Judgement;
+use crate::store::{Circuit, StoreError};
+
+/// What the relay's row says of them.
+#[derive(Default)]
+pub(super) struct Circuits {
+    told: Vec<Circuit>,
+    /// What is being written.
+    telling: Option<Vec<Circuit>>,
+    again_at: Option<Instant>,
+}
+
+impl Engine {
+    /// An attempt was judged: the destination may be closed, or open again.
+    pub(super) fn judge_circuit(&mut self, lane: usize, work: &Work, judgement: &Judgement, now: Instant) {
+        let state = &mut self.lanes[lane];
+        let destination = state.served.name.to_string();
+        match state.breaker.judged(judgement.verdict, work.message.id, now, &mut rand::rng()) {
+            None => return,
+            Some(Turn::Opened(pause)) => {
+                state.cause = judgement.said();
+                let (cause, pause_text) = (&state.cause, duration::format(whole(pause)).to_string());
+                warn!(destination, cause, pause = pause_text, "the circuit opens: nothing is attempted for that long");
+                self.tell_event(&Event::CircuitOpened { destination, pause });
+            }
+            Some(Turn::Closed) => {
+                info!(destination, "the circuit closes: the destination answers again");
+                self.tell_event(&Event::CircuitClosed { destination });
+            }
+        }
+        self.open_or_close(lane, self.is_paused(lane), now);
+    }
+
+    fn tell_event(&self, event: &Event) {
+        if let Some(listener) = &self.listener {
+            listener(event);
+        }
+    }
+
+    /// Writes what has changed.
+    pub(super) fn tell_circuits(&mut self, now: Instant) {
+        if self.circuits.telling.is_some() || self.circuits.again_at.is_some_and(|at| now < at) {
+            return;
+        }
+        let circuits: Vec<Circuit> = self
+            .lanes
+            .iter()
+            .filter_map(|state| {
+                Some(Circuit {
+                    destination: state.served.name.to_string(),
+                    state: state.breaker.word()?.to_owned(),
+                    cause: state.cause.clone(),
+                })
+            })
+            .collect();
+        if circuits == self.circuits.told {
+            return;
+        }
+        self.circuits.telling = Some(circuits.clone());
+        let (store, answers, relay) = (self.store.clone(), self.answers.clone(), self.relay);
+        tokio::spawn(async move {
+            let result = store.relay_circuits(relay, &circuits).await;
+            let _ = answers.send(Answer::Circuits(result));
+        });
+    }
+
+    pub(super) fn circuits_told(&mut self, result: Result<(), StoreError>) {
+        let Some(telling) = self.circuits.telling.take() else { return };
+        match result {
+            Ok(()) => {
+                self.outages.recovered("relay_circuits");
+                (self.circuits.told, self.circuits.again_at) = (telling, None);
+            }
+            Err(error) => {
+                let pause = self.outages.failed("relay_circuits", &error);
+                self.circuits.again_at = Some(Instant::now() + pause);
+            }
+        }
+    }
+}
+
+/// For people: in milliseconds below a second, else in seconds.
+fn whole(pause: Duration) -> Duration {
+    if pause < Duration::from_secs(1) {
+        Duration::from_millis(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX))
+    } else {
+        Duration::from_secs(pause.as_secs())
+    }
+}

@@ -1,0 +1,164 @@
+//! How often a destination is called.
+//!
+//! Pure: the moment is an argument. Attempts are spaced evenly, so in no second are there more than were allowed, and a
+//! receiver that counts sees no bursts. A limit is for the outbox; each relay keeps to the share of its partitions.
+//!
+//! Invariants
+//! - What was not used is not saved up, but for what a late timer missed.
+//! - In any span of time there are at most as many attempts as its length allows, and one, and what fits into [`LATE`].
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::message::PARTITIONS;
+
+/// So many attempts in so much time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    count: u32,
+    per: Duration,
+}
+
+const UNITS: [(&str, Duration); 3] =
+    [("s", Duration::from_secs(1)), ("m", Duration::from_secs(60)), ("h", Duration::from_secs(3600))];
+
+impl RateLimit {
+    /// So many each second. A limit of nothing is none; it counts as one.
+    pub fn per_second(count: u32) -> RateLimit {
+        RateLimit { count: count.max(1), per: Duration::from_secs(1) }
+    }
+
+    /// So many each minute.
+    pub fn per_minute(count: u32) -> RateLimit {
+        RateLimit { per: Duration::from_secs(60), ..RateLimit::per_second(count) }
+    }
+
+    /// Reads `50/s`, `1000/m` or `10/h`; at least one.
+    pub fn parse(text: &str) -> Option<RateLimit> {
+        let (count, unit) = text.split_once('/')?;
+        let (_, per) = UNITS.iter().find(|(name, _)| *name == unit.trim())?;
+        let digits = Some(count.trim()).filter(|count| count.bytes().all(|byte| byte.is_ascii_digit()));
+        let count = digits?.parse().ok().filter(|count| (1..=COUNT_MAX).contains(count))?;
+        Some(RateLimit { count, per: *per })
+    }
+
+    /// The time between two attempts for somebody who owns so many partitions.
+    fn interval(self, owned: usize) -> Duration {
+        let all = self.per * u32::from(PARTITIONS) / self.count;
+        all / u32::try_from(owned.clamp(1, usize::from(PARTITIONS))).unwrap_or(1)
+    }
+}
+
+impl fmt::Display for RateLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = UNITS.iter().find(|(_, per)| *per == self.per).map_or("s", |(name, _)| name);
+        write!(f, "{}/{unit}", self.count)
+    }
+}
+
+/// Spaces the attempts of one destination.
+#[derive(Debug, Default)]
+pub(crate) struct Pacer {
+    limit: Option<RateLimit>,
+    interval: Duration,
+    /// Before this nothing starts.
+    next: Option<Instant>,
+}
+
+impl Pacer {
+    /// Without a limit everything may start at once.
+    pub(crate) fn new(limit: Option<RateLimit>) -> Pacer {
+        let mut pacer = Pacer { limit, ..Pacer::default() };
+        pacer.share(usize::from(PARTITIONS));
+        pacer
+    }
+
+    /// So many partitions are owned from now on.
+    pub(crate) fn share(&mut self, owned: usize) {
+        self.interval = self.limit.map_or(Duration::ZERO, |limit| limit.interval(owned));
+    }
+
+    /// When the next attempt may start, if it has to wait.
+    pub(crate) fn wait(&self, now: Instant) -> Option<Instant> {
+        self.next.filter(|next| now < *next)
+    }
+
+    /// One starts now.
+    pub(crate) fn started(&mut self, now: Instant) {
+        if self.limit.is_some() {
+            let earliest = now.checked_sub(LATE).unwrap_or(now);
+            self.next = Some(self.next.map_or(now, |next| next.max(earliest)) + self.interval);
+        }
+    }
+}
+
+/// More than anybody can mean.
+const COUNT_MAX: u32 = 1_000_000;
+/// What a timer that fires late may make up for.
+const LATE: Duration = Duration::from_millis(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_read_and_written_back() {
+        for text in ["50/s", "1/s", "1000/m", "10/h", "1000000/s"] {
+            assert_eq!(RateLimit::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(RateLimit::parse(" 50 / s "), Some(RateLimit::per_second(50)));
+        for text in ["", "50", "/s", "0/s", "-1/s", "+1/s", "1.5/s", "50/d", "50/second", "1000001/s", "99999999999/s"]
+        {
+            assert_eq!(RateLimit::parse(text), None, "{text:?}");
+        }
+    }
+
+    /// Starts whatever may start, looking every `step`; returns how many that were in each second.
+    fn starts(pacer: &mut Pacer, step: Duration, seconds: u32) -> Vec<u32> {
+        let began = Instant::now();
+        let mut counts = vec![0; seconds as usize];
+        let mut at = Duration::ZERO;
+        while at < Duration::from_secs(u64::from(seconds)) {
+            while pacer.wait(began + at).is_none() {
+                pacer.started(began + at);
+                counts[usize::try_from(at.as_secs()).unwrap()] += 1;
+            }
+            at += step;
+        }
+        counts
+    }
+
+    #[test]
+    fn no_second_has_more_than_the_limit_and_none_is_wasted() {
+        for (count, step) in [(50, 1), (50, 7), (1, 3), (900, 1), (5_000, 1), (5_000, 9)] {
+            let mut pacer = Pacer::new(Some(RateLimit::per_second(count)));
+            let counts = starts(&mut pacer, Duration::from_millis(step), 4);
+            let late = count / 100 + 1;
+            assert!(counts.iter().all(|started| *started <= count + late), "{count} {counts:?}");
+            assert!(counts.iter().sum::<u32>() + late + 1 >= 4 * count, "{count} {counts:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_used_is_not_saved_up() {
+        let mut pacer = Pacer::new(Some(RateLimit::per_second(10)));
+        let now = Instant::now();
+        pacer.started(now);
+        let later = now + Duration::from_secs(3600);
+        assert_eq!(pacer.wait(later), None);
+        pacer.started(later);
+        assert_eq!(pacer.wait(later), Some(later + Duration::from_millis(90)), "a late timer is made up for, no more");
+    }
+
+    #[test]
+    fn a_relay_keeps_to_its_share() {
+        let mut pacer = Pacer::new(Some(RateLimit::per_second(64)));
+        pacer.share(8);
+        assert_eq!(starts(&mut pacer, Duration::from_millis(1), 2).iter().sum::<u32>(), 32);
+        pacer.share(0);
+        assert!(pacer.interval <= Duration::from_millis(500), "nothing is owned and nothing divided by it");
+        let mut free = Pacer::new(None);
+        free.started(Instant::now());
+        assert_eq!(free.wait(Instant::now()), None);
+    }
+}
