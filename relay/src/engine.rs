@@ -35,7 +35,7 @@ use crate::outcome::Policy;
 use crate::rate::{Pacer, RateLimit};
 use crate::route::Routes;
 use crate::sink::{Judgement, Sink};
-use crate::store::{Routing, RowAhead, Store, StoreError};
+use crate::store::{Routing, Store, StoreError};
 
 mod attempt;
 mod circuit;
@@ -194,7 +194,7 @@ enum Answer {
     Routing(routing::RoutingAnswer),
     Paused { lane: usize },
     Circuits(Result<(), StoreError>),
-    BroughtForward { page: Option<Vec<RowAhead>>, result: Result<clock::Forwarded, StoreError> },
+    BroughtForward(Result<clock::Forwarded, StoreError>),
 }
 
 impl Engine {
@@ -367,7 +367,7 @@ impl Engine {
             Answer::Start(answer) => self.start_answered(answer),
             Answer::Routing(answer) => self.routing_answered(answer),
             Answer::Circuits(result) => self.circuits_told(result),
-            Answer::BroughtForward { page, result } => self.brought_forward(page, result),
+            Answer::BroughtForward(result) => self.brought_forward(result),
             Answer::Paused { lane } => self.lanes[lane].paused_until_read = self.settling.routing_read() + 1,
         }
     }
@@ -438,6 +438,7 @@ impl Engine {
                 self.keep_half_done();
             } else if now >= deadline {
                 warn!(unsettled = self.settling.len(), "not everything could be written; it is delivered again");
+                self.tell_unwritten(self.settling.len());
                 break;
             }
             self.start_settles(now);
@@ -472,15 +473,20 @@ impl Engine {
         }
     }
 
-    /// Nothing in hands, nothing to write, and a pass over both tables that began after the drain found nothing to do.
+    /// Nothing in hands, nothing to write but what cannot be written, and a pass over both tables that began after the
+    /// drain found nothing to do.
     fn is_drained(&mut self, now: Instant) -> bool {
-        let owned = &self.ownership;
-        if !owned.borrow().settled || !self.inheritance.partitions().is_empty() || !self.clock.partitions().is_empty() {
+        if !self.ownership.borrow().settled || !self.clock.partitions().is_empty() {
             return false;
         }
-        if self.hands.open() > 0 || !self.running.is_empty() || !self.settling.is_idle() || self.due.has_rows() {
+        if !self.is_idle_but_for_aside() {
             self.feed.restart_pass();
             self.due.restart_pass();
+            return false;
+        }
+        // What is set aside may fill the hands: then nothing more is read.
+        let reads = self.feeds();
+        if reads && !self.inheritance.partitions().is_empty() {
             return false;
         }
         // Idle pauses are for those who wait for new messages.
@@ -490,7 +496,8 @@ impl Engine {
         if !self.due.pass_is_empty() {
             self.due.look_soon(now);
         }
-        self.feed.pass_is_empty() && self.due.pass_is_empty()
+        let is_done = (self.feed.pass_is_empty() || !reads) && self.due.pass_is_empty();
+        is_done && self.drains_without_aside(now)
     }
 }
 

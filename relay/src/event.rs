@@ -60,6 +60,12 @@ pub enum Event {
         /// How many deliveries they were about.
         outcomes: usize,
     },
+    /// Outcomes could not be written, and the relay ends, or gives their partitions up, without them. What they were about
+    /// stands as it stood before the attempt, and is attempted again.
+    Unwritten {
+        /// How many.
+        outcomes: usize,
+    },
 }
 
 /// Names a delivery.
@@ -84,6 +90,7 @@ pub(crate) struct Tally {
     retried: AtomicU64,
     dead_lettered: AtomicU64,
     refused: AtomicU64,
+    unwritten: AtomicU64,
 }
 
 impl Tally {
@@ -108,6 +115,11 @@ impl Tally {
         self.refused.load(Ordering::Relaxed)
     }
 
+    /// Outcomes that could not be written.
+    pub(crate) fn unwritten(&self) -> u64 {
+        self.unwritten.load(Ordering::Relaxed)
+    }
+
     fn count(&self, event: &Event) {
         let add = |count: &AtomicU64| count.fetch_add(1, Ordering::Relaxed);
         match event {
@@ -121,6 +133,7 @@ impl Tally {
             Event::DeadLettered { .. } => drop(add(&self.dead_lettered)),
             Event::CircuitOpened { .. } | Event::CircuitClosed { .. } => {}
             Event::Refused { outcomes } => drop(self.refused.fetch_add(*outcomes as u64, Ordering::Relaxed)),
+            Event::Unwritten { outcomes } => drop(self.unwritten.fetch_add(*outcomes as u64, Ordering::Relaxed)),
         }
     }
 }

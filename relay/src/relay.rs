@@ -177,6 +177,9 @@ pub struct Drained {
     pub dead_lettered: u64,
     /// Outcomes the database refused because another relay owned their partition by then.
     pub refused: u64,
+    /// Outcomes that could not be written, although they were tried again: what they were about is still there, and will
+    /// be attempted once more.
+    pub unwritten: u64,
     /// The tables after the last pass.
     pub status: Status,
 }
@@ -235,7 +238,8 @@ impl Relay {
         self.work(asked).await?;
         let status = store.status(None).await?;
         let [attempts, delivered, retried, dead_lettered] = tally.counts();
-        Ok(Drained { attempts, delivered, retried, dead_lettered, refused: tally.refused(), status })
+        let (refused, unwritten) = (tally.refused(), tally.unwritten());
+        Ok(Drained { attempts, delivered, retried, dead_lettered, refused, unwritten, status })
     }
 
     /// Rises while the delivery loop turns; stands still when it is wedged.

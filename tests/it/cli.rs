@@ -568,9 +568,21 @@ fn a_drain_says_what_it_leaves_behind() {
     let ended = with(DESTINATION, &["--database-url", database.url(), "run", "--drain", "-o", "json"]);
     assert_ended(&ended, 2);
     assert_eq!(json(&ended)["waiting"], json!([{ "destination": "billing", "state": "retry", "count": 1 }]));
-    let drained = json!({ "attempts": 1, "delivered": 0, "retried": 1, "dead_lettered": 0 });
+    let drained = json!({ "attempts": 1, "delivered": 0, "retried": 1, "dead_lettered": 0, "unwritten": 0 });
     assert_eq!(json(&ended)["drained"], drained);
     let ended = with(DESTINATION, &["--database-url", database.url(), "run", "--drain"]);
     assert!(ended.stdout.starts_with("attempts  "), "{}", ended.stdout);
     assert!(ended.stdout.contains(": 0 delivered, ") && ended.stdout.contains("\ngiven up  0\n"), "{}", ended.stdout);
+}
+
+#[test]
+fn a_drain_says_how_many_outcomes_could_not_be_written() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    database.exec("CREATE TRIGGER no BEFORE INSERT ON outbox_deliveries BEGIN SELECT RAISE(ABORT, 'no room'); END");
+    database.exec("INSERT INTO outbox_messages (topic, payload) VALUES ('order.placed', '{}')");
+    let ended = with(DESTINATION, &["--database-url", database.url(), "run", "--drain", "-o", "json"]);
+    assert_ended(&ended, 2);
+    assert_eq!((&json(&ended)["pending"], &json(&ended)["drained"]["unwritten"]), (&json!(1), &json!(1)));
+    let said = "relay: something is left behind; outcomes that could not be written: 1\n  help: ";
+    assert!(ended.stderr.contains(said) && ended.stderr.contains("no room"), "{}", ended.stderr);
 }

@@ -17,6 +17,7 @@ mod drains;
 mod expiry;
 mod keys;
 mod late;
+mod lost;
 mod many;
 mod modes;
 mod order;

@@ -28,13 +28,15 @@ use tokio::task::JoinHandle;
 /// After this long something that should have happened has not.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// What happens before a call.
+/// What happens before a call, or after it.
 pub(crate) type Before = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 
 /// A store that asks the test before each call.
 struct Faulty {
     inner: Arc<dyn Store>,
     before: Box<dyn Fn(&'static str) -> Before + Send + Sync>,
+    /// Asked when the call has done what it does, and before anybody knows.
+    after: Box<dyn Fn(&'static str) -> Before + Send + Sync>,
     /// The hour a question is asked at.
     hour: Box<dyn Fn(Now) -> Now + Send + Sync>,
 }
@@ -49,7 +51,8 @@ macro_rules! calls {
             async fn partition_acquire(&self, relay: RelayId, wanted: PartitionSet) -> Result<Vec<Taken>, StoreError> {
                 let call = if wanted.len() > 16 { "partition_acquire_many" } else { "partition_acquire" };
                 (self.before)(call).await?;
-                self.inner.partition_acquire(relay, wanted).await
+                let answer = self.inner.partition_acquire(relay, wanted).await?;
+                (self.after)(call).await.map(|()| answer)
             }
             async fn unrouted_topics(&self, after: &[(u8, String)], limit: u32) -> Result<Vec<(u8, String)>, StoreError> {
                 (self.before)(if after.len() > 16 { "unrouted_topics_many" } else { "unrouted_topics" }).await?;
@@ -57,12 +60,15 @@ macro_rules! calls {
             }
             async fn settle(&self, relay: RelayId, batch: &Settlement, now: Now) -> Result<Settled, StoreError> {
                 let routes = |row: &WaitingOutcome| matches!(row.change, WaitingChange::Routed(_));
-                (self.before)(if batch.waiting.iter().any(routes) { "settle_routed" } else { "settle" }).await?;
-                self.inner.settle(relay, batch, (self.hour)(now)).await
+                let call = if batch.waiting.iter().any(routes) { "settle_routed" } else { "settle" };
+                (self.before)(call).await?;
+                let answer = self.inner.settle(relay, batch, (self.hour)(now)).await?;
+                (self.after)(call).await.map(|()| answer)
             }
             $(async fn $name(&self, $($argument: $kind,)* $($now: Now)?) -> Result<$answer, StoreError> {
                 (self.before)(stringify!($name)).await?;
-                self.inner.$name($($argument,)* $((self.hour)($now))?).await
+                let answer = self.inner.$name($($argument,)* $((self.hour)($now))?).await?;
+                (self.after)(stringify!($name)).await.map(|()| answer)
             })*
         }
     };
@@ -109,6 +115,11 @@ pub(crate) fn pass() -> Before {
 
 pub(crate) fn fail() -> Before {
     Box::pin(async { Err(unreachable()) })
+}
+
+/// The rows are at fault, says the database.
+pub(crate) fn refuse(operation: &'static str) -> Before {
+    Box::pin(async move { Err(StoreError::Refused { operation, source: "the test says so".into() }) })
 }
 
 pub(crate) fn stall(pause: Duration) -> Before {
@@ -174,7 +185,17 @@ pub(crate) async fn store_at(
     hour: impl Fn(Now) -> Now + Send + Sync + 'static,
 ) -> Arc<dyn Store> {
     let inner = open(database.url(), &StoreOptions::default()).await.unwrap();
-    Arc::new(Faulty { inner, before: Box::new(before), hour: Box::new(hour) })
+    Arc::new(Faulty { inner, before: Box::new(before), after: Box::new(|_| pass()), hour: Box::new(hour) })
+}
+
+/// A store that asks the test after each call as well.
+pub(crate) async fn store_around(
+    database: &TestDatabase,
+    before: impl Fn(&'static str) -> Before + Send + Sync + 'static,
+    after: impl Fn(&'static str) -> Before + Send + Sync + 'static,
+) -> Arc<dyn Store> {
+    let inner = open(database.url(), &StoreOptions::default()).await.unwrap();
+    Arc::new(Faulty { inner, before: Box::new(before), after: Box::new(after), hour: Box::new(|now| now) })
 }
 
 pub(crate) fn relay(store: Arc<dyn Store>) -> RelayBuilder {

@@ -92,7 +92,7 @@ async fn drain(global: &Global, relay: Relay) -> Result<Exit, Failure> {
             return Err(Failure::new(Exit::Partly, "relay: stopped before the drain was done"));
         }
     };
-    let Drained { attempts, delivered, retried, dead_lettered, status, .. } = &drained;
+    let Drained { attempts, delivered, retried, dead_lettered, unwritten, status, .. } = &drained;
     let text = format!(
         "attempts  {attempts}: {delivered} delivered, {retried} to be tried again\ngiven up  {dead_lettered}\n{}",
         status::as_text(status, &Beats::default())
@@ -103,12 +103,19 @@ async fn drain(global: &Global, relay: Relay) -> Result<Exit, Failure> {
         "delivered": delivered,
         "retried": retried,
         "dead_lettered": dead_lettered,
+        "unwritten": unwritten,
     });
     global.output().one(&text, &value)?;
-    if drained.is_clean() {
+    if *unwritten > 0 {
+        say(&format!(
+            "relay: something is left behind; outcomes that could not be written: {unwritten}\n  \
+             help: the log names the messages and says why; they stand as before, and are attempted again"
+        ));
+    } else if drained.is_clean() {
         return Ok(Exit::Ok);
+    } else {
+        say("relay: something is left behind");
     }
-    say("relay: something is left behind");
     Ok(Exit::Found)
 }
 

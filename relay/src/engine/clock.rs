@@ -7,19 +7,21 @@
 //!
 //! Invariants
 //! - A pass brings a row forward once: it goes only upwards, and a page that has to be written again says when each row
-//!   was due.
+//!   was due. What this relay has written anew since is due by the clock as it is, and stays.
+//! - What the database refuses to bring forward is left late, and told about: it keeps no partition and no stop waiting.
 //! - A partition that is given up stays until its pass has ended. So whoever takes it begins anew only when its owner
 //!   died, or may not have noticed yet; then some retries come early, which is better than late by as much as the clock was
-//!   put back.
+//!   put back. So do those that were written between the step and the moment it was noticed.
 //! - A message's own `deliver_at` is an hour somebody named, and stays.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::{Answer, Engine};
+use crate::cause::chain;
 use crate::clock_watch::{ClockWatch, Look, Said};
 use crate::message::PartitionSet;
 use crate::store::{Routing, RowAhead, StoreError, Written};
@@ -35,7 +37,13 @@ pub(super) struct DatabaseClock {
     holds: Vec<Hold>,
     /// Holds to bring forward.
     late_holds: Option<(Vec<Hold>, Duration)>,
+    /// Those were asked for, and may have come forward: how they stand has to be read before another step is made up for.
+    holds_asked: bool,
+    /// The clock was put back once more since they were asked for.
+    holds_again: Duration,
     busy: bool,
+    /// So often the same work was refused.
+    refusals: u32,
     retry_at: Option<Instant>,
     /// Reads of the destinations numbered below this one may tell of holds that last too long.
     holds_known_from: u64,
@@ -60,7 +68,16 @@ struct Pass {
     /// Done up to this row.
     after: i64,
     /// Read, and not certainly written.
-    page: Vec<RowAhead>,
+    page: Option<Page>,
+    /// Written by the clock as it is, since the step was noticed.
+    rewritten: HashSet<i64>,
+}
+
+/// Rows to bring forward in one write, and up to which row that is all.
+#[derive(Clone, Debug)]
+struct Page {
+    rows: Vec<RowAhead>,
+    until: i64,
 }
 
 /// What has come of a piece of the work.
@@ -68,7 +85,24 @@ pub(super) enum Forwarded {
     Holds,
     /// The last row there is.
     Last(i64),
-    Page,
+    /// The next rows, none when there are no more.
+    Read(Vec<RowAhead>),
+    Written,
+}
+
+/// What the database refuses to bring forward.
+#[derive(Debug, PartialEq, Eq)]
+enum Refused {
+    Holds,
+    Row(i64),
+    /// Not even to say which rows there are.
+    Pass,
+}
+
+impl Pass {
+    fn new(step: Step, partitions: PartitionSet) -> Pass {
+        Pass { step, partitions, after: 0, page: None, rewritten: HashSet::new() }
+    }
 }
 
 impl DatabaseClock {
@@ -96,7 +130,7 @@ impl DatabaseClock {
             let is_new = now.saturating_duration_since(step.noticed) < NOTICED_BY_ALL;
             let partitions = if is_new { gained } else { gained.and(inherited) };
             if !partitions.is_empty() {
-                self.passes.push_back(Pass { step: *step, partitions, after: 0, page: Vec::new() });
+                self.passes.push_back(Pass::new(*step, partitions));
             }
         }
     }
@@ -104,10 +138,39 @@ impl DatabaseClock {
     fn put_back(&mut self, by: Duration, owned: PartitionSet, now: Instant) {
         let step = Step { by, noticed: now, until: None };
         self.steps.push(step);
-        self.passes.push_back(Pass { step, partitions: owned, after: 0, page: Vec::new() });
-        let earlier = self.late_holds.take().map_or(Duration::ZERO, |(_, by)| by);
-        self.late_holds = Some((self.holds.clone(), earlier.saturating_add(by)));
+        self.passes.push_back(Pass::new(step, owned));
+        if self.holds_asked {
+            self.holds_again = self.holds_again.saturating_add(by);
+        } else {
+            let earlier = self.late_holds.take().map_or(Duration::ZERO, |(_, by)| by);
+            self.late_holds = Some((self.holds.clone(), earlier.saturating_add(by)));
+        }
         self.holds_known_from = u64::MAX;
+    }
+
+    /// Holds were brought forward, or never will be; reads numbered `next_read` and later show how they stand.
+    fn holds_done(&mut self, next_read: u64) {
+        self.late_holds = None;
+        self.holds_asked = false;
+        self.holds_known_from = next_read;
+    }
+
+    /// This is what is held, by the clock as it is.
+    fn holds_read(&mut self, holds: Vec<Hold>) {
+        self.holds = holds;
+        let by = std::mem::take(&mut self.holds_again);
+        if !by.is_zero() {
+            // Of several relays each does so: a hold may end early then.
+            self.late_holds = Some((self.holds.clone(), by));
+            self.holds_known_from = u64::MAX;
+        }
+    }
+
+    /// The row was written anew.
+    pub(super) fn rewritten(&mut self, id: i64) {
+        for pass in &mut self.passes {
+            pass.rewritten.insert(id);
+        }
     }
 
     /// The last row there was, as soon as anybody could ask, when the step of the first pass was noticed.
@@ -119,16 +182,47 @@ impl DatabaseClock {
         }
     }
 
+    /// The next rows of the first pass.
+    fn page_read(&mut self, rows: Vec<RowAhead>) {
+        let Some(pass) = self.passes.front_mut() else { return };
+        let Some(until) = rows.last().map(|row| row.id) else { return drop(self.passes.pop_front()) };
+        let rows: Vec<RowAhead> = rows.into_iter().filter(|row| !pass.rewritten.contains(&row.id)).collect();
+        pass.page = Some(Page { rows, until });
+    }
+
     /// The page of the first pass is written.
     fn page_done(&mut self) {
-        let Some(pass) = self.passes.front_mut() else { return };
-        match pass.page.last() {
-            Some(last) if pass.page.len() == PAGE as usize => {
-                pass.after = last.id;
-                pass.page.clear();
-            }
-            _ => drop(self.passes.pop_front()),
+        if let Some(pass) = self.passes.front_mut()
+            && let Some(page) = pass.page.take()
+        {
+            pass.after = page.until;
         }
+    }
+
+    /// What was asked for last was refused, for what is in it. Asked for often enough, it is left; of a page that is one
+    /// row, which has to be found first.
+    fn refused(&mut self) -> Option<Refused> {
+        self.refusals += 1;
+        if self.refusals < REFUSALS_MAX {
+            return None;
+        }
+        self.refusals = 0;
+        if self.late_holds.is_some() {
+            return Some(Refused::Holds);
+        }
+        let pass = self.passes.front_mut()?;
+        let Some(page) = &mut pass.page else {
+            self.passes.pop_front();
+            return Some(Refused::Pass);
+        };
+        if page.rows.len() > 1 {
+            page.rows.truncate(page.rows.len() / 2);
+            page.until = page.rows.last().map_or(page.until, |row| row.id);
+            return None;
+        }
+        let row = page.rows.first().map(|row| Refused::Row(row.id));
+        self.page_done();
+        row
     }
 }
 
@@ -149,7 +243,7 @@ impl Engine {
         if self.hour_told(hour, asked, answered) == Said::AsBefore && self.clock.trusts_holds(number) {
             let held = routing.destinations.iter().filter(|seen| seen.held_for.is_some());
             let holds = held.filter_map(|seen| Some((seen.spec.name.clone(), seen.held_until?)));
-            self.clock.holds = holds.collect();
+            self.clock.holds_read(holds.collect());
         }
     }
 
@@ -165,55 +259,64 @@ impl Engine {
         let (store, answers, relay) = (self.store.clone(), self.answers.clone(), self.relay);
         if let Some((holds, by)) = clock.late_holds.clone() {
             clock.busy = true;
+            clock.holds_asked = true;
             tokio::spawn(async move {
                 let result = store.destination_bring_forward(&holds, by).await.map(|()| Forwarded::Holds);
-                let _ = answers.send(Answer::BroughtForward { page: None, result });
+                let _ = answers.send(Answer::BroughtForward(result));
             });
-        } else if let Some(pass) = clock.passes.front_mut() {
+        } else if let Some(pass) = clock.passes.front() {
             clock.busy = true;
-            let (step, after, partitions) = (pass.step, pass.after, pass.partitions);
-            let mut page = std::mem::take(&mut pass.page);
+            let (step, after, partitions, page) = (pass.step, pass.after, pass.partitions, pass.page.clone());
             tokio::spawn(async move {
-                let work = async {
-                    let Some(until) = step.until else { return store.delivery_last().await.map(Forwarded::Last) };
-                    if page.is_empty() {
-                        page = store.delivery_ahead(after, until, partitions, PAGE, None).await?;
+                let result = match (step.until, page) {
+                    (None, _) => store.delivery_last().await.map(Forwarded::Last),
+                    (Some(until), None) => {
+                        store.delivery_ahead(after, until, partitions, PAGE, None).await.map(Forwarded::Read)
                     }
-                    store.delivery_bring_forward(relay, &page, step.by).await.map(|()| Forwarded::Page)
+                    (_, Some(page)) => {
+                        store.delivery_bring_forward(relay, &page.rows, step.by).await.map(|()| Forwarded::Written)
+                    }
                 };
-                let result = work.await;
-                let _ = answers.send(Answer::BroughtForward { page: Some(page), result });
+                let _ = answers.send(Answer::BroughtForward(result));
             });
         }
     }
 
-    pub(super) fn brought_forward(&mut self, page: Option<Vec<RowAhead>>, result: Result<Forwarded, StoreError>) {
+    pub(super) fn brought_forward(&mut self, result: Result<Forwarded, StoreError>) {
         let now = Instant::now();
         self.clock.busy = false;
-        if let (Some(pass), Some(page)) = (self.clock.passes.front_mut(), page) {
-            pass.page = page;
-        }
         match result {
             Ok(done) => {
                 self.outages.recovered("delivery_bring_forward");
                 self.clock.retry_at = None;
+                self.clock.refusals = 0;
                 match done {
                     Forwarded::Holds => self.holds_came_forward(now),
                     Forwarded::Last(last) => self.clock.ends_at(last),
-                    Forwarded::Page => self.clock.page_done(),
+                    Forwarded::Read(rows) => return self.clock.page_read(rows),
+                    Forwarded::Written => self.clock.page_done(),
                 }
                 for state in &mut self.lanes {
                     state.next_due = Some(now);
                 }
                 self.due.look_soon(now);
             }
-            Err(error) => self.clock.retry_at = Some(now + self.outages.failed("delivery_bring_forward", &error)),
+            Err(error) => {
+                self.clock.retry_at = Some(now + self.outages.failed("delivery_bring_forward", &error));
+                if matches!(error, StoreError::Refused { .. })
+                    && let Some(refused) = self.clock.refused()
+                {
+                    error!(?refused, error = %chain(&error), "what waits by a clock that was put back stays late");
+                    if refused == Refused::Holds {
+                        self.holds_came_forward(now);
+                    }
+                }
+            }
         }
     }
 
     fn holds_came_forward(&mut self, now: Instant) {
-        self.clock.late_holds = None;
-        self.clock.holds_known_from = self.settling.routing_read() + 1;
+        self.clock.holds_done(self.settling.routing_read() + 1);
         self.routing_next = now;
         for state in &mut self.lanes {
             state.held_until = None;
@@ -223,6 +326,8 @@ impl Engine {
 
 /// Rows brought forward in one transaction.
 const PAGE: u32 = 500;
+/// So often something is refused before it is left.
+const REFUSALS_MAX: u32 = 3;
 /// For so long partitions a relay left when it died are brought forward by whoever takes them.
 const REMEMBERED: Duration = Duration::from_secs(60);
 /// By then every relay that lives has looked at the clock.
@@ -235,6 +340,7 @@ mod tests {
     fn hour_put_back(owned: PartitionSet, now: Instant) -> DatabaseClock {
         let mut clock = DatabaseClock::default();
         clock.put_back(Duration::from_secs(3600), owned, now);
+        clock.holds_done(1);
         clock.ends_at(7);
         clock
     }
@@ -260,15 +366,75 @@ mod tests {
         assert!(clock.passes.iter().all(|pass| pass.step.until == Some(7)), "none goes further than the first");
     }
 
+    fn rows(ids: impl IntoIterator<Item = i64>) -> Vec<RowAhead> {
+        ids.into_iter().map(|id| RowAhead { id, partition_no: 0, due_at: Written(0) }).collect()
+    }
+
+    fn page(clock: &DatabaseClock) -> Vec<i64> {
+        clock.passes[0].page.iter().flat_map(|page| &page.rows).map(|row| row.id).collect()
+    }
+
     #[test]
-    fn a_pass_goes_on_after_the_last_row_of_its_page_and_ends_with_one_that_is_not_full() {
+    fn a_pass_goes_on_after_the_last_row_of_its_page_and_ends_with_one_that_is_empty() {
         let mut clock = hour_put_back(PartitionSet::ALL, Instant::now());
-        let row = |id| RowAhead { id, partition_no: 0, due_at: Written(0) };
-        for (page, after) in [(1..=500, Some(500)), (501..=1000, Some(1000)), (1001..=1499, None)] {
-            clock.passes[0].page = page.map(row).collect();
+        for (page, after) in [(1..=500, 500), (501..=1000, 1000), (1001..=1499, 1499)] {
+            clock.page_read(rows(page));
             clock.page_done();
-            assert_eq!(clock.passes.front().map(|pass| pass.after), after);
+            assert_eq!(clock.passes[0].after, after);
         }
+        clock.page_read(Vec::new());
+        assert!(clock.passes.is_empty());
+    }
+
+    #[test]
+    fn what_was_written_anew_since_stays_unless_the_clock_is_put_back_again() {
+        let mut clock = hour_put_back(PartitionSet::ALL, Instant::now());
+        clock.rewritten(2);
+        clock.page_read(rows(1..=3));
+        assert_eq!(page(&clock), [1, 3]);
+        clock.put_back(Duration::from_secs(5), PartitionSet::ALL, Instant::now());
+        clock.rewritten(3);
+        clock.page_done();
+        clock.page_read(Vec::new());
+        clock.page_read(rows(1..=3));
+        assert_eq!(page(&clock), [1, 2]);
+    }
+
+    #[test]
+    fn what_is_refused_again_and_again_is_left_alone_and_the_rest_goes_on() {
+        let mut clock = hour_put_back(PartitionSet::ALL, Instant::now());
+        let mut left = Vec::new();
+        for _ in 0..100 {
+            match clock.passes.front().map(|pass| (pass.after, pass.page.is_some())) {
+                Some((after, false)) => clock.page_read(rows(after + 1..=4)),
+                Some(_) if page(&clock).contains(&3) => left.extend(clock.refused()),
+                Some(_) => clock.page_done(),
+                None => break,
+            }
+        }
+        assert!(clock.passes.is_empty(), "it comes to its end: {:?}", clock.passes);
+        assert_eq!(left, [Refused::Row(3)]);
+        // To be read, and nobody may.
+        let mut clock = hour_put_back(PartitionSet::ALL, Instant::now());
+        let left: Vec<Refused> = (0..REFUSALS_MAX).filter_map(|_| clock.refused()).collect();
+        assert_eq!((left, clock.partitions()), (vec![Refused::Pass], PartitionSet::EMPTY));
+    }
+
+    #[test]
+    fn holds_are_brought_forward_again_for_a_step_that_came_while_they_were_asked_for() {
+        let (now, hold) = (Instant::now(), |until| vec![("mail".to_owned(), Written(until))]);
+        let mut clock = DatabaseClock { holds: hold(500), ..DatabaseClock::default() };
+        clock.put_back(Duration::from_secs(60), PartitionSet::ALL, now);
+        clock.holds_asked = true;
+        clock.put_back(Duration::from_secs(5), PartitionSet::ALL, now);
+        assert_eq!(clock.late_holds, Some((hold(500), Duration::from_secs(60))));
+        clock.holds_done(3);
+        assert!(clock.late_holds.is_none() && !clock.trusts_holds(2) && clock.trusts_holds(3));
+        clock.holds_read(hold(440));
+        assert_eq!(clock.late_holds, Some((hold(440), Duration::from_secs(5))));
+        clock.holds_done(4);
+        clock.holds_read(hold(435));
+        assert!(clock.late_holds.is_none());
     }
 
     #[test]

@@ -90,9 +90,9 @@ impl DueState {
         self.number + 1
     }
 
-    /// True while rows are in hands and not settled.
-    pub(super) fn has_rows(&self) -> bool {
-        self.held.values().any(|row| !row.settled)
+    /// How many rows are in hands and not settled.
+    pub(super) fn rows(&self) -> usize {
+        self.held.values().filter(|row| !row.settled).count()
     }
 
     /// A look begins; returns its number.
@@ -335,6 +335,7 @@ impl Engine {
                 continue;
             }
             let Some(&lane) = self.lane_by_name.get(&row.destination) else { continue };
+            let waits_for_long = self.settling.keeps_waiting(&row.destination, row.message.ordering_key.as_ref());
             if self.must_wait_in_line(lane, &row, doubts) {
                 *self.due.not_certain.entry(lane).or_default() += 1;
                 // What waits for a row that cannot be written waits for long.
@@ -342,7 +343,7 @@ impl Engine {
             } else if self.take_row(lane, row, number, now) {
                 taken += 1;
             } else {
-                not_yet[lane] = true;
+                not_yet[lane] |= !waits_for_long;
             }
         }
         for ((lane, demand), waiting) in demands.iter().zip(&due.lanes) {
@@ -350,7 +351,8 @@ impl Engine {
                 self.note_waiting(*lane, demand, *waiting, not_yet[*lane], number, now);
             }
         }
-        let nothing_held_back = returned == 0 || (taken == 0 && !not_yet.contains(&true) && !self.due.has_rows());
+        let nothing_held_back =
+            returned == 0 || (taken == 0 && !not_yet.contains(&true) && self.holds_no_rows_but_aside());
         if number >= self.due.pass_from && taken == 0 && nothing_held_back {
             self.due.pass_empty = true;
         }

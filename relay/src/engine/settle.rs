@@ -35,7 +35,7 @@ pub(super) struct Settling {
     delivered: Tray<Gone>,
     rest: Tray<Rest>,
     /// Delivered, but not deleted by the plain statement: to be settled under the lock once the routes were read again.
-    recheck: Vec<(u64, Seq)>,
+    recheck: Vec<(u64, Gone)>,
     /// Moves of messages that a destination may have been missed for: the routes have to be read once more first. A
     /// plain DELETE compares their version instead.
     unconfirmed: Vec<(u64, MessageMove, i64)>,
@@ -44,6 +44,8 @@ pub(super) struct Settling {
     routing_known: u64,
     /// From then on what cannot be written does not keep its partition from being given up.
     leave_from: Option<Instant>,
+    /// A drain has nothing else to do: until then it tries what cannot be written.
+    drain_until: Option<Instant>,
 }
 
 /// A message every destination has.
@@ -51,6 +53,7 @@ pub(super) struct Settling {
 struct Gone {
     seq: Seq,
     id: MessageId,
+    partition_no: u8,
     routes_version: i64,
 }
 
@@ -82,7 +85,7 @@ impl Settling {
     }
 
     pub(super) fn is_writing(&self) -> bool {
-        !self.delivered.writing.is_empty() || !self.rest.writing.is_empty()
+        self.delivered.is_writing() || self.rest.is_writing()
     }
 
     pub(super) fn len(&self) -> usize {
@@ -91,19 +94,22 @@ impl Settling {
 
     /// Drops outcomes of lost partitions: they would be refused, the new owner has the rows. Returns the keys of waiting
     /// rows that would have stayed, each with its destination.
+    ///
+    /// What is being written of them is forgotten as well: should they be ours again before its answer comes, that is
+    /// about what was in hands then, and not about what was read since.
     pub(super) fn evict(&mut self, lost: PartitionSet) -> Vec<(String, Key)> {
+        self.delivered.retain(|gone| !lost.contains(gone.partition_no));
+        self.recheck.retain(|(_, gone)| !lost.contains(gone.partition_no));
         self.unconfirmed.retain(|(_, moved, _)| !lost.contains(moved.partition_no));
         let mut dropped = Vec::new();
-        let mut keep = |item: &Rest| {
+        self.rest.retain(|item: &Rest| {
             let keep = !lost.contains(item.partition_no());
             if let (false, Rest::Row(outcome)) = (keep, item) {
                 let key = outcome.ordering_key.clone().filter(|_| outcome.change.parks_key());
                 dropped.extend(key.map(|key| (outcome.destination.clone(), key)));
             }
             keep
-        };
-        self.rest.items.retain(&mut keep);
-        self.rest.aside.retain(|(_, item)| keep(item));
+        });
         dropped
     }
 
@@ -124,13 +130,13 @@ impl Settling {
 
     /// The partitions of which waiting rows are to be written.
     pub(super) fn partitions(&self) -> PartitionSet {
-        let rest = self.rest.items.iter().chain(&self.rest.writing).chain(self.rest.aside.iter().map(|(_, item)| item));
+        let rest = self.rest.items.iter().chain(&self.rest.writing).chain(self.rest.aside());
         rest.map(Rest::partition_no).chain(self.unconfirmed.iter().map(|(_, moved, _)| moved.partition_no)).collect()
     }
 
     /// The routes the moves that are to be written were decided by.
     pub(super) fn routes_versions(&self) -> impl Iterator<Item = i64> {
-        let rest = self.rest.items.iter().chain(&self.rest.writing).chain(self.rest.aside.iter().map(|(_, item)| item));
+        let rest = self.rest.items.iter().chain(&self.rest.writing).chain(self.rest.aside());
         let version = |item: &Rest| match item {
             Rest::Move { routes_version, .. } => Some(*routes_version),
             Rest::Row(_) => None,
@@ -182,7 +188,8 @@ impl Engine {
         match self.hands.conclude(message.seq, destination, remains, Instant::now()) {
             None => {}
             Some(Concluded::Delivered { seq, id, routes_version }) => {
-                self.settling.delivered.items.push_back(Gone { seq, id, routes_version });
+                let partition_no = message.partition_no;
+                self.settling.delivered.items.push_back(Gone { seq, id, partition_no, routes_version });
             }
             Some(Concluded::Moves(moved)) => {
                 let routes_version = version.unwrap_or_default();
@@ -295,23 +302,18 @@ impl Engine {
             self.frontier.mark(stamp, xid);
         }
         let next_read = self.feed.next_read();
+        self.settling.drain_until = None;
         let batch = self.settling.delivered.written();
-        if delivered.deleted.len() == batch.len() {
-            for gone in &batch {
-                self.hands.settled(gone.seq, next_read);
-            }
-            return;
-        }
         let deleted: HashSet<Seq> = delivered.deleted.iter().copied().collect();
         for gone in batch {
             if deleted.contains(&gone.seq) {
                 self.hands.settled(gone.seq, next_read);
             } else {
                 // Gone already, or the routes changed since. Only the lock and the newest routes can tell.
-                self.settling.recheck.push((self.settling.routing_read + 1, gone.seq));
+                self.settling.recheck.push((self.settling.routing_read + 1, gone));
+                self.routing_next = now;
             }
         }
-        self.routing_next = now;
     }
 
     /// The routes were read; the read had this number.
@@ -325,16 +327,16 @@ impl Engine {
             }
         }
         let recheck = std::mem::take(&mut self.settling.recheck);
-        for (needs, seq) in recheck {
+        for (needs, gone) in recheck {
             if needs > number {
-                self.settling.recheck.push((needs, seq));
+                self.settling.recheck.push((needs, gone));
                 continue;
             }
+            let Gone { seq, id, routes_version, .. } = gone;
             let Some(message) = self.hands.message(seq).cloned() else { continue };
-            let routes_version = self.hands.routes_version(seq).unwrap_or_default();
             let moved = MessageMove {
                 seq,
-                id: message.id,
+                id,
                 partition_no: message.partition_no,
                 ordering_key: message.ordering_key.clone(),
                 units: Vec::new(),
@@ -413,6 +415,7 @@ impl Engine {
         }
         // A look under way may have begun before this was written: it must not tell that nothing is left.
         self.due.restart_pass();
+        self.settling.drain_until = None;
         let next_read = self.feed.next_read();
         let refused: HashSet<Seq> = settled.refused_messages.iter().copied().collect();
         let refused_rows: HashSet<i64> = settled.refused_waiting.iter().copied().collect();
@@ -442,6 +445,9 @@ impl Engine {
                         WaitingChange::Waits(waits) => {
                             if outcome.destination.is_empty() {
                                 self.due.search.written(outcome.partition_no, now);
+                            }
+                            if !refused_rows.contains(&outcome.id) {
+                                self.clock.rewritten(outcome.id);
                             }
                             let remains = Remains::Waits(waits.clone());
                             self.row_written(&outcome.destination, key, &remains, next_read, now);
@@ -552,4 +558,31 @@ fn tell_aside(message_id: MessageId, error: &StoreError) {
 /// True for what waits only because the relay does not serve its destination: nobody has attempted it.
 fn was_never_served(unit: &UnitMove) -> bool {
     matches!(&unit.remains, Remains::Waits(Waits { state: State::Unserved, .. }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_being_written_of_lost_partitions_concludes_nothing_afterwards() {
+        let (now, lost) = (Instant::now(), PartitionSet::EMPTY.with(1));
+        let gone = |seq, partition_no| Gone { seq, id: MessageId::from_u128(7), partition_no, routes_version: 0 };
+        let seqs = |gone: Vec<Gone>| gone.into_iter().map(|gone| gone.seq).collect::<Vec<_>>();
+        let mut settling = Settling::default();
+        settling.recheck = vec![(1, gone(1, 1)), (1, gone(2, 2))];
+        settling.delivered.items = [gone(3, 1), gone(4, 2)].into();
+        settling.delivered.begin(|_, _| true);
+        settling.delivered.items = [gone(5, 1)].into();
+        settling.evict(lost);
+        assert!(settling.is_writing() && !settling.delivered.is_ready(now), "its answer is still to come");
+        assert_eq!(seqs(settling.delivered.written()), [4]);
+        assert_eq!(settling.recheck.iter().map(|(_, gone)| gone.seq).collect::<Vec<_>>(), [2]);
+        // Should the write fail, nothing is tried again that is another's.
+        settling.delivered.items = [gone(6, 1)].into();
+        settling.delivered.begin(|_, _| true);
+        settling.evict(lost);
+        assert!(settling.delivered.failed(true, Duration::ZERO, now).is_none());
+        assert!(settling.delivered.items.is_empty() && !settling.is_writing());
+    }
 }

@@ -51,6 +51,9 @@ impl Clock {
     ///
     /// A pause between attempts is drawn at random up to what the retry policy says, so a jump by that much always
     /// makes the next attempt due. A relay that is running (rather than drained) notices within a second.
+    ///
+    /// Not so a hold: the relay that was asked for it measures it in real time. Let that one end; the next one, as the
+    /// next drain starts it, goes by the clock.
     pub fn advance(&self, by: Duration) {
         let mut ahead = lock(&self.ahead);
         let by = TimeDelta::from_std(by).unwrap_or(TimeDelta::MAX);

@@ -1,14 +1,16 @@
-//! A key whose head fails lets nobody pass, holds nobody else up, and comes free again.
+//! A key whose head fails, or is held, lets nobody pass, holds nobody else up, and comes free again.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use outbox_tests::database::TestDatabase;
 use outbox_tests::for_each_database;
-use relay::Handler;
+use outbox_tests::receiver::{Answer, Receiver};
+use relay::{Handler, HandlerError, Http};
 
-use super::stage::{Left, Log, Running, enqueue, keyed, not_now, relay_on, until, until_nothing_is_left};
+use super::stage::{Left, Log, Running, enqueue, keyed, millis, not_now, relay_on, until, until_nothing_is_left};
 
 /// A handler that refuses the head until it is opened.
 fn gated(log: &Log, open: &Arc<AtomicBool>) -> Handler {
@@ -102,3 +104,63 @@ async fn a_key_that_gathered_a_thousand_rows_is_worked_off_in_order(database: Te
     assert_eq!(accepted[1..], bodies);
 }
 for_each_database!(a_key_that_gathered_a_thousand_rows_is_worked_off_in_order);
+
+/// Two destinations are held, each for a message of its own in each key, and the relay is another one when they come
+/// free: what came of a hold is in the table.
+async fn a_hold_lets_no_message_pass_the_one_that_was_held(database: TestDatabase) {
+    const KEYS: usize = 5;
+    const EACH: usize = 8;
+    let log = Log::default();
+    let seen: Mutex<HashSet<Vec<u8>>> = Mutex::default();
+    let receiver = Receiver::start(move |request| {
+        let is_first = request.body.ends_with(b" 3") && seen.lock().unwrap().insert(request.body.to_vec());
+        if is_first { Answer::status(429).header("retry-after", "1") } else { Answer::status(200) }
+    })
+    .await;
+    let start = || {
+        let handler = log.handler("handler", |arrival| match arrival.body.ends_with(" 5") && arrival.copy == 1 {
+            true => Err(HandlerError::hold(millis(400), "later")),
+            false => Ok(()),
+        });
+        let relay = relay_on(&database).destination(Http::new("http", receiver.url("/")));
+        Running::start(relay.destination(handler).destination(log.accepting("free")))
+    };
+    let send = |from: usize, until: usize| {
+        let all = (from..until).flat_map(|n| (0..KEYS).map(move |key| (key, n)));
+        enqueue(&database, all.map(|(key, n)| keyed(&format!("k{key}"), &format!("{key} {n}"))));
+    };
+    let relay = start().await;
+    send(0, 6);
+    log.until("one asked to be held", |log| log.arrivals().iter().any(|a| a.body.ends_with(" 5") && !a.accepted)).await;
+    send(6, 7);
+    relay.stop().await;
+    let relay = start().await;
+    send(7, EACH);
+    until_nothing_is_left(&database).await;
+    relay.stop().await;
+
+    let mut by_unit: BTreeMap<(&str, usize), Vec<(String, String)>> = BTreeMap::new();
+    let arrivals = log.arrivals();
+    let handled = arrivals.iter().map(|a| (a.destination.as_str(), a.body.clone(), a.attempt.to_string()));
+    let requests = receiver.requests();
+    let asked = requests.iter().map(|request| {
+        let body = String::from_utf8(request.body.to_vec()).unwrap();
+        ("http", body, request.header("outbox-attempt").unwrap().to_owned())
+    });
+    for (destination, body, attempt) in handled.chain(asked) {
+        let (key, n) = body.split_once(' ').unwrap();
+        by_unit.entry((destination, key.parse().unwrap())).or_default().push((n.to_owned(), attempt));
+    }
+    assert_eq!(by_unit.len(), 3 * KEYS);
+    for ((destination, key), copies) in by_unit {
+        let twice = match destination {
+            "http" => Some(3),
+            "handler" => Some(5),
+            _ => None,
+        };
+        let wanted = (0..EACH).flat_map(|n| std::iter::repeat_n(n.to_string(), if twice == Some(n) { 2 } else { 1 }));
+        let wanted: Vec<_> = wanted.map(|n| (n, "1".to_owned())).collect();
+        assert_eq!(copies, wanted, "{destination}, key {key}");
+    }
+}
+for_each_database!(a_hold_lets_no_message_pass_the_one_that_was_held);

@@ -148,8 +148,8 @@ async fn a_partition_with_an_attempt_under_way_moves_when_it_ends_and_the_others
 }
 for_each_database!(a_partition_with_an_attempt_under_way_moves_when_it_ends_and_the_others_at_once);
 
-/// The database refuses every retry of what is `bad`, and every row for what is `worse`.
-fn refuse(database: &TestDatabase) {
+/// The database refuses every retry of what is `bad`, every row for what is `worse`, and to delete what is `stuck`.
+pub(super) fn refuse(database: &TestDatabase) {
     let is = |column: &str, what: &str| match database.kind() {
         Kind::Postgres => {
             format!("coalesce({column}.payload, convert_from({column}.payload_bytes, 'UTF8')) LIKE '{what}%'")
@@ -158,13 +158,14 @@ fn refuse(database: &TestDatabase) {
         Kind::Sqlite => format!("CAST({column}.payload AS TEXT) LIKE '{what}%'"),
     };
     let (bad, worse) = (format!("NEW.attempts > OLD.attempts AND {}", is("OLD", "bad")), is("NEW", "worse"));
-    for (name, event, condition) in [("refuse_bad", "UPDATE", bad), ("refuse_worse", "INSERT", worse)] {
-        let trigger = format!("CREATE TRIGGER {name} BEFORE {event} ON outbox_deliveries FOR EACH ROW");
+    let stuck = is("OLD", "stuck");
+    for ((name, event, table), condition) in REFUSALS.into_iter().zip([bad, worse, stuck]) {
+        let trigger = format!("CREATE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW");
         match database.kind() {
             Kind::Postgres => {
                 database.exec(&format!(
                     "CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {condition} THEN \
-                     RAISE EXCEPTION 'not this one'; END IF; RETURN NEW; END $$"
+                     RAISE EXCEPTION 'not this one'; END IF; RETURN coalesce(NEW, OLD); END $$"
                 ));
                 database.exec(&format!("{trigger} EXECUTE FUNCTION {name}()"));
             }
@@ -178,9 +179,15 @@ fn refuse(database: &TestDatabase) {
     }
 }
 
-fn allow(database: &TestDatabase) {
-    for name in ["refuse_bad", "refuse_worse"] {
-        let on = if database.kind() == Kind::Postgres { " ON outbox_deliveries" } else { "" };
+const REFUSALS: [(&str, &str, &str); 3] = [
+    ("refuse_bad", "UPDATE", "outbox_deliveries"),
+    ("refuse_worse", "INSERT", "outbox_deliveries"),
+    ("refuse_stuck", "DELETE", "outbox_messages"),
+];
+
+pub(super) fn allow(database: &TestDatabase) {
+    for (name, _, table) in REFUSALS {
+        let on = if database.kind() == Kind::Postgres { format!(" ON {table}") } else { String::new() };
         database.exec(&format!("DROP TRIGGER {name}{on}"));
     }
 }

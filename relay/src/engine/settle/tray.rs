@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 pub(super) struct Tray<T> {
     pub(super) items: VecDeque<T>,
     pub(super) writing: Vec<T>,
+    /// A write is under way, even when nobody wants to know any more what comes of it.
+    busy: bool,
     batch_max: usize,
     failures: u32,
     retry_at: Option<Instant>,
@@ -21,6 +23,7 @@ impl<T> Default for Tray<T> {
         Tray {
             items: VecDeque::new(),
             writing: Vec::new(),
+            busy: false,
             batch_max: BATCH_MAX,
             failures: 0,
             retry_at: None,
@@ -35,12 +38,16 @@ impl<T: Clone> Tray<T> {
     }
 
     pub(super) fn is_ready(&self, now: Instant) -> bool {
-        self.writing.is_empty() && !self.items.is_empty() && self.retry_at.is_none_or(|at| at <= now)
+        !self.busy && !self.items.is_empty() && self.retry_at.is_none_or(|at| at <= now)
+    }
+
+    pub(super) fn is_writing(&self) -> bool {
+        self.busy
     }
 
     /// When what could not be written is to be tried again.
     pub(super) fn next_try(&self) -> Option<Instant> {
-        self.retry_at.filter(|_| self.writing.is_empty() && !self.items.is_empty())
+        self.retry_at.filter(|_| !self.busy && !self.items.is_empty())
     }
 
     pub(super) fn bring_back(&mut self, now: Instant) {
@@ -72,16 +79,35 @@ impl<T: Clone> Tray<T> {
         left.into_iter().map(|(_, item)| item).collect()
     }
 
+    /// Keeps these, also of what is being written: what comes of the others is no longer of interest.
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&T) -> bool) {
+        self.items.retain(&mut keep);
+        let count = self.writing.len();
+        self.writing.retain(&mut keep);
+        if self.writing.len() < count {
+            // Should it fail, that says nothing about what is left of it.
+            self.failures = 0;
+        }
+        self.aside.retain(|(_, item)| keep(item));
+    }
+
+    /// What was set aside.
+    pub(super) fn aside(&self) -> impl Iterator<Item = &T> {
+        self.aside.iter().map(|(_, item)| item)
+    }
+
     pub(super) fn begin(&mut self, fits: impl Fn(&T, &T) -> bool) -> Vec<T> {
         let mut count = 1;
         while count < self.items.len().min(self.batch_max) && fits(&self.items[0], &self.items[count]) {
             count += 1;
         }
+        self.busy = true;
         self.writing = self.items.drain(..count.min(self.items.len())).collect();
         self.writing.clone()
     }
 
     pub(super) fn written(&mut self) -> Vec<T> {
+        self.busy = false;
         self.failures = 0;
         self.retry_at = None;
         self.batch_max = (self.batch_max * 2).min(BATCH_MAX);
@@ -91,6 +117,7 @@ impl<T: Clone> Tray<T> {
     /// Keeps the batch for another try. `content` says that the rows themselves may be at fault. Returns the one that is
     /// set aside, because it cannot be written even by itself.
     pub(super) fn failed(&mut self, content: bool, pause: Duration, now: Instant) -> Option<T> {
+        self.busy = false;
         let batch = std::mem::take(&mut self.writing);
         self.failures = if content { self.failures + 1 } else { 0 };
         self.retry_at = Some(now + pause);
