@@ -19,6 +19,7 @@ mod keys;
 mod late;
 mod lost;
 mod many;
+mod modes;
 mod neighbours;
 mod order;
 mod outage;

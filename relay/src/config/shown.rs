@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Config, Destination, Migrate, Mode, Scheme, Signing, database_url, size};
+use super::{Config, Destination, Migrate, Scheme, Signing, database_url, size};
 use crate::duration;
 use crate::retry::RetryPolicy;
 use crate::sink::http::Network;
@@ -80,6 +80,7 @@ struct ShownDestination<'a> {
     concurrency: usize,
     rate_limit: String,
     timeout: String,
+    mode: &'static str,
     ordering: &'static str,
     after_dead_letter: &'static str,
     network: &'static str,
@@ -130,9 +131,7 @@ fn shown(config: &Config) -> Shown<'_> {
         health: ShownHealth { listen: listen.map_or_else(|| "off".to_owned(), |address| address.to_string()) },
         defaults: ShownDefaults {
             timeout: span(timeout),
-            mode: match mode {
-                Mode::Binary => "binary",
-            },
+            mode: mode.name(),
             network: network_shown(*network),
             retry,
         },
@@ -147,6 +146,7 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
         concurrency,
         rate_limit,
         timeout,
+        mode,
         ordering,
         after_dead_letter,
         retry,
@@ -167,6 +167,7 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
         concurrency: *concurrency,
         rate_limit: rate_limit.map_or_else(|| "off".to_owned(), |limit| limit.to_string()),
         timeout: duration::format(*timeout).to_string(),
+        mode: mode.name(),
         ordering: match ordering {
             Ordering::Key => "key",
             Ordering::None => "none",
@@ -249,7 +250,9 @@ mod tests {
         let text = "[database]\nurl = \"sqlite:shop.db\"\nmigrate = \"auto\"\n[relay]\nname = \"shop-1\"\n\
                     in_hands_bytes = \"8MiB\"\n[health]\nlisten = \"off\"\n[defaults]\nretry = { preset = \"webhook\" }\n\
                     [destinations.billing]\nurl = \"https://billing.internal/in\"\ntopics = [\"order.*\"]\n\
-                    rate_limit = \"90/m\"\nclassify = { 404 = \"reject\", 5xx = \"hold\" }\nordering = \"none\"\nafter_dead_letter = \"block\"\nnetwork = \"public\"\nports = [444]\nallow_http = true\nretry = { attempts_max = 3 }\n";
+                    rate_limit = \"90/m\"\nclassify = { 404 = \"reject\", 5xx = \"hold\" }\nmode = \"raw\"\nordering = \"none\"\n\
+                    after_dead_letter = \"block\"\nnetwork = \"public\"\nports = [444]\nallow_http = true\n\
+                    retry = { attempts_max = 3 }\n";
         let load = |text: &str| {
             let file = Some(("relay.toml".into(), text.to_owned()));
             Config::load(&Sources { file, ..Sources::default() }, Scope::Everything).unwrap()
