@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use reqwest::Url;
 
 use super::{Config, Problem};
-use crate::sink::http::Mode;
+use crate::sink::http::{Mode, Network};
 
 /// What names end in that mean nothing outside a network of one's own.
 const PRIVATE_SUFFIXES: &[&str] = &[".home.arpa", ".internal", ".lan", ".local", ".localhost", ".svc", ".test"];
@@ -16,7 +16,8 @@ impl Config {
     /// What deserves a second look, in the order of the destinations' names.
     pub fn advice(&self) -> Vec<Problem> {
         let uncovered = self.destinations.iter().filter(|(_, destination)| {
-            destination.mode == Mode::Binary && !destination.signing.keys.is_empty() && seems_public(&destination.url)
+            let is_public = destination.network == Network::Public || seems_public(&destination.url);
+            destination.mode == Mode::Binary && !destination.signing.keys.is_empty() && is_public
         });
         uncovered
             .map(|(name, _)| Problem {

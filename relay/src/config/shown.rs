@@ -129,12 +129,7 @@ fn shown(config: &Config) -> Shown<'_> {
             source,
         },
         health: ShownHealth { listen: listen.map_or_else(|| "off".to_owned(), |address| address.to_string()) },
-        defaults: ShownDefaults {
-            timeout: span(timeout),
-            mode: mode.name(),
-            network: network_shown(*network),
-            retry,
-        },
+        defaults: ShownDefaults { timeout: span(timeout), mode: mode.name(), network: network_shown(*network), retry },
         destinations: destinations.iter().map(|(name, each)| (name.as_str(), destination(each))).collect(),
     }
 }
