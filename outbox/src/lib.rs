@@ -156,16 +156,16 @@
 //!
 //! ```
 //! # #[cfg(feature = "sqlite")] {
-//! use outbox::signature::{self, Headers, Secret};
+//! use outbox::signature::{self, Headers, VerifyingKey};
 //!
 //! # use diesel::SqliteConnection;
 //! fn receive(
 //!     conn: &mut SqliteConnection,
-//!     secrets: &[Secret],
+//!     keys: &[VerifyingKey],
 //!     headers: &Headers<'_>, // `Headers::find(|name| …)` takes them from a request
 //!     body: &[u8],
 //! ) -> Result<(), Box<dyn std::error::Error>> {
-//!     signature::verify(secrets, headers, body)?;
+//!     signature::verify(keys, headers, body)?;
 //!     // A copy finds its id in the table and changes nothing.
 //!     outbox::inbox::once(conn, "ledger", headers.id, |_conn| {
 //!         // … book what `body` says, on this connection …
@@ -173,12 +173,12 @@
 //!     })?;
 //!     Ok(())
 //! }
-//! # let (secret, now) = (Secret::generate(), std::time::SystemTime::now());
+//! # let (secret, now) = (signature::Secret::generate(), std::time::SystemTime::now());
 //! # let secs = now.duration_since(std::time::UNIX_EPOCH)?.as_secs();
 //! # let signature = signature::sign([&secret], "a", secs, b"{}");
 //! # let headers = Headers { id: "a", timestamp: &secs.to_string(), signature: &signature };
 //! # let mut conn = outbox::testing::memory();
-//! # receive(&mut conn, &[secret], &headers, b"{}")?;
+//! # receive(&mut conn, &[secret.into()], &headers, b"{}")?;
 //! # }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -223,6 +223,7 @@
 //! - `postgres`, `mysql`, `sqlite` choose the databases. None of them links libpq or libmysqlclient; that choice is the
 //!   application's. `sqlite-bundled` compiles SQLite in.
 //! - `async` adds diesel-async.
+//! - `ed25519` signs and verifies with key pairs (`v1a`), beside shared secrets. Receivers want it; who only enqueues does not.
 //! - `opentelemetry` stores the current trace with each message (headers `traceparent` and `tracestate`), and the relay sends
 //!   it along. It reads the OpenTelemetry context: with `tracing-opentelemetry` that is the span you are in, unless you
 //!   switched `with_context_activation` off; then attach the span's context around the call.

@@ -20,6 +20,7 @@ mod database;
 mod dead;
 mod destinations;
 mod explain;
+mod given;
 mod keys;
 mod listen;
 mod messages;
@@ -38,7 +39,7 @@ pub use output::Output;
 
 use crate::cause::chain;
 
-use args::{Arguments, Bench, Command, Secret};
+use args::{Arguments, Bench, Command};
 
 /// How a command ends; the numbers are part of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +156,7 @@ fn dispatch(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Explain { message } => explain::run(&global, &message),
         Command::Send(send) => send::run(&global, &send),
         Command::Listen(listen) => listen::run(&global, &listen),
-        Command::Secret { command: Secret::New } => secret::new(&global),
+        Command::Secret { command } => secret::run(&global, &command),
         Command::Messages { command } => messages::run(&global, command),
         Command::Destinations { command } => destinations::run(&global, &command),
         Command::Dead { command } => dead::dispatch(&global, command),

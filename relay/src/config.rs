@@ -22,6 +22,7 @@ use crate::sink::http::address::Policy;
 use crate::sink::http::{Class, Status};
 
 mod accepts;
+mod advice;
 pub mod database_url;
 mod example;
 mod problem;
@@ -39,6 +40,8 @@ pub use problem::{ConfigError, Problem};
 pub use reload::Reloaded;
 pub use schema::schema;
 pub use secret::Secret;
+
+pub use crate::sink::http::Mode;
 
 use read::{Place, Reader, Section};
 
@@ -120,13 +123,6 @@ pub struct Defaults {
     pub network: Network,
 }
 
-/// The shape of the request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// The body is the stored bytes, everything else travels in headers.
-    Binary,
-}
-
 /// An HTTP destination.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Destination {
@@ -140,6 +136,8 @@ pub struct Destination {
     pub rate_limit: Option<RateLimit>,
     /// How long an attempt may take.
     pub timeout: Duration,
+    /// The shape of the request.
+    pub mode: Mode,
     /// Whether a key's messages wait for each other.
     pub ordering: Ordering,
     /// What happens to a key after one of its messages died.
@@ -183,7 +181,7 @@ pub struct Signing {
 /// What is signed, and how it is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Scheme {
-    /// Standard Webhooks `v1`.
+    /// Standard Webhooks: `v1` or `v1a`, as each key is.
     #[default]
     Standard,
 }
@@ -219,7 +217,7 @@ impl Default for Defaults {
     fn default() -> Self {
         Defaults {
             timeout: Duration::from_secs(15),
-            mode: Mode::Binary,
+            mode: Mode::default(),
             retry: RetryPolicy::internal(),
             network: Network::Any,
         }
@@ -234,6 +232,7 @@ impl Default for Destination {
             concurrency: 16,
             rate_limit: None,
             timeout: Defaults::default().timeout,
+            mode: Defaults::default().mode,
             ordering: Ordering::Key,
             after_dead_letter: AfterDeadLetter::Continue,
             retry: Defaults::default().retry,

@@ -314,8 +314,8 @@ impl Engine {
     fn act(&mut self, now: Instant) {
         let may_work = self.ownership.borrow().usable_at(Moment::now());
         if may_work {
-            self.start_attempts(now);
             self.free_stuck(now);
+            self.start_attempts(now);
             self.start_feed(now);
             self.start_due(now);
             self.start_bring_forward(now);
@@ -379,6 +379,7 @@ impl Engine {
                 .min(self.feed_wake(now))
                 .min(self.due_wake(now))
                 .min(self.start_wake().unwrap_or(at))
+                .min(self.stuck_wake().unwrap_or(at))
                 .min(self.pace_wake(now).unwrap_or(at));
         }
         at.min(self.settle_wake(now)).max(now)

@@ -7,12 +7,12 @@
 //! - A number in hands is never handed out a second time.
 //! - A message is concluded when each of its destinations has an outcome, and only then.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::message::{Message, MessageId, PartitionSet, Seq};
-use crate::store::{DueIn, MessageMove, Remains, UnitMove};
+use crate::store::{DueIn, MessageMove, Remains, UnitMove, Waits};
 
 /// The messages in hands.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ pub(crate) struct Hands {
     leaving: VecDeque<(u64, Seq)>,
     open: usize,
     bytes: usize,
+    /// Messages of which something waits to be written.
+    kept_back: usize,
 }
 
 #[derive(Debug)]
@@ -40,6 +42,13 @@ struct Held {
     leaves_at: u64,
     /// A read brought it again while it was held.
     seen_again: bool,
+}
+
+impl Held {
+    /// True while an outcome waits to be written for destinations that have none.
+    fn is_kept_back(&self) -> bool {
+        self.message.is_some() && self.undecided > 0 && !self.units.is_empty()
+    }
 }
 
 /// A message whose destinations all have an outcome.
@@ -104,11 +113,14 @@ impl Hands {
         now: Instant,
     ) -> Option<Concluded> {
         let held = self.held.get_mut(&seq)?;
+        let was_kept_back = held.is_kept_back();
         let message = held.message.as_ref()?;
         if let Some(remains) = remains {
             held.units.push((UnitMove { destination: destination.to_owned(), remains }, now));
         }
         held.undecided = held.undecided.saturating_sub(1);
+        self.kept_back -= usize::from(was_kept_back);
+        self.kept_back += usize::from(held.is_kept_back());
         if held.undecided > 0 {
             return None;
         }
@@ -162,17 +174,37 @@ impl Hands {
         self.held.get(&seq).is_some_and(|held| held.undecided > 0 && held.undecided < held.destinations)
     }
 
-    /// Messages some of whose destinations have no outcome while another has been decided upon, and waits to be written,
-    /// for too long.
-    pub(crate) fn stuck(&self, is_too_long: impl Fn(&UnitMove, Instant) -> bool) -> HashSet<Seq> {
-        let open = self.held.iter().filter(|(_, held)| held.message.is_some() && held.undecided > 0);
-        let stuck = open.filter(|(_, held)| held.units.iter().any(|(unit, since)| is_too_long(unit, *since)));
-        stuck.map(|(seq, _)| *seq).collect()
+    /// What has been decided upon, and since when, and waits to be written because another destination has no outcome.
+    pub(crate) fn kept_back(&self) -> impl Iterator<Item = (&Arc<Message>, &UnitMove, Instant)> {
+        let open = self.held.values().filter(|held| held.is_kept_back());
+        let open = open.filter_map(|held| Some((held.message.as_ref()?, &held.units)));
+        open.flat_map(|(message, units)| units.iter().map(move |(unit, since)| (message, unit, *since)))
+    }
+
+    /// True while there is any of that.
+    pub(crate) fn keeps_back(&self) -> bool {
+        self.kept_back > 0
+    }
+
+    /// A destination whose outcome is kept back has none after all: its delivery is tried again from memory. Returns what
+    /// it was to wait with, and since when.
+    pub(crate) fn reopen(&mut self, seq: Seq, destination: &str) -> Option<(Waits, Instant)> {
+        let held = self.held.get_mut(&seq).filter(|held| held.is_kept_back())?;
+        let waits = |unit: &UnitMove| unit.destination == destination && matches!(unit.remains, Remains::Waits(_));
+        let at = held.units.iter().position(|(unit, _)| waits(unit))?;
+        let (unit, since) = held.units.remove(at);
+        held.undecided += 1;
+        self.kept_back -= usize::from(!held.is_kept_back());
+        match unit.remains {
+            Remains::Waits(waits) => Some((waits, since)),
+            Remains::Dies(_) => None,
+        }
     }
 
     /// Its settle committed; reads numbered `next_read` and later cannot show it.
     pub(crate) fn settled(&mut self, seq: Seq, next_read: u64) {
         if let Some(held) = self.held.get_mut(&seq) {
+            self.kept_back -= usize::from(held.is_kept_back());
             if let Some(message) = held.message.take() {
                 self.open -= 1;
                 self.bytes -= message.weight();
@@ -184,9 +216,9 @@ impl Hands {
 
     /// It leaves without being settled: refused, or its partition was lost.
     pub(crate) fn drop_held(&mut self, seq: Seq) {
-        if let Some(held) = self.held.remove(&seq)
-            && let Some(message) = held.message
-        {
+        let Some(held) = self.held.remove(&seq) else { return };
+        self.kept_back -= usize::from(held.is_kept_back());
+        if let Some(message) = held.message {
             self.open -= 1;
             self.bytes -= message.weight();
         }
@@ -334,6 +366,31 @@ mod tests {
         hands.take(&message(1), 1, 0, 0);
         hands.read_done(9);
         assert!(hands.contains(1), "the new one is not settled");
+    }
+
+    #[test]
+    fn what_is_kept_back_may_be_decided_anew_as_long_as_another_keeps_it() {
+        let (mut hands, now) = (Hands::default(), Instant::now());
+        let pause = || Some(waits(State::Retry, true, DueIn::Pause(Duration::from_secs(1))));
+        hands.take(&message(1), 3, 0, 0);
+        assert!(hands.conclude(1, "a", None, now).is_none());
+        assert!(!hands.keeps_back(), "nothing of it waits");
+        assert!(hands.conclude(1, "b", pause(), now).is_none());
+        let kept: Vec<_> =
+            hands.kept_back().map(|(message, unit, since)| (message.seq, &*unit.destination, since)).collect();
+        assert_eq!((kept, hands.keeps_back()), (vec![(1, "b", now)], true));
+        assert!(hands.reopen(1, "a").is_none() && hands.reopen(2, "b").is_none());
+        let (waits, since) = hands.reopen(1, "b").unwrap();
+        assert_eq!((waits.due, since, hands.keeps_back()), (DueIn::Pause(Duration::from_secs(1)), now, false));
+        assert!(hands.conclude(1, "c", None, now).is_none(), "`b` has no outcome any more");
+        assert!(matches!(hands.conclude(1, "b", None, now), Some(Concluded::Delivered { seq: 1, .. })));
+
+        for (seq, leave) in [(2, Hands::drop_held as fn(&mut Hands, Seq)), (3, |hands, seq| hands.settled(seq, 1))] {
+            hands.take(&message(seq), 2, 0, 0);
+            assert!(hands.conclude(seq, "a", pause(), now).is_none());
+            leave(&mut hands, seq);
+            assert!(!hands.keeps_back() && hands.reopen(seq, "a").is_none());
+        }
     }
 
     #[test]

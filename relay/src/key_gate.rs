@@ -25,6 +25,8 @@ pub(crate) struct KeyGate<W> {
     /// Messages that have become rows, once a look at the rows with this number, or a later one, has answered.
     becoming: VecDeque<(u64, Key, i64)>,
     in_line: usize,
+    /// What a row was refused for is over.
+    freed: bool,
 }
 
 #[derive(Debug)]
@@ -41,11 +43,24 @@ struct KeyState<W> {
     leaving: u32,
     /// A dead letter blocks the key and the table does not know yet, or a row is being written.
     parked: bool,
+    /// A row was refused: for the one that is out, or for an older one that has no row yet.
+    refused: bool,
+    /// One of the key went through and none has failed since: it is the turn of those that are to become rows.
+    moves: bool,
 }
 
 impl<W> Default for KeyState<W> {
     fn default() -> Self {
-        KeyState { out: false, line: VecDeque::new(), unsettled: 0, new: BTreeMap::new(), leaving: 0, parked: false }
+        KeyState {
+            out: false,
+            line: VecDeque::new(),
+            unsettled: 0,
+            new: BTreeMap::new(),
+            leaving: 0,
+            parked: false,
+            refused: false,
+            moves: false,
+        }
     }
 }
 
@@ -53,6 +68,11 @@ impl<W> KeyState<W> {
     /// True when an older message becomes a row that look number `look` cannot have seen.
     fn knows_older(&self, seq: i64, look: u64) -> bool {
         self.new.range(..seq).any(|(_, known)| known.is_none_or(|first| look < first))
+    }
+
+    /// True when an older message becomes a row that is not written yet.
+    fn waits_for_older(&self, seq: i64) -> bool {
+        self.new.range(..seq).any(|(_, known)| known.is_none())
     }
 }
 
@@ -69,7 +89,7 @@ pub(crate) enum Admission<W> {
 
 impl<W> Default for KeyGate<W> {
     fn default() -> Self {
-        KeyGate { keys: HashMap::new(), leaving: VecDeque::new(), becoming: VecDeque::new(), in_line: 0 }
+        KeyGate { keys: HashMap::new(), leaving: VecDeque::new(), becoming: VecDeque::new(), in_line: 0, freed: false }
     }
 }
 
@@ -92,13 +112,44 @@ impl<W> KeyGate<W> {
     }
 
     /// A waiting row asks to pass. Look number `look` said that it is the head of its key's rows, so only a message that
-    /// is out stops it, or an older one whose row that look did not know.
+    /// is out stops it, or an older one whose row that look did not know. [`KeyGate::take_freed`] tells when that is over.
     pub(crate) fn admit_row(&mut self, key: &Key, seq: i64, look: u64) -> bool {
         let state = self.keys.entry(key.clone()).or_default();
-        if state.knows_older(seq, look) {
+        if state.out || state.knows_older(seq, look) {
+            if state.out || state.waits_for_older(seq) {
+                state.refused = true;
+            } else {
+                // All that is older has its row by now; only this look is too old to know.
+                self.freed = true;
+            }
             return false;
         }
-        !std::mem::replace(&mut state.out, true)
+        state.out = true;
+        true
+    }
+
+    /// A message that failed, and has not become a row, asks to pass once more. It went first when it failed, and what came
+    /// behind it cannot have passed it.
+    pub(crate) fn admit_again(&mut self, key: &Key, seq: i64) -> bool {
+        let Some(state) = self.keys.get_mut(key) else { return false };
+        let is_next = !state.out && state.new.first_key_value() == Some((&seq, &None));
+        state.out |= is_next;
+        is_next
+    }
+
+    /// True when a row that was refused may pass now; says so once.
+    pub(crate) fn take_freed(&mut self) -> bool {
+        std::mem::take(&mut self.freed)
+    }
+
+    /// The same without forgetting it.
+    pub(crate) fn is_freed(&self) -> bool {
+        self.freed
+    }
+
+    /// True when the key goes on: one of it went through since the last one failed.
+    pub(crate) fn moves(&self, key: &Key) -> bool {
+        self.keys.get(key).is_some_and(|state| state.moves)
     }
 
     /// A waiting row asks for its place behind another row of its key: look number `look` said that it comes next. With
@@ -134,6 +185,8 @@ impl<W> KeyGate<W> {
             self.in_line -= 1;
         } else {
             state.out = false;
+            state.moves = true;
+            self.freed |= std::mem::take(&mut state.refused);
             self.forget_if_idle(key);
         }
         next.map(|(_, work)| work)
@@ -144,6 +197,8 @@ impl<W> KeyGate<W> {
         let state = self.keys.entry(key.clone()).or_default();
         state.out = false;
         state.parked = true;
+        state.moves = false;
+        self.freed |= std::mem::take(&mut state.refused);
         let line = std::mem::take(&mut state.line);
         self.in_line -= line.len();
         line.into_iter().map(|(_, work)| work).collect()
@@ -171,6 +226,7 @@ impl<W> KeyGate<W> {
         if let Some(seq) = new {
             let Some(known @ None) = state.new.get_mut(&seq) else { return };
             *known = Some(next_look);
+            self.freed |= std::mem::take(&mut state.refused);
             self.becoming.push_back((next_look, key.clone(), seq));
         }
         state.unsettled = state.unsettled.saturating_sub(1);
@@ -329,6 +385,75 @@ mod tests {
         assert!(!gate.admit_row(&k, 6, 2), "look 2 began before 5 was written and takes 6 for the head");
         gate.look_done(2);
         assert!(gate.admit_row(&k, 6, 3), "look 3 knows who is first");
+    }
+
+    #[test]
+    fn a_row_that_was_refused_is_told_of_once_when_its_key_is_free() {
+        let k = key("k");
+        // For the one that is out.
+        let mut gate: KeyGate<()> = KeyGate::default();
+        assert_eq!(gate.admit(&k, 1, ()), Admission::Go(()));
+        assert_eq!(gate.admit(&k, 2, ()), Admission::InLine);
+        assert!(!gate.admit_row(&k, 5, 1) && !gate.take_freed());
+        assert_eq!(gate.passed(&k), Some(()));
+        assert!(!gate.is_freed(), "the next of its line is out");
+        assert_eq!(gate.passed(&k), None);
+        assert!(gate.is_freed() && gate.take_freed() && !gate.take_freed());
+        assert!(gate.admit_row(&k, 5, 2));
+        gate.passed(&k);
+        assert!(!gate.is_freed(), "nobody was refused since");
+
+        // For one that fails.
+        assert_eq!(gate.admit(&k, 6, ()), Admission::Go(()));
+        assert!(!gate.admit_row(&k, 5, 3));
+        gate.park(&k);
+        assert!(gate.take_freed());
+
+        // For an older one without a row, however often it is looked at.
+        gate.writing(&k, Some(6));
+        for look in 4..9 {
+            assert!(!gate.admit_row(&k, 7, look) && !gate.take_freed());
+        }
+        gate.written(&k, Some(6), 1, 10);
+        assert!(gate.take_freed());
+        assert!(!gate.admit_row(&k, 7, 9), "look 9 began before 6 was written");
+        assert!(gate.take_freed(), "the next look knows");
+        assert!(gate.admit_row(&k, 7, 10));
+    }
+
+    #[test]
+    fn what_failed_and_has_no_row_yet_may_go_again_before_all_that_came_behind_it() {
+        let mut gate: KeyGate<()> = KeyGate::default();
+        let k = key("k");
+        assert!(!gate.admit_again(&k, 1), "nobody knows it");
+        assert_eq!(gate.admit(&k, 1, ()), Admission::Go(()));
+        assert_eq!(gate.admit(&k, 2, ()), Admission::InLine);
+        assert_eq!(gate.park(&k), [()]);
+        gate.writing(&k, Some(1));
+        gate.writing(&k, Some(2));
+        gate.written(&k, Some(2), 1, 1);
+        assert!(!gate.moves(&k) && !gate.admit_again(&k, 2), "1 goes first");
+        assert!(gate.admit_again(&k, 1) && !gate.admit_again(&k, 1), "one at a time");
+        assert!(!gate.admit_row(&k, 2, 1), "2 stands in a row by now");
+        assert_eq!(gate.admit(&k, 3, ()), Admission::Parked(()));
+
+        // It fails once more, and then it is through: it becomes no row.
+        gate.park(&k);
+        gate.writing(&k, Some(1));
+        assert!(gate.admit_again(&k, 1));
+        assert_eq!(gate.passed(&k), None);
+        gate.written(&k, Some(1), 5, 5);
+        assert!(gate.moves(&k) && !gate.admit_again(&k, 1));
+        gate.read_done(5);
+        gate.look_done(5);
+        assert!(gate.admit_row(&k, 2, 5));
+        gate.passed(&k);
+        assert!(gate.keys.is_empty(), "{:?}", gate.keys);
+
+        // Once it stands in a row it is the table's.
+        gate.writing(&k, Some(8));
+        gate.written(&k, Some(8), 6, 6);
+        assert!(!gate.admit_again(&k, 8));
     }
 
     #[test]

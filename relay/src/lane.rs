@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - Never more than `concurrency` attempts at a time, fewer while the destination fails; never more than `queue_max`
-//!   messages, or one beyond `bytes_max`, in memory.
+//!   messages, or one beyond `bytes_max`, in memory. Waiting rows are bounded apart from that, so that a lane full of fresh
+//!   messages takes some too: two for each attempt it may make, and half of `bytes_max`, or one row beyond.
 //! - Fresh messages and waiting rows take turns while both have something to start; neither starves the other.
 //! - A lane that is closed (paused, held) starts nothing and keeps nothing.
 
@@ -99,7 +100,12 @@ pub(crate) struct Lane {
     ramp: Ramp,
     running: usize,
     bytes: usize,
+    /// Waiting rows that may start, or have, and have no fate yet.
     rows_taken: usize,
+    /// The bytes of all rows in memory, those in line included.
+    row_bytes: usize,
+    /// What a row cost in the last looks: how many more there is room for.
+    typical_row_bytes: usize,
     waiting_turn: bool,
     closed: bool,
 }
@@ -117,6 +123,8 @@ impl Lane {
             running: 0,
             bytes: 0,
             rows_taken: 0,
+            row_bytes: 0,
+            typical_row_bytes: TYPICAL_ROW_BYTES_FIRST,
             waiting_turn: false,
             closed: false,
         }
@@ -144,9 +152,22 @@ impl Lane {
         {
             return false;
         }
-        self.bytes += work.message.weight();
+        self.entered(&work);
         self.push(work);
         true
+    }
+
+    /// A fresh message that failed, and has not become a row yet, may be tried again from memory. If so, it is to be given
+    /// to [`Lane::push_again`] at once.
+    pub(crate) fn may_go_again(&mut self, message: &Message) -> bool {
+        let key = message.ordering_key.as_ref().filter(|_| self.limits.keyed);
+        !self.closed && !self.is_full() && key.is_none_or(|key| self.gate.admit_again(key, message.seq))
+    }
+
+    /// That message.
+    pub(crate) fn push_again(&mut self, work: Work) {
+        self.entered(&work);
+        self.push(work);
     }
 
     /// The waiting row that follows another of its key arrives. False: not now; it will be read again.
@@ -159,6 +180,7 @@ impl Lane {
             Admission::Parked(_) => return false,
         }
         self.bytes += bytes;
+        self.row_bytes += bytes;
         true
     }
 
@@ -216,14 +238,14 @@ impl Lane {
     /// A started delivery has its fate. Returns those behind it that must become rows.
     pub(crate) fn finished(&mut self, work: &Work, fate: Fate) -> Vec<Work> {
         self.running -= 1;
-        self.bytes -= work.message.weight();
+        self.left(std::slice::from_ref(work));
         if work.origin != Origin::Fresh {
             self.rows_taken -= 1;
         }
         let Some(key) = self.key_of(work) else { return Vec::new() };
         if fate == Fate::Stays && work.in_order {
             let behind = self.gate.park(&key);
-            self.bytes -= behind.iter().map(|work| work.message.weight()).sum::<usize>();
+            self.left(&behind);
             return behind;
         }
         if let Some(next) = self.gate.passed(&key) {
@@ -322,13 +344,14 @@ impl Lane {
         }
         left.extend(self.fresh.drain(..));
         left.extend(self.gate.drain_lines());
-        self.bytes -= left.iter().map(|work| work.message.weight()).sum::<usize>();
+        self.left(&left);
         left
     }
 
-    /// Takes out fresh messages that have not started, and what waits behind them: all of it must become rows.
+    /// Takes out fresh messages that were never attempted, and what waits behind them: all of it must become rows.
     pub(crate) fn take_back(&mut self, wanted: &HashSet<Seq>) -> Vec<Work> {
-        let is_wanted = |work: &Work| work.origin == Origin::Fresh && wanted.contains(&work.message.seq);
+        let is_fresh = |work: &Work| work.origin == Origin::Fresh && work.first_attempt_at.is_none();
+        let is_wanted = |work: &Work| is_fresh(work) && wanted.contains(&work.message.seq);
         let mut back = Vec::new();
         for work in std::mem::take(&mut self.fresh) {
             if !is_wanted(&work) {
@@ -340,7 +363,7 @@ impl Lane {
             back.extend(behind.into_iter().flatten());
         }
         back.extend(self.gate.cut_lines(is_wanted));
-        self.bytes -= back.iter().map(|work| work.message.weight()).sum::<usize>();
+        self.left(&back);
         back
     }
 
@@ -360,14 +383,85 @@ impl Lane {
     }
 
     /// How many more waiting rows it would take.
+    ///
+    /// Fresh messages that run or queue do not count: what comes first of both kinds takes turns.
     pub(crate) fn room_for_rows(&self) -> usize {
-        if self.closed { 0 } else { (2 * self.ramp.limit()).saturating_sub(self.rows_taken) }
+        if self.closed || self.is_full_of_rows() {
+            return 0;
+        }
+        (2 * self.ramp.limit()).saturating_sub(self.rows_taken)
+    }
+
+    /// True when the bytes of waiting rows fill their share.
+    pub(crate) fn is_full_of_rows(&self) -> bool {
+        self.row_bytes >= self.row_bytes_max()
+    }
+
+    /// How many rows to ask a look for, when so many come back that are in hands, and as many may have to wait.
+    pub(crate) fn rows_to_ask(&self, in_hands: usize, waiting: usize) -> usize {
+        let room = self.room_for_rows();
+        if room == 0 {
+            return 0;
+        }
+        let fits = |bytes: usize| bytes / self.typical_row_bytes;
+        let new = room.min(fits(self.row_bytes_max().saturating_sub(self.row_bytes)).max(1));
+        new + in_hands + waiting.min(fits(self.row_bytes_max()))
+    }
+
+    /// How many rows of one key to ask for.
+    pub(crate) fn followers_to_ask(&self, keys: usize) -> usize {
+        (self.row_bytes_max().saturating_sub(self.row_bytes) / self.typical_row_bytes / keys.max(1)).max(1)
+    }
+
+    /// A look brought so many rows of so many bytes. Large ones count at once, small ones little by little.
+    pub(crate) fn rows_weighed(&mut self, rows: usize, bytes: usize) {
+        if let Some(mean) = bytes.checked_div(rows) {
+            self.typical_row_bytes = mean.max(self.typical_row_bytes / 2).max(1);
+        }
+    }
+
+    fn row_bytes_max(&self) -> usize {
+        self.limits.bytes_max.div_ceil(2)
+    }
+
+    /// True when a row that a look brought in vain may pass now; says so once.
+    pub(crate) fn take_freed(&mut self) -> bool {
+        self.gate.take_freed()
+    }
+
+    /// The same without forgetting it.
+    pub(crate) fn is_freed(&self) -> bool {
+        self.gate.is_freed()
+    }
+
+    /// True when rows of this key go on, so that those that are to become rows are waited for.
+    pub(crate) fn key_moves(&self, key: &Key) -> bool {
+        self.gate.moves(key)
+    }
+
+    fn entered(&mut self, work: &Work) {
+        self.bytes += work.message.weight();
+        if work.origin != Origin::Fresh {
+            self.row_bytes += work.message.weight();
+        }
+    }
+
+    fn left(&mut self, works: &[Work]) {
+        for work in works {
+            self.bytes -= work.message.weight();
+            if work.origin != Origin::Fresh {
+                self.row_bytes -= work.message.weight();
+            }
+        }
     }
 
     fn key_of(&self, work: &Work) -> Option<Key> {
         if self.limits.keyed { work.message.ordering_key.clone() } else { None }
     }
 }
+
+/// What a row may cost before any was read.
+const TYPICAL_ROW_BYTES_FIRST: usize = 256 << 10;
 
 /// The time since `then`, or nothing when there was no such moment.
 pub(crate) fn age(then: Option<Instant>, now: Instant) -> Option<Duration> {
@@ -475,6 +569,51 @@ mod tests {
         assert_eq!(lane.bytes, 3 * one);
         assert_eq!(numbers(&lane.finished(&first, Fate::Stays)), [2]);
         assert_eq!(numbers(&lane.clear()), [9]);
-        assert_eq!((lane.bytes, lane.len(), lane.rows_taken), (0, 0, 0));
+        assert_eq!((lane.bytes, lane.row_bytes, lane.len(), lane.rows_taken), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn rows_are_taken_up_to_their_share_of_the_bytes_however_many_attempts_there_may_be() {
+        let one = row(1, None).message.weight();
+        let limits = LaneLimits { concurrency: 50, queue_max: 100, bytes_max: 8 * one, keyed: true };
+        let mut lane = Lane::new(limits);
+        assert_eq!(lane.rows_to_ask(0, 0), 1, "nobody knows yet how large they are");
+        (0..20).for_each(|_| lane.rows_weighed(10, 10 * one));
+        assert_eq!((lane.rows_to_ask(0, 0), lane.rows_to_ask(7, 100)), (4, 4 + 7 + 4));
+        for seq in 1..=4 {
+            assert!(lane.room_for_rows() > 0);
+            assert!(lane.offer_row(row(seq, None), 1));
+        }
+        assert_eq!((lane.room_for_rows(), lane.rows_to_ask(4, 0)), (0, 0));
+        assert!(!lane.is_full(), "fresh messages have their own");
+        for seq in 11..=14 {
+            assert!(lane.offer(work(seq, None)).is_none());
+        }
+        assert!(lane.is_full());
+        // A lane full of fresh messages takes rows all the same.
+        let first_row = std::iter::from_fn(|| lane.start_next()).find(|work| work.origin != Origin::Fresh).unwrap();
+        lane.finished(&first_row, Fate::Through);
+        assert_eq!((lane.rows_to_ask(3, 0), lane.is_full_of_rows()), (1 + 3, false));
+        lane.rows_weighed(2, 200 * one);
+        assert_eq!(lane.rows_to_ask(3, 9), 1 + 3, "large ones came, and still one may: it waits for nobody");
+        assert_eq!(lane.followers_to_ask(8), 1);
+    }
+
+    #[test]
+    fn what_failed_goes_again_from_memory_and_is_not_given_back() {
+        let mut lane = lane(2);
+        assert!(lane.offer(work(1, Some("k"))).is_none());
+        let first = lane.start_next().unwrap();
+        assert!(lane.finished(&first, Fate::Stays).is_empty());
+        lane.writing(&first);
+        assert!(lane.may_go_again(&first.message) && !lane.may_go_again(&first.message));
+        lane.push_again(Work { attempts: 1, first_attempt_at: Some(Instant::now()), ..first.clone() });
+        assert!(lane.take_back(&[1].into()).is_empty());
+        let again = lane.start_next().unwrap();
+        assert_eq!((again.attempts, lane.finished(&again, Fate::Through).len()), (1, 0));
+        assert!(lane.is_parked(again.message.ordering_key.as_ref().unwrap()), "until it is told that no row comes");
+        assert_eq!((lane.bytes, lane.len()), (0, 0));
+        lane.close();
+        assert!(!lane.may_go_again(&work(5, None).message));
     }
 }

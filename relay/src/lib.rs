@@ -349,6 +349,6 @@ pub use crate::relay::{Destination, Drained, Relay, RelayBuilder, RelayError, sh
 pub use crate::sink::AfterDeadLetter;
 pub use crate::sink::Ordering;
 pub use crate::sink::handler::{Context, Handler, HandlerError, HandlerResult, Reply};
-pub use crate::sink::http::{Http, Network};
+pub use crate::sink::http::{Http, Mode, Network};
 /// What connections of transactional handlers come from, in the version this crate was built with.
 pub use diesel_async;

@@ -170,6 +170,22 @@ pub(crate) fn waits(state: State, in_order: bool, due: DueIn) -> Remains {
     })
 }
 
+/// A message that a lane lets go of without having attempted it, or attempted it again: what is known of it goes along.
+pub(crate) fn overflows(work: &Work, now: Instant) -> Remains {
+    let last = work.history.last();
+    let verdicts = [Verdict::Retry { after: None }, Verdict::Hold { pause: None }, Verdict::Misconfigured];
+    Remains::Waits(Waits {
+        state: State::Overflow,
+        attempts: work.attempts,
+        due: DueIn::Pause(Duration::ZERO),
+        in_order: work.in_order,
+        first_attempt_age: age(work.first_attempt_at, now),
+        last_verdict: last.and_then(|last| verdicts.map(Verdict::name).into_iter().find(|name| *name == last.verdict)),
+        last_error: last.map(|last| described(&last.code, &last.text)),
+        history: work.history.clone(),
+    })
+}
+
 impl Remains {
     /// True for a row, or a dead letter, behind which the rest of its key waits.
     pub(crate) fn parks_key(&self) -> bool {
@@ -193,4 +209,8 @@ impl WaitingChange {
 
 fn blocks_key(work: &Work, policy: &Policy) -> bool {
     policy.after_dead_letter == AfterDeadLetter::Block && work.in_order && work.message.ordering_key.is_some()
+}
+
+fn described(code: &str, text: &str) -> String {
+    if text.is_empty() { code.to_owned() } else { format!("{code}: {text}") }
 }

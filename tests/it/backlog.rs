@@ -1,4 +1,5 @@
-//! Very many waiting rows at one destination, first paused, then hanging, and how long messages for another take meanwhile.
+//! Very many waiting rows at one destination, first paused, then hanging, then refusing connections, and how long messages
+//! for another take meanwhile.
 //!
 //! `OUTBOX_TEST_ROWS` sets how many; the default is what a test run has time for.
 
@@ -110,17 +111,36 @@ async fn very_many_waiting_rows_of_one_destination_leave_the_other_alone(databas
         hangs.url("/hook"),
         other.url("/hook")
     );
-    let looked = tokio::task::spawn_blocking(move || look(&database, &configuration, &other, rows));
+    // Another outbox with another relay, of the same kind and on the same machine, to tell what that does.
+    let alone = (TestDatabase::with_schema(database.kind()), Receiver::start(|_| Answer::status(200)).await);
+    let looked = tokio::task::spawn_blocking(move || look(&database, &configuration, &other, hangs, &alone, rows));
     looked.await.unwrap();
 }
 for_each_database!(very_many_waiting_rows_of_one_destination_leave_the_other_alone);
 
-fn look(database: &TestDatabase, configuration: &str, other: &Receiver, rows: usize) {
+fn look(
+    database: &TestDatabase,
+    configuration: &str,
+    other: &Receiver,
+    hangs: Receiver,
+    (alone, receiver): &(TestDatabase, Receiver),
+    rows: usize,
+) {
+    let of_one = format!(
+        "[health]\nlisten = \"off\"\n[destinations.other]\nurl = \"{}\"\ntopics = [\"probe\"]\n",
+        receiver.url("/hook")
+    );
+    let meanwhile = Process::start_relay(&of_one, &["--database-url", alone.url(), "run"]);
+    meanwhile.wait_for_line("relay started", LIMIT);
     let relay = Process::start_relay(configuration, &["--database-url", database.url(), "run"]);
     relay.wait_for_line("relay started", LIMIT);
     let for_a_while = || {
         let began = Instant::now();
-        latencies(database, other, move || began.elapsed() >= LOOK)
+        let over = move || began.elapsed() >= LOOK;
+        std::thread::scope(|scope| {
+            let meanwhile = scope.spawn(move || latencies(alone, receiver, over));
+            (latencies(database, other, over), meanwhile.join().unwrap())
+        })
     };
     let mut figures = vec![("alone", for_a_while())];
     let before = memory_peak(&relay);
@@ -142,11 +162,14 @@ fn look(database: &TestDatabase, configuration: &str, other: &Receiver, rows: us
         });
         latencies(database, other, || moved.load(Ordering::SeqCst))
     });
-    figures.push(("while they become rows", moving));
+    figures.push(("while they become rows", (moving, vec![Duration::ZERO])));
     figures.push(("paused", for_a_while()));
     database.exec("UPDATE outbox_destinations SET paused_at = NULL, paused_by = NULL");
     std::thread::sleep(Duration::from_secs(1));
     figures.push(("hanging", for_a_while()));
+    // Nobody listens there any more.
+    drop(hangs);
+    figures.push(("refusing", for_a_while()));
     let after = memory_peak(&relay);
     println!(
         "{}: {rows} rows on {} keys, written in {:.1?}; peak memory {before} MiB before, {after} MiB after",
@@ -154,15 +177,20 @@ fn look(database: &TestDatabase, configuration: &str, other: &Receiver, rows: us
         rows / OF_A_KEY,
         took.into_inner().unwrap(),
     );
-    for (state, latencies) in &figures {
+    for (state, (latencies, meanwhile)) in &figures {
         let [p50, p99] = [0.5, 0.99].map(|share| percentile(latencies, share));
-        println!("  {state}: p50 {p50:.1?} p99 {p99:.1?} ({} messages)", latencies.len());
+        let alone = percentile(meanwhile, 0.99);
+        println!(
+            "  {state}: p50 {p50:.1?} p99 {p99:.1?} ({} messages), alone meanwhile p99 {alone:.1?}",
+            latencies.len()
+        );
     }
     // While they become rows what is sent later has to wait its turn behind them.
-    for (state, latencies) in figures.iter().filter(|(state, _)| ["paused", "hanging"].contains(state)) {
-        assert_at_most_twice(state, &figures[0].1, latencies);
+    for (state, (latencies, meanwhile)) in &figures[2..] {
+        assert_at_most_twice(state, [&figures[0].1.0, meanwhile], latencies);
     }
     assert!(database.query_i64("SELECT count(*) FROM outbox_deliveries") >= i64::try_from(rows).unwrap() * 9 / 10);
     assert!(after < before + 64, "{before} MiB before, {after} MiB after");
     relay.kill();
+    meanwhile.kill();
 }

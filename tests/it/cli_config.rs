@@ -18,6 +18,31 @@ fn the_example_is_a_configuration_that_is_right() {
 }
 
 #[test]
+fn a_signature_that_covers_too_little_is_a_warning_and_not_a_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |mode: &str, format: &str| {
+        let configuration = format!(
+            "[database]\nurl = \"sqlite:file.db\"\n[destinations.shop]\nurl = \"https://hooks.example.com/in?sig=s3cret\"\n\
+             topics = [\"**\"]\nmode = \"{mode}\"\nsigning = {{ keys = [{{ env = \"KEY\" }}] }}\n"
+        );
+        std::fs::write(folder.path().join("relay.toml"), configuration).unwrap();
+        let mut command = relay(["check", "-o", format]);
+        command.current_dir(folder.path()).env("KEY", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+        Process::run(command, LIMIT)
+    };
+    let ended = check("binary", "table");
+    assert_ended(&ended, 0);
+    assert!(ended.stdout.starts_with("warning: [destinations.shop]: requests are signed"), "{}", ended.stdout);
+    assert!(ended.stdout.ends_with("relay.toml: nothing wrong\n"), "{}", ended.stdout);
+    assert!(!ended.stdout.contains("s3cret") && !ended.stdout.contains("MfKQ"), "{}", ended.stdout);
+    let shown = json(&check("binary", "json"));
+    assert_eq!((&shown["problems"], &shown["warnings"][0]["section"]), (&json!([]), &json!("destinations.shop")));
+    let ended = check("structured", "table");
+    assert_ended(&ended, 0);
+    assert_eq!(ended.stdout, "relay.toml: nothing wrong\n");
+}
+
+#[test]
 fn the_schema_is_json_that_knows_the_sections() {
     let ended = run(&["config", "schema"]);
     assert_ended(&ended, 0);

@@ -185,8 +185,10 @@ fn kind(word: &str) -> String {
         "<time>"
     } else if relay::duration::parse(core).is_ok() {
         "<span>"
-    } else if core.starts_with("whsec_") {
+    } else if ["whsec_", "whsk_", "whpk_"].iter().any(|prefix| core.starts_with(prefix)) {
         "<secret>"
+    } else if [44, 88].contains(&core.len()) && core.ends_with('=') {
+        "<signature>"
     } else if core.bytes().all(|b| b.is_ascii_digit() || b == b'.') && core.len() > 2 {
         "<number>"
     } else {

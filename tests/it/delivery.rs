@@ -19,6 +19,8 @@ mod keys;
 mod late;
 mod lost;
 mod many;
+mod modes;
+mod neighbours;
 mod order;
 mod outage;
 mod pauses;

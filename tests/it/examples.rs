@@ -83,7 +83,7 @@ fn daemon(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Comm
 }
 
 /// A Python that has this module. Modules of Debian's packages are seen by Debian's own Python only.
-fn python(module: &str) -> Command {
+pub(crate) fn python(module: &str) -> Command {
     let found = ["python3", "/usr/bin/python3"].into_iter().find(|python| {
         let tried = Command::new(python).args(["-c", &format!("import {module}")]).output();
         tried.is_ok_and(|output| output.status.success())

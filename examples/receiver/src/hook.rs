@@ -39,7 +39,7 @@ pub(crate) async fn order_placed(
 ) -> Result<StatusCode, (StatusCode, String)> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let signed = Headers::find(header).and_then(|signed| {
-        signature::verify(ledger.secrets.iter(), &signed, &body)?;
+        signature::verify(ledger.keys.iter(), &signed, &body)?;
         Ok(signed)
     });
     let signed = signed.map_err(|error| {

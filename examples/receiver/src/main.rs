@@ -12,7 +12,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
-use outbox::signature::Secret;
+use outbox::signature::VerifyingKey;
 use tokio::net::TcpListener;
 use tracing::info;
 
@@ -27,7 +27,7 @@ const BODY_BYTES_MAX: usize = outbox::limits::PAYLOAD_BYTES_MAX;
 #[derive(Clone)]
 struct Ledger {
     pool: Pool,
-    secrets: Arc<[Secret]>,
+    keys: Arc<[VerifyingKey]>,
 }
 
 #[tokio::main]
@@ -35,8 +35,8 @@ async fn main() -> Result<(), Failure> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     // Two, separated by a blank, while one replaces the other.
     let secrets = std::env::var("WEBHOOK_SECRET").map_err(|_| "set WEBHOOK_SECRET to the secret of the relay")?;
-    let secrets: Arc<[Secret]> = secrets.split_whitespace().map(Secret::parse).collect::<Result<_, _>>()?;
-    if secrets.is_empty() {
+    let keys: Arc<[VerifyingKey]> = secrets.split_whitespace().map(VerifyingKey::parse).collect::<Result<_, _>>()?;
+    if keys.is_empty() {
         return Err("WEBHOOK_SECRET is empty".into());
     }
     let url = std::env::var("DATABASE").unwrap_or_else(|_| "ledger.db".to_owned());
@@ -47,7 +47,7 @@ async fn main() -> Result<(), Failure> {
         .route("/hooks/orders", post(hook::order_placed))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .route("/balances", get(hook::balances))
-        .with_state(Ledger { pool, secrets });
+        .with_state(Ledger { pool, keys });
     let listener = TcpListener::bind(&listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
     info!(address = %listener.local_addr()?, "the ledger listens");
     axum::serve(listener, router).with_graceful_shutdown(ended()).await?;

@@ -18,6 +18,7 @@ mod destinations;
 mod keys;
 mod messages;
 mod migrate;
+mod secret;
 mod status;
 mod trying;
 
@@ -29,6 +30,7 @@ pub(super) use keys::{KeyFilter, Keys};
 pub(super) use messages::{MessageFilter, Messages, OneMessage};
 pub use migrate::BackendName;
 pub(super) use migrate::Migrate;
+pub(super) use secret::{Secret, Sign, Verify};
 pub(super) use status::Status;
 pub(super) use trying::{Listen, Send};
 
@@ -113,7 +115,7 @@ pub(super) enum Command {
     },
     /// Say everything that is wrong with the configuration
     ///
-    /// Exits 0 when nothing is, 2 when something is.
+    /// Exits 0 when nothing is, 2 when something is. A warning is about what works and is hardly meant; it changes nothing.
     #[command(after_help = "Examples:\n  relay check\n  relay check --connect -o json")]
     Check(Check),
     /// Show what is pending, waiting and dead, and who is delivering
@@ -187,7 +189,7 @@ Examples:
   relay listen --secret @/run/secrets/billing-whsec
   relay listen -o jsonl | jq .topic")]
     Listen(Listen),
-    /// Make secrets
+    /// Make secrets, sign and verify with them
     Secret {
         #[command(subcommand)]
         command: Secret,
@@ -245,13 +247,6 @@ pub(super) struct Check {
     /// Also connect to the database, look at its schema, and try what its role may do; leaves nothing behind
     #[arg(long)]
     pub(super) connect: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum Secret {
-    /// Print a fresh secret for signing: `whsec_` and 32 random bytes
-    #[command(after_help = "Example:\n  relay secret new > /run/secrets/billing-whsec")]
-    New,
 }
 
 /// How long beats are looked at.

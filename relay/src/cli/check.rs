@@ -16,9 +16,9 @@ use crate::store::open::understand;
 /// Checks the configuration and, when asked to, the database it names.
 pub(super) fn run(global: &Global, check: &Check) -> Result<Exit, Failure> {
     let sources = settings::sources(global)?;
-    let mut problems = match Config::load(&sources, Scope::Everything) {
-        Ok(_) => Vec::new(),
-        Err(error) => error.problems,
+    let (mut problems, warnings) = match Config::load(&sources, Scope::Everything) {
+        Ok(config) => (Vec::new(), config.advice()),
+        Err(error) => (error.problems, Vec::new()),
     };
     let mut schema_version = None;
     // A mistake elsewhere in the file is no reason not to look at the database.
@@ -39,9 +39,10 @@ pub(super) fn run(global: &Global, check: &Check) -> Result<Exit, Failure> {
     let value = json!({
         "file": file,
         "problems": problems.iter().map(as_json).collect::<Vec<_>>(),
+        "warnings": warnings.iter().map(as_json).collect::<Vec<_>>(),
         "schema_version": schema_version,
     });
-    global.output().one(&as_text(file.as_deref(), &problems, schema_version), &value)?;
+    global.output().one(&as_text(file.as_deref(), &problems, &warnings, schema_version), &value)?;
     Ok(if problems.is_empty() { Exit::Ok } else { Exit::Found })
 }
 
@@ -82,8 +83,9 @@ fn from_store(config: &Config, error: &StoreError) -> Problem {
     Problem { section: "database".to_owned(), place, message, help }
 }
 
-fn as_text(file: Option<&str>, problems: &[Problem], schema_version: Option<i32>) -> String {
+fn as_text(file: Option<&str>, problems: &[Problem], warnings: &[Problem], schema_version: Option<i32>) -> String {
     let mut lines: Vec<String> = problems.iter().map(Problem::to_string).collect();
+    lines.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
     if let Some(version) = schema_version {
         lines.push(format!("database: schema version {version}"));
     }

@@ -13,13 +13,14 @@ use axum::body::{Body, to_bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Request, StatusCode};
 use chrono::{DateTime, Utc};
-use outbox::signature::{Headers, Secret, VerifyError, verify};
+use outbox::signature::{Headers, VerifyError, VerifyingKey, verify};
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use super::args::{Global, Listen};
 use super::output::{Format, Output, say, shortened, visible};
+use super::secret::verifying_key;
 use super::stored::{hex, time};
 use super::{Exit, Failure, block_on};
 use crate::relay::shutdown_signal;
@@ -59,21 +60,11 @@ pub(super) fn run(global: &Global, listen: &Listen) -> Result<Exit, Failure> {
         let help = "use `-o jsonl`: one document per request, as they come";
         return Err(Failure::new(Exit::Usage, format!("relay: requests have no end\n  help: {help}")));
     }
-    let secret = listen.secret.as_deref().map(secret).transpose()?;
-    block_on(receive(global, listen, secret))?
+    let key = listen.secret.as_deref().map(verifying_key).transpose()?;
+    block_on(receive(global, listen, key))?
 }
 
-/// A secret as it was written, or the one in a file.
-fn secret(written: &str) -> Result<Secret, Failure> {
-    let text = match written.strip_prefix('@') {
-        Some(file) => std::fs::read_to_string(file)
-            .map_err(|error| Failure::new(Exit::Usage, format!("relay: `{file}` cannot be read: {error}")))?,
-        None => written.to_owned(),
-    };
-    Secret::parse(text.trim()).map_err(|error| Failure::new(Exit::Usage, format!("relay: the secret is none: {error}")))
-}
-
-async fn receive(global: &Global, listen: &Listen, secret: Option<Secret>) -> Result<Exit, Failure> {
+async fn receive(global: &Global, listen: &Listen, key: Option<VerifyingKey>) -> Result<Exit, Failure> {
     let address = SocketAddr::new(listen.address, listen.port);
     let listener = TcpListener::bind(address).await.map_err(|error| {
         let help = "another program may be using the port: choose one with --port, or --port 0 for a free one";
@@ -84,7 +75,7 @@ async fn receive(global: &Global, listen: &Listen, secret: Option<Secret>) -> Re
     let (sender, mut requests) = mpsc::channel(64);
     let (stop, stopped) = watch::channel(false);
     let answers = Answers { status: listen.status, fail_first: listen.fail_first, delay: listen.delay };
-    let receiver = Arc::new(Receiver { answers, secret, seen: AtomicU64::new(0), sender });
+    let receiver = Arc::new(Receiver { answers, key, seen: AtomicU64::new(0), sender });
     let router = Router::new().fallback(handle).with_state(receiver);
     let serving = tokio::spawn(async move {
         let mut stopped = stopped;
@@ -128,7 +119,7 @@ impl Answers {
 
 struct Receiver {
     answers: Answers,
-    secret: Option<Secret>,
+    key: Option<VerifyingKey>,
     seen: AtomicU64,
     sender: mpsc::Sender<Arrived>,
 }
@@ -151,7 +142,7 @@ async fn handle(State(receiver): State<Arc<Receiver>>, request: Request<Body>) -
     let Ok(body) = to_bytes(body, BODY_MAX).await else {
         return StatusCode::PAYLOAD_TOO_LARGE;
     };
-    let signature = receiver.secret.as_ref().map(|secret| verified(secret, &head.headers, &body));
+    let signature = receiver.key.as_ref().map(|key| verified(key, &head.headers, &body));
     let status = match &signature {
         Some(Err(_)) => 401,
         _ => receiver.answers.status(receiver.seen.fetch_add(1, Ordering::Relaxed)),
@@ -166,14 +157,35 @@ async fn handle(State(receiver): State<Arc<Receiver>>, request: Request<Body>) -
     StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
-fn verified(secret: &Secret, headers: &HeaderMap, body: &[u8]) -> Result<(), VerifyError> {
+fn verified(key: &VerifyingKey, headers: &HeaderMap, body: &[u8]) -> Result<(), VerifyError> {
     let found = Headers::find(|name| headers.get(name).and_then(|value| value.to_str().ok()))?;
-    verify([secret], &found, body)
+    verify([key], &found, body)
 }
 
 impl Arrived {
     fn header(&self, name: &str) -> Option<String> {
         self.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    }
+
+    /// What is said about the message under this name: in a header in mode `binary`, in the body in the other ones.
+    fn said(&self, name: &str) -> Option<String> {
+        if self.headers.contains_key("ce-specversion") {
+            return self.header(&format!("ce-{name}"));
+        }
+        let body: Value = serde_json::from_slice(&self.body).ok()?;
+        // A payload may have such a name, too: only an envelope has these as well.
+        let is_envelope = body.get("specversion").is_some() || body.get("timestamp").is_some();
+        body.get(name).filter(|_| is_envelope)?.as_str().map(str::to_owned)
+    }
+
+    fn topic(&self) -> Option<String> {
+        self.said("type")
+    }
+
+    /// In mode `raw` it has one header, in quotation marks.
+    fn message_id(&self) -> Option<String> {
+        let quoted = || self.header("idempotency-key").map(|id| id.trim_matches('"').to_owned());
+        self.header("webhook-id").or_else(quoted)
     }
 
     /// The headers people may want to see, in the order of their names.
@@ -194,10 +206,11 @@ impl Arrived {
 
     fn as_text(&self) -> String {
         let mut line = format!("{} {} {} -> {}", time(self.at), self.method, self.path, self.status);
-        for (title, name) in
-            [("", "ce-type"), ("", "webhook-id"), ("attempt ", "outbox-attempt"), ("key ", "ce-partitionkey")]
+        let attempt = self.header("outbox-attempt");
+        for (title, value) in
+            [("", self.topic()), ("", self.message_id()), ("attempt ", attempt), ("key ", self.said("partitionkey"))]
         {
-            if let Some(value) = self.header(name) {
+            if let Some(value) = value {
                 line.push_str(&format!("  {title}{value}"));
             }
         }
@@ -229,10 +242,10 @@ impl Arrived {
             "at": self.at,
             "method": self.method,
             "path": self.path,
-            "message_id": self.header("webhook-id"),
+            "message_id": self.message_id(),
             "attempt": number("outbox-attempt"),
-            "topic": self.header("ce-type"),
-            "key": self.header("ce-partitionkey"),
+            "topic": self.topic(),
+            "key": self.said("partitionkey"),
             "destination": self.header("outbox-destination"),
             "seq": number("outbox-sequence"),
             "headers": headers,
@@ -258,5 +271,26 @@ mod tests {
     fn the_first_requests_fail_when_asked_to() {
         let answers = Answers { status: 204, fail_first: 2, delay: None };
         assert_eq!([0, 1, 2, 3].map(|number| answers.status(number)), [503, 503, 204, 204]);
+    }
+
+    #[test]
+    fn topic_key_and_id_are_found_in_every_mode() {
+        let arrived = |headers: &[(&'static str, &'static str)], body: &str| {
+            let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+            let (method, path, body) = ("POST".to_owned(), "/".to_owned(), body.as_bytes().to_vec());
+            let arrived = Arrived { at: Utc::now(), method, path, headers, body, status: 200, signature: None };
+            let seen = arrived.as_json();
+            [&seen["topic"], &seen["key"], &seen["message_id"]].map(|value| value.as_str().unwrap_or("-").to_owned())
+        };
+        let id = ("webhook-id", "m1");
+        let payload = "{\"type\": \"van\", \"partitionkey\": 1}";
+        assert_eq!(
+            arrived(&[id, ("ce-specversion", "1.0"), ("ce-type", "t"), ("ce-partitionkey", "k")], payload),
+            ["t", "k", "m1"]
+        );
+        let event = "{\"specversion\": \"1.0\", \"type\": \"t\", \"partitionkey\": \"k\", \"data\": {}}";
+        assert_eq!(arrived(&[id], event), ["t", "k", "m1"]);
+        assert_eq!(arrived(&[id], "{\"type\": \"t\", \"timestamp\": \"x\", \"data\": null}"), ["t", "-", "m1"]);
+        assert_eq!(arrived(&[("idempotency-key", "\"m1\"")], payload), ["-", "-", "m1"]);
     }
 }

@@ -3,7 +3,9 @@
 //! Every command parses every global option, because people write them anywhere. What an option cannot do for a command
 //! is refused before anything happens: whoever wrote `--dry-run` must never see the real thing.
 
-use super::args::{Arguments, Bench, Command, ConfigCommand, Dead, Destinations, Global, Keys, Messages, Migrate};
+use super::args::{
+    Arguments, Bench, Command, ConfigCommand, Dead, Destinations, Global, Keys, Messages, Migrate, Secret,
+};
 use super::{Exit, Failure};
 
 /// Refuses `--dry-run` and `--limit` where they would be ignored.
@@ -92,7 +94,10 @@ fn name(command: &Command) -> &'static str {
         Command::Keys { command: Keys::Release { .. } } => "keys release",
         Command::Send(_) => "send",
         Command::Listen(_) => "listen",
-        Command::Secret { .. } => "secret new",
+        Command::Secret { command: Secret::New { .. } } => "secret new",
+        Command::Secret { command: Secret::Public { .. } } => "secret public",
+        Command::Secret { command: Secret::Sign(_) } => "secret sign",
+        Command::Secret { command: Secret::Verify(_) } => "secret verify",
         Command::Config { command: ConfigCommand::Example } => "config example",
         Command::Config { command: ConfigCommand::Schema } => "config schema",
         Command::Config { command: ConfigCommand::Show } => "config show",

@@ -70,6 +70,7 @@ pub(super) fn http(name: &str, destination: &Destination) -> Http {
         .topics(&destination.topics)
         .concurrency(destination.concurrency)
         .timeout(destination.timeout)
+        .mode(destination.mode)
         .ordering(destination.ordering)
         .after_dead_letter(destination.after_dead_letter)
         .retry(destination.retry.clone())

@@ -3,8 +3,6 @@
 //! In its own transaction, which is what the library is there to avoid: this is for trying things out and for repairs.
 //! The message passes the library's own checks; there is no other way into the outbox from here.
 
-use std::io::Read;
-
 use outbox::destinations::{self, Destination};
 use outbox::{Envelope, Receipt, messages};
 use serde_json::json;
@@ -12,13 +10,13 @@ use serde_json::json;
 use super::args::{Global, Send};
 use super::database::connect;
 use super::output::say;
-use super::{Exit, Failure};
+use super::{Exit, Failure, given};
 use crate::admin::with_connection;
 use crate::route::Pattern;
 
 /// Enqueues the message, or only checks it.
 pub(super) fn run(global: &Global, send: &Send) -> Result<Exit, Failure> {
-    let payload = payload(&send.payload)?;
+    let payload = given::bytes("payload", &send.payload)?;
     let envelope = || envelope(send, &payload);
     envelope().check().map_err(refused)?;
     let mut conn = connect(global)?;
@@ -87,22 +85,6 @@ fn envelope(send: &Send, payload: &[u8]) -> Envelope {
         envelope = envelope.correlation_id(id);
     }
     envelope
-}
-
-/// What was written, what stdin holds, or what stands in a file.
-fn payload(written: &str) -> Result<Vec<u8>, Failure> {
-    let unreadable = |what: &str, error| {
-        Failure::new(Exit::Usage, format!("relay: the payload cannot be read from {what}: {error}"))
-    };
-    if written == "-" {
-        let mut bytes = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut bytes).map_err(|error| unreadable("stdin", error))?;
-        return Ok(bytes);
-    }
-    match written.strip_prefix('@') {
-        Some(file) => std::fs::read(file).map_err(|error| unreadable(&format!("`{file}`"), error)),
-        None => Ok(written.as_bytes().to_vec()),
-    }
 }
 
 fn looks_like(payload: &[u8]) -> &'static str {

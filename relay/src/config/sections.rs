@@ -58,6 +58,7 @@ pub(super) fn read(config: &mut Config, root: Section<'_, '_>, sources: &Sources
         }
         let defaults = Destination {
             timeout: config.defaults.timeout,
+            mode: config.defaults.mode,
             retry: config.defaults.retry.clone(),
             network: config.defaults.network,
             ..Destination::default()
@@ -172,7 +173,7 @@ fn health(into: &mut Health, section: Section<'_, '_>) {
 
 fn defaults(into: &mut Defaults, section: Section<'_, '_>) {
     section.set("timeout", &mut into.timeout, attempt_timeout());
-    section.set("mode", &mut into.mode, one_of(&[("binary", Mode::Binary)]));
+    section.set("mode", &mut into.mode, one_of(&Mode::ALL));
     section.set("network", &mut into.network, network());
     retry(&mut into.retry, &section);
     section.finish();
@@ -187,6 +188,7 @@ fn destination(mut into: Destination, section: Section<'_, '_>) -> Destination {
     section.set("concurrency", &mut into.concurrency, number_in(1..=1024));
     section.set("rate_limit", &mut into.rate_limit, rate_limit());
     section.set("timeout", &mut into.timeout, attempt_timeout());
+    section.set("mode", &mut into.mode, one_of(&Mode::ALL));
     section.set("ordering", &mut into.ordering, one_of(&[("key", Ordering::Key), ("none", Ordering::None)]));
     let words = [("continue", AfterDeadLetter::Continue), ("block", AfterDeadLetter::Block)];
     section.set("after_dead_letter", &mut into.after_dead_letter, one_of(&words));

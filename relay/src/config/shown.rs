@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Config, Destination, Migrate, Mode, Scheme, Signing, Tls, database_url, size};
+use super::{Config, Destination, Migrate, Scheme, Signing, Tls, database_url, size};
 use crate::duration;
 use crate::retry::RetryPolicy;
 use crate::sink::http::Network;
@@ -80,6 +80,7 @@ struct ShownDestination<'a> {
     concurrency: usize,
     rate_limit: String,
     timeout: String,
+    mode: &'static str,
     ordering: &'static str,
     after_dead_letter: &'static str,
     network: &'static str,
@@ -130,14 +131,7 @@ fn shown(config: &Config) -> Shown<'_> {
             source,
         },
         health: ShownHealth { listen: listen.map_or_else(|| "off".to_owned(), |address| address.to_string()) },
-        defaults: ShownDefaults {
-            timeout: span(timeout),
-            mode: match mode {
-                Mode::Binary => "binary",
-            },
-            network: network_shown(*network),
-            retry,
-        },
+        defaults: ShownDefaults { timeout: span(timeout), mode: mode.name(), network: network_shown(*network), retry },
         destinations: destinations.iter().map(|(name, each)| (name.as_str(), destination(each))).collect(),
     }
 }
@@ -149,6 +143,7 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
         concurrency,
         rate_limit,
         timeout,
+        mode,
         ordering,
         after_dead_letter,
         retry,
@@ -171,6 +166,7 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
         concurrency: *concurrency,
         rate_limit: rate_limit.map_or_else(|| "off".to_owned(), |limit| limit.to_string()),
         timeout: duration::format(*timeout).to_string(),
+        mode: mode.name(),
         ordering: match ordering {
             Ordering::Key => "key",
             Ordering::None => "none",
@@ -260,7 +256,9 @@ mod tests {
         let text = "[database]\nurl = \"sqlite:shop.db\"\nmigrate = \"auto\"\n[relay]\nname = \"shop-1\"\n\
                     in_hands_bytes = \"8MiB\"\n[health]\nlisten = \"off\"\n[defaults]\nretry = { preset = \"webhook\" }\n\
                     [destinations.billing]\nurl = \"https://billing.internal/in\"\ntopics = [\"order.*\"]\n\
-                    rate_limit = \"90/m\"\nclassify = { 404 = \"reject\", 5xx = \"hold\" }\nordering = \"none\"\nafter_dead_letter = \"block\"\nnetwork = \"public\"\nports = [444]\nallow_http = true\nretry = { attempts_max = 3 }\n";
+                    rate_limit = \"90/m\"\nclassify = { 404 = \"reject\", 5xx = \"hold\" }\nmode = \"raw\"\nordering = \"none\"\n\
+                    after_dead_letter = \"block\"\nnetwork = \"public\"\nports = [444]\nallow_http = true\n\
+                    retry = { attempts_max = 3 }\n";
         let load = |text: &str| {
             let file = Some(("relay.toml".into(), text.to_owned()));
             Config::load(&Sources { file, ..Sources::default() }, Scope::Everything).unwrap()

@@ -26,7 +26,7 @@ listen = "off"
 
 [defaults]
 timeout = "3s"
-mode = "binary"
+mode = "standard"
 retry = { preset = "webhook" }
 network = "public"
 
@@ -36,6 +36,7 @@ topics = ["order.*", "refund.issued"]
 concurrency = 4
 rate_limit = "90/m"
 timeout = "7s"
+mode = "structured"
 ordering = "none"
 after_dead_letter = "block"
 retry = ["1s", "1m", "1h30m"]
@@ -53,7 +54,9 @@ network = "any"
 "#;
 
 const OLD_KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-const NEW_KEY: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+/// Of the other kind: both may stand side by side.
+const NEW_KEY: &str = "whsk_6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg==";
+const PUBLIC: &str = "whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4=";
 
 fn signing(keys: &[&str]) -> Signing {
     let keys = keys.iter().map(|key| outbox::signature::Secret::parse(key).unwrap()).collect();
@@ -115,7 +118,7 @@ fn every_option_arrives_where_it_belongs() {
         health: Health { listen: None },
         defaults: Defaults {
             timeout: Duration::from_secs(3),
-            mode: Mode::Binary,
+            mode: Mode::Standard,
             retry: RetryPolicy::webhook(),
             network: Network::Public,
         },
@@ -126,6 +129,7 @@ fn every_option_arrives_where_it_belongs() {
                     url: "http://127.0.0.1:8080/".into(),
                     topics: vec!["**".into()],
                     timeout: Duration::from_secs(3),
+                    mode: Mode::Standard,
                     retry: RetryPolicy::webhook(),
                     ..Destination::default()
                 },
@@ -138,6 +142,7 @@ fn every_option_arrives_where_it_belongs() {
                     concurrency: 4,
                     rate_limit: Some(RateLimit::per_minute(90)),
                     timeout: Duration::from_secs(7),
+                    mode: Mode::Structured,
                     ordering: Ordering::None,
                     after_dead_letter: AfterDeadLetter::Block,
                     retry: RetryPolicy::pauses([1, 60, 5400].map(Duration::from_secs).to_vec()),
@@ -284,6 +289,10 @@ pub(super) fn wrong_files() -> Vec<(String, &'static str)> {
              not `9464`",
         ),
         (
+            "[defaults]\nmode = \"rwa\"".into(),
+            "relay.toml:2:8: `mode` in [defaults] must be `binary` or `structured` or `standard` or `raw`, not `rwa`",
+        ),
+        (
             with("rate_limit = \"50\""),
             "relay.toml:4:14: `rate_limit` in [destinations.billing] must be `off`, or a number from 1 to 1000000 and `/s`, \
              `/m` or `/h`, such as `50/s`, not `50`",
@@ -298,7 +307,6 @@ pub(super) fn wrong_files() -> Vec<(String, &'static str)> {
             "relay.toml:4:20: `404` in [destinations.billing.classify] must be `delivered` or `retry` or `hold` or \
              `misconfigured` or `reject`, not `ignore`",
         ),
-        ("[defaults]\nmode = \"raw\"".into(), "relay.toml:2:8: `mode` in [defaults] must be `binary`, not `raw`"),
         (
             with("ordering = true"),
             "relay.toml:4:12: `ordering` in [destinations.billing] must be `key` or `none`, not `true`",
@@ -450,7 +458,8 @@ fn bad_signing_keys_are_answered_with_the_place_and_never_shown() {
     let folder = tempfile::tempdir().unwrap();
     let short = folder.path().join("short");
     std::fs::write(&short, "whsec_czNjcmV0\n").unwrap();
-    let environment = [("GOOD", OLD_KEY), ("PASSWORD", "s3cret"), ("BROKEN", "whsec_s3cret!"), ("EMPTY", "")];
+    let environment =
+        [("GOOD", OLD_KEY), ("PASSWORD", "s3cret"), ("BROKEN", "whsec_s3cret!"), ("EMPTY", ""), ("PUBLIC", PUBLIC)];
     let with = |signing: &str| {
         let file = format!("[destinations.billing]\nurl = \"https://b/\"\ntopics = [\"a\"]\nsigning = {signing}\n");
         problems(&file, &environment)
@@ -472,13 +481,17 @@ fn bad_signing_keys_are_answered_with_the_place_and_never_shown() {
         (
             "{ keys = [{ env = \"PASSWORD\" }, { env = \"BROKEN\" }] }",
             format!(
-                "4:21: {here}: a signing secret begins with `whsec_`\n\
-                 relay.toml:4:43: {here}: what follows `whsec_` in a signing secret must be base64"
+                "4:21: {here}: a signing secret begins with `whsec_` or `whsk_`\n\
+                 relay.toml:4:43: {here}: what follows `whsec_` must be base64"
             ),
         ),
         (
             &format!("{{ keys = [{{ file = \"{}\" }}] }}", short.display()),
-            format!("4:21: {here}: a signing secret has 24 to 64 bytes, this one has 6"),
+            format!("4:21: {here}: what follows `whsec_` stands for 24 to 64 bytes, here for 6"),
+        ),
+        (
+            "{ keys = [{ env = \"PUBLIC\" }] }",
+            format!("4:21: {here}: this is a public key, which signs nothing; the private one begins with `whsk_`"),
         ),
         (
             "{ scheme = \"rot13\", keys = [{ env = \"GOOD\" }] }",

@@ -30,6 +30,11 @@ impl Running {
         (self.work.origin == Origin::Fresh).then_some(self.work.message.seq)
     }
 
+    /// The same while it is attempted for the first time.
+    pub(super) fn fresh_first(&self) -> Option<Seq> {
+        self.fresh().filter(|_| self.work.first_attempt_at.is_none())
+    }
+
     /// The partition it is of.
     pub(super) fn partition_no(&self) -> u8 {
         self.work.message.partition_no
@@ -235,6 +240,11 @@ impl Engine {
         }
         match work.origin {
             Origin::Fresh => {
+                if let (Fate::Through, Some(_), Some(key)) = (fate, work.first_attempt_at, &work.message.ordering_key) {
+                    // It was to become a row, and does not.
+                    let (next_read, next_look) = (self.feed.next_read(), self.due.next_number());
+                    self.lanes[lane].lane.written(key, Some(work.message.seq), next_read, next_look);
+                }
                 let remains = match outcome {
                     Outcome::Delivered => None,
                     Outcome::Remains(remains) => Some(remains),

@@ -2,6 +2,9 @@
 //!
 //! One look for all lanes. A row stays in hands until a look that began after its settle committed, for the same reason
 //! as a message does. Looks at rows without a destination take turns with the others; `routes` tells of those.
+//!
+//! What may not start comes back with every look. Nothing is looked at again soon for its sake: its lane tells when its key
+//! is free. And no look asks for more than there is room for, in rows and, going by what the last ones cost, in bytes.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -32,12 +35,24 @@ pub(super) struct DueState {
     pub(super) search: Search,
     /// Due rows of each lane that could not start when they were looked at last: the next look has to reach beyond them.
     not_certain: HashMap<usize, usize>,
+    /// How long until those that wait for the feed, or the search, are looked at again.
+    not_yet_pause: Duration,
+    /// What a row without destination cost in the last looks.
+    typical_bytes: usize,
     safety_next: Instant,
     pass_from: u64,
     pass_empty: bool,
     /// An answer that came while a page waited for its look-up.
     deferred: Option<DueAnswer>,
     pub(super) followers: Followers,
+}
+
+/// When a row that could not start is worth another look, the soonest last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Again {
+    WhenItsKeyIsFree,
+    WhenThereIsRoom,
+    Soon,
 }
 
 struct HeldRow {
@@ -55,6 +70,7 @@ pub(super) struct DueAnswer {
 pub(super) enum Found {
     Followers {
         asked: Vec<(usize, Key)>,
+        limit: usize,
         result: Result<crate::store::Followers, StoreError>,
     },
     Due {
@@ -77,6 +93,8 @@ impl DueState {
             lost: PartitionSet::EMPTY,
             search: Search::new(now),
             not_certain: HashMap::new(),
+            not_yet_pause: NOT_YET_PAUSE,
+            typical_bytes: TYPICAL_BYTES_FIRST,
             safety_next: now,
             pass_from: 0,
             pass_empty: false,
@@ -197,19 +215,20 @@ impl Engine {
         let mut demands: Vec<(Option<usize>, LaneDemand)> = (0..self.lanes.len())
             .map(|lane| {
                 let state = &self.lanes[lane];
-                let room = state.lane.room_for_rows();
                 // Rows in hands come back too, and first; so do those that cannot start yet.
                 let not_certain = self.due.not_certain.get(&lane).copied().unwrap_or(0).min(NOT_CERTAIN_MAX);
-                let limit = if room == 0 { 0 } else { room + self.due.held_in(lane) + not_certain };
+                let limit = state.lane.rows_to_ask(self.due.held_in(lane), not_certain);
                 let limit = u32::try_from(limit).unwrap_or(u32::MAX).min(ROWS_MAX);
                 (Some(lane), LaneDemand { destination: state.served.name.to_string(), limit })
             })
             .collect();
-        demands.push((None, LaneDemand { destination: String::new(), limit: UNROUTED_LIMIT }));
+        let unrouted = u32::try_from(UNROUTED_BYTES / self.due.typical_bytes).unwrap_or(u32::MAX);
+        demands.push((None, LaneDemand { destination: String::new(), limit: unrouted.clamp(1, UNROUTED_LIMIT) }));
         let number = self.due.begin_look();
         self.due.safety_next = now + SAFETY_PERIOD;
         for state in &mut self.lanes {
             state.next_due = None;
+            state.lane.take_freed();
         }
         let (store, answers) = (self.store.clone(), self.answers.clone());
         let doubtful = self.due.search.open();
@@ -236,7 +255,8 @@ impl Engine {
     }
 
     fn rows_wake(&self, now: Instant) -> Instant {
-        let lanes = self.lanes.iter().filter(|l| l.lane.room_for_rows() > 0).filter_map(|l| l.next_due);
+        let lanes = self.lanes.iter().filter(|l| l.lane.room_for_rows() > 0);
+        let lanes = lanes.filter_map(|l| if l.lane.is_freed() { Some(now) } else { l.next_due });
         lanes.chain([self.due.search.wake(), self.due.safety_next]).min().unwrap_or(now + TICK).max(self.due.retry_at)
     }
 
@@ -258,9 +278,9 @@ impl Engine {
                     self.looked(number);
                 }
             }
-            Found::Followers { asked, result } => {
+            Found::Followers { asked, limit, result } => {
                 if let Some(rows) = self.due_result("delivery_followers", result, now) {
-                    self.followers_found(number, asked, rows, now);
+                    self.followers_found(number, asked, limit, rows, now);
                     self.looked(number);
                 } else {
                     self.due.followers.give_up(&asked);
@@ -315,9 +335,10 @@ impl Engine {
     ) {
         let returned = due.rows.len();
         let mut taken = 0;
-        let mut not_yet = vec![false; self.lanes.len()];
+        let mut again: Vec<Option<Again>> = vec![None; self.lanes.len()];
         self.due.not_certain.clear();
-        if due.rows.iter().filter(|row| row.destination.is_empty()).count() >= UNROUTED_LIMIT as usize {
+        let unrouted = self.rows_weighed(&due.rows);
+        if demands.iter().any(|(lane, demand)| lane.is_none() && unrouted >= demand.limit as usize) {
             // There are more, and what was scheduled must not wait long for those nobody wants.
             self.due.look_soon(now + IN_HANDS_PAUSE);
         }
@@ -336,23 +357,34 @@ impl Engine {
             }
             let Some(&lane) = self.lane_by_name.get(&row.destination) else { continue };
             let waits_for_long = self.settling.keeps_waiting(&row.destination, row.message.ordering_key.as_ref());
-            if self.must_wait_in_line(lane, &row, doubts) {
+            let waits = if self.must_wait_in_line(lane, &row, doubts) {
                 *self.due.not_certain.entry(lane).or_default() += 1;
                 // What waits for a row that cannot be written waits for long.
-                not_yet[lane] |= !row.message.ordering_key.as_ref().is_some_and(|key| self.due.search.is_stuck(key));
+                let is_stuck = row.message.ordering_key.as_ref().is_some_and(|key| self.due.search.is_stuck(key));
+                if is_stuck { None } else { Some(Again::Soon) }
+            } else if self.lanes[lane].lane.room_for_rows() == 0 {
+                Some(Again::WhenThereIsRoom)
             } else if self.take_row(lane, row, number, now) {
                 taken += 1;
+                None
             } else {
-                not_yet[lane] |= !waits_for_long;
-            }
+                *self.due.not_certain.entry(lane).or_default() += 1;
+                // What waits for an outcome that was set aside holds up no drain.
+                (!waits_for_long).then_some(Again::WhenItsKeyIsFree)
+            };
+            again[lane] = again[lane].max(waits);
         }
         for ((lane, demand), waiting) in demands.iter().zip(&due.lanes) {
             if let Some(lane) = lane {
-                self.note_waiting(*lane, demand, *waiting, not_yet[*lane], number, now);
+                self.note_waiting(*lane, demand, *waiting, again[*lane], number, now);
             }
         }
-        let nothing_held_back =
-            returned == 0 || (taken == 0 && !not_yet.contains(&true) && self.holds_no_rows_but_aside());
+        self.due.not_yet_pause = match taken == 0 && again.contains(&Some(Again::Soon)) {
+            true => (self.due.not_yet_pause * 2).min(IN_HANDS_PAUSE),
+            false => NOT_YET_PAUSE,
+        };
+        let is_held_back = again.iter().any(Option::is_some);
+        let nothing_held_back = returned == 0 || (taken == 0 && !is_held_back && self.holds_no_rows_but_aside());
         if number >= self.due.pass_from && taken == 0 && nothing_held_back {
             self.due.pass_empty = true;
         }
@@ -370,7 +402,7 @@ impl Engine {
         lane: usize,
         demand: &LaneDemand,
         waiting: LaneWaiting,
-        not_yet: bool,
+        again: Option<Again>,
         number: u64,
         now: Instant,
     ) {
@@ -382,22 +414,40 @@ impl Engine {
         }
         let next = match waiting.next_due_in {
             Some(pause) if !pause.is_zero() => Some(now + pause),
-            // Due already: either it is in hands (then its settle brings the next look), or the lane was full (then
-            // room does), or it has to wait for the feed or its key.
-            Some(_) if not_yet => Some(now + NOT_YET_PAUSE),
-            Some(_) if demand.limit == 0 => Some(now),
+            // Due already: either it is in hands (then its settle brings the next look), or the lane was full (then room
+            // does), or its key is not free (then the lane tells when it is), or it has to wait for the feed.
+            Some(_) if again == Some(Again::Soon) => Some(now + self.due.not_yet_pause),
+            Some(_) if again == Some(Again::WhenThereIsRoom) || demand.limit == 0 => Some(now),
             Some(_) => Some(now + IN_HANDS_PAUSE),
             None => None,
         };
         state.next_due = [state.next_due, next].into_iter().flatten().min();
     }
 
-    /// Gives a due row to its lane. False: not now.
-    fn take_row(&mut self, lane: usize, row: WaitingDelivery, look: u64, now: Instant) -> bool {
-        let state = &self.lanes[lane];
-        if state.lane.is_closed() || state.lane.room_for_rows() == 0 {
-            return false;
+    /// Takes note of what rows cost; returns how many have no destination.
+    pub(super) fn rows_weighed(&mut self, rows: &[WaitingDelivery]) -> usize {
+        let mut of_lane: HashMap<Option<usize>, (usize, usize)> = HashMap::new();
+        for row in rows {
+            let lane = self.lane_by_name.get(&row.destination).copied();
+            if lane.is_some() || row.destination.is_empty() {
+                let (rows, bytes) = of_lane.entry(lane).or_default();
+                (*rows, *bytes) = (*rows + 1, *bytes + row.message.weight());
+            }
         }
+        let unrouted = of_lane.remove(&None).unwrap_or_default();
+        if let Some(mean) = unrouted.1.checked_div(unrouted.0) {
+            self.due.typical_bytes = mean.max(self.due.typical_bytes / 2).max(1);
+        }
+        for (lane, (rows, bytes)) in of_lane {
+            if let Some(lane) = lane {
+                self.lanes[lane].lane.rows_weighed(rows, bytes);
+            }
+        }
+        unrouted.0
+    }
+
+    /// Gives a due row to its lane. False: not now, its key is not free.
+    fn take_row(&mut self, lane: usize, row: WaitingDelivery, look: u64, now: Instant) -> bool {
         let (id, work) = (row.id, self.work(lane, row, now));
         let partition_no = work.message.partition_no;
         if !self.lanes[lane].lane.offer_row(work, look) {
@@ -475,11 +525,14 @@ const DEATHS_MAX: u32 = 4;
 const ROWS_MAX: u32 = 1_000;
 /// So many rows that cannot start yet are looked beyond.
 const NOT_CERTAIN_MAX: usize = 100;
-/// Rows without destination in one look.
+/// Rows without destination in one look, at most, and their bytes, about.
 const UNROUTED_LIMIT: u32 = 200;
+const UNROUTED_BYTES: usize = 8 << 20;
+/// What one of them may cost before any was read.
+const TYPICAL_BYTES_FIRST: usize = 256 << 10;
 /// A look in any case: somebody may have redriven, or another relay left rows.
 const SAFETY_PERIOD: Duration = Duration::from_secs(1);
-/// A row that has to wait for the feed or for its key is looked at again.
+/// A row that has to wait for the feed is looked at again; where that does not help, less and less often.
 const NOT_YET_PAUSE: Duration = Duration::from_millis(10);
 /// Rows in hands hide how many more are due.
 const IN_HANDS_PAUSE: Duration = Duration::from_millis(100);

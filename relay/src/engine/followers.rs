@@ -115,6 +115,8 @@ impl Engine {
             return;
         }
         let number = self.due.begin_look();
+        let limit = asked.iter().map(|(lane, ..)| self.lanes[*lane].lane.followers_to_ask(asked.len())).min();
+        let limit = limit.unwrap_or(1).min(ROWS_MAX);
         let keys: Vec<KeyAfter> = asked
             .iter()
             .map(|(lane, key, after)| KeyAfter {
@@ -125,9 +127,9 @@ impl Engine {
             .collect();
         let (store, answers) = (self.store.clone(), self.answers.clone());
         tokio::spawn(async move {
-            let result = store.delivery_followers(&keys, ROWS_MAX, None).await;
+            let result = store.delivery_followers(&keys, u32::try_from(limit).unwrap_or(1), None).await;
             let asked = asked.into_iter().map(|(lane, key, _)| (lane, key)).collect();
-            let _ = answers.send(Answer::Due(DueAnswer { number, found: Found::Followers { asked, result } }));
+            let _ = answers.send(Answer::Due(DueAnswer { number, found: Found::Followers { asked, limit, result } }));
         });
     }
 
@@ -135,10 +137,12 @@ impl Engine {
         &mut self,
         number: u64,
         asked: Vec<(usize, Key)>,
+        limit: usize,
         found: store::Followers,
         now: Instant,
     ) {
         let store::Followers { rows, earlier } = found;
+        self.rows_weighed(&rows);
         let mut of_key: HashMap<(usize, Key), Vec<WaitingDelivery>> = HashMap::new();
         for row in rows {
             let lane = self.lane_by_name.get(&row.destination).copied();
@@ -153,7 +157,7 @@ impl Engine {
                 continue;
             }
             let rows = of_key.remove(&(lane, key.clone())).unwrap_or_default();
-            let is_all = rows.len() < ROWS_MAX as usize;
+            let is_all = rows.len() < limit;
             // Since the question was asked one of them may have had to stay.
             let Some(chain) = self.due.followers.chains.get_mut(&(lane, key.clone())) else { continue };
             chain.asked = false;
@@ -185,7 +189,8 @@ impl Engine {
 
     fn take_follower(&mut self, lane: usize, row: WaitingDelivery, number: u64, now: Instant) -> bool {
         let state = &self.lanes[lane];
-        let has_room = !state.lane.is_closed() && !state.lane.is_full() && state.served.limits.keyed;
+        let is_full = state.lane.is_full() || state.lane.is_full_of_rows();
+        let has_room = !state.lane.is_closed() && !is_full && state.served.limits.keyed;
         if !has_room || !self.kept_since_look().contains(row.message.partition_no) || !self.is_certain(&row, None) {
             return false;
         }
@@ -202,7 +207,7 @@ impl Engine {
 /// Keys in one look.
 const KEYS_MAX: usize = 8;
 /// Rows of one key in one look.
-const ROWS_MAX: u32 = 16;
+const ROWS_MAX: usize = 16;
 /// With so few in line the next ones are looked for.
 const IN_LINE_MIN: usize = 4;
 /// Keys that are remembered.

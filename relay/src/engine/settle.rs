@@ -571,8 +571,8 @@ mod tests {
         let (now, lost) = (Instant::now(), PartitionSet::EMPTY.with(1));
         let gone = |seq, partition_no| Gone { seq, id: MessageId::from_u128(7), partition_no, routes_version: 0 };
         let seqs = |gone: Vec<Gone>| gone.into_iter().map(|gone| gone.seq).collect::<Vec<_>>();
-        let mut settling = Settling::default();
-        settling.recheck = vec![(1, gone(1, 1)), (1, gone(2, 2))];
+        let recheck = vec![(1, gone(1, 1)), (1, gone(2, 2))];
+        let mut settling = Settling { recheck, ..Settling::default() };
         settling.delivered.items = [gone(3, 1), gone(4, 2)].into();
         settling.delivered.begin(|_, _| true);
         settling.delivered.items = [gone(5, 1)].into();

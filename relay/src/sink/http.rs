@@ -7,21 +7,20 @@
 //! - Whatever cannot be told apart counts as "the receiver may have it": only a connection that was never made proves
 //!   that it has not.
 //! - Addresses may hold secrets; they are not told in texts.
-//!
-//! Absent: the other content modes.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use outbox::signature::Secret;
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::HeaderValue;
 use reqwest::{Client, Url};
 use tokio::time::Instant;
 
 use self::address::Policy;
 use self::address::resolver::Resolver;
 use self::classes::Classes;
+use self::request::{Request, Setup};
 use self::response::Excerpt;
 use self::tls::Tls;
 use crate::message::Message;
@@ -32,14 +31,19 @@ use crate::sink::{Attempt, Judgement, Ordering, Settings, Sink};
 use crate::verdict::Verdict;
 
 pub(crate) mod address;
+mod attributes;
+mod body;
 mod classes;
+mod data;
 mod failure;
+mod mode;
 mod request;
 mod response;
 mod tls;
 
 pub use self::address::Network;
 pub use self::classes::{Class, Status};
+pub use self::mode::Mode;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,6 +71,7 @@ const ANSWER_HEADERS_BYTES_MAX: u32 = 64 * 1024;
 pub struct Http {
     settings: Settings,
     url: String,
+    mode: Mode,
     headers: Vec<(String, String)>,
     keys: Vec<Secret>,
     tls: Tls,
@@ -80,6 +85,7 @@ impl Http {
         Http {
             settings: Settings::new(name, ["**"]),
             url: url.into(),
+            mode: Mode::default(),
             headers: Vec::new(),
             keys: Vec::new(),
             tls: Tls::default(),
@@ -103,6 +109,13 @@ impl Http {
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Http {
         self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// The shape of the requests; [`Mode::Binary`] unless this says otherwise.
+    #[must_use]
+    pub fn mode(mut self, mode: Mode) -> Http {
+        self.mode = mode;
         self
     }
 
@@ -225,8 +238,8 @@ impl Http {
         self.policy.url(&url).map_err(|refusal| HttpError::Url { problem: refusal.to_string() })?;
         let headers = request::fixed(&self.headers)?;
         let client = client(&url, &self.tls, self.policy.clone())?;
-        let (source, keys, classes) = (source.to_owned(), self.keys.clone(), self.classes.clone());
-        Ok(HttpSink { client, url, headers, source, keys, classes })
+        let setup = Setup { mode: self.mode, source: source.to_owned(), headers, keys: self.keys.clone() };
+        Ok(HttpSink { client, url, setup, classes: self.classes.clone() })
     }
 }
 
@@ -305,9 +318,7 @@ fn client(url: &Url, tls: &Tls, policy: Policy) -> Result<Client, HttpError> {
 pub struct HttpSink {
     client: Client,
     url: Url,
-    headers: HeaderMap,
-    source: String,
-    keys: Vec<Secret>,
+    setup: Setup,
     classes: Classes,
 }
 
@@ -318,9 +329,8 @@ impl Sink for HttpSink {
     }
 
     async fn attempt(&self, message: &Message, attempt: &Attempt) -> Judgement {
-        let now = SystemTime::now();
-        match request::headers(message, attempt, &self.source, &self.headers, &self.keys, now) {
-            Ok(headers) => match self.send(headers, message, attempt).await {
+        match request::request(message, attempt, &self.setup, SystemTime::now()) {
+            Ok(request) => match self.send(request, attempt).await {
                 Ok((judgement, excerpt)) => judgement.with_words(excerpt),
                 Err(judgement) => judgement,
             },
@@ -332,11 +342,10 @@ impl Sink for HttpSink {
 impl HttpSink {
     /// Sends a message that says in a header, too, that it is none. What the receiver says comes back in any case.
     pub(crate) async fn ping(&self, message: &Message, attempt: &Attempt) -> Judgement {
-        let now = SystemTime::now();
-        let headers = request::headers(message, attempt, &self.source, &self.headers, &self.keys, now);
-        let mut headers = headers.expect("a ping brings no header of its own, so nothing in it is refused");
-        headers.insert("outbox-ping", HeaderValue::from_static("true"));
-        match self.send(headers, message, attempt).await {
+        let request = request::request(message, attempt, &self.setup, SystemTime::now());
+        let mut request = request.expect("a ping brings no header of its own, so nothing in it is refused");
+        request.headers.insert("outbox-ping", HeaderValue::from_static("true"));
+        match self.send(request, attempt).await {
             Ok((mut judgement, excerpt)) => {
                 if judgement.text.is_empty() {
                     judgement.text = excerpt.text();
@@ -348,14 +357,9 @@ impl HttpSink {
     }
 
     /// One request, and the judgement of its answer with the beginning of the body; or the judgement of there being none.
-    async fn send(
-        &self,
-        headers: HeaderMap,
-        message: &Message,
-        attempt: &Attempt,
-    ) -> Result<(Judgement, Excerpt), Judgement> {
+    async fn send(&self, request: Request, attempt: &Attempt) -> Result<(Judgement, Excerpt), Judgement> {
         let deadline = Instant::now() + attempt.timeout;
-        let request = self.client.post(self.url.clone()).headers(headers).body(message.payload.clone());
+        let request = self.client.post(self.url.clone()).headers(request.headers).body(request.body);
         let mut response = match tokio::time::timeout_at(deadline, request.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(failure::judge(error)),

@@ -12,10 +12,10 @@ use crate::faults::{pass, relay, store};
 
 /// How often each call of the store was made.
 #[derive(Clone, Default)]
-struct Calls(Arc<Mutex<BTreeMap<&'static str, usize>>>);
+pub(super) struct Calls(Arc<Mutex<BTreeMap<&'static str, usize>>>);
 
 impl Calls {
-    async fn relay(&self, database: &TestDatabase) -> RelayBuilder {
+    pub(super) async fn relay(&self, database: &TestDatabase) -> RelayBuilder {
         let calls = self.0.clone();
         let store = store(database, move |call| {
             *calls.lock().unwrap().entry(call).or_default() += 1;
@@ -24,7 +24,7 @@ impl Calls {
         relay(store.await).retry(quick(1000))
     }
 
-    fn of(&self, call: &str) -> usize {
+    pub(super) fn of(&self, call: &str) -> usize {
         self.0.lock().unwrap().get(call).copied().unwrap_or_default()
     }
 

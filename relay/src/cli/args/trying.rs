@@ -58,7 +58,7 @@ pub(in crate::cli) struct Listen {
     /// Answer the first N requests with 503
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(in crate::cli) fail_first: u64,
-    /// Verify signatures with this secret, `whsec_…` or `@FILE`; what fails is answered with 401
+    /// Verify signatures with this: `@FILE` or `env:NAME`, or a public key as it stands; what fails is answered with 401
     #[arg(long, value_name = "SECRET")]
     pub(in crate::cli) secret: Option<String>,
     /// Wait so long before each answer

@@ -4,14 +4,14 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
 use crate::engine::Engine;
 use crate::lane::{Care, Origin, Work};
 use crate::message::{Headers, Key, Message};
-use crate::outcome::{EXPIRED, waits};
+use crate::outcome::{EXPIRED, overflows, waits};
 use crate::store::{DueIn, Reason, Remains, State};
 
 impl Engine {
@@ -142,9 +142,7 @@ impl Engine {
     pub(in crate::engine) fn put_aside(&mut self, lane: usize, left: Vec<Work>) {
         for work in left {
             match work.origin {
-                Origin::Fresh => {
-                    self.must_wait(lane, &work, waits(State::Overflow, work.in_order, DueIn::Pause(Duration::ZERO)));
-                }
+                Origin::Fresh => self.must_wait(lane, &work, overflows(&work, Instant::now())),
                 Origin::Waiting(id) => self.due.forget(id),
             }
         }

@@ -1,4 +1,4 @@
-//! A message as the headers of a request.
+//! A message as the headers and the body of a request.
 //!
 //! Pure: the message, the attempt and the hour go in. The names of a message come from other programs and are only
 //! trusted to be text; what cannot be a header is an error for the caller to judge.
@@ -7,74 +7,98 @@
 
 use std::time::SystemTime;
 
-use chrono::SecondsFormat;
+use bytes::Bytes;
 use outbox::limits::HeaderOwner;
 use outbox::signature::{self, Secret};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
-use super::HttpError;
+use super::attributes::attributes;
+use super::body::{Body, body};
+use super::{HttpError, Mode};
 use crate::message::{Headers, Message};
 use crate::sink::Attempt;
 
 /// How many headers a message may bring; the rest of the world refuses more.
 const MESSAGE_HEADERS_MAX: usize = 100;
 
-/// The headers that carry a trace, passed on as they are and, as the first's creation context, as an attribute.
+/// The header that carries a trace, passed on as it is and, as the context of the creation, as an attribute.
 const TRACEPARENT: &str = "traceparent";
 
-/// Builds the headers of a request, or says what in the message cannot be a header.
-pub(super) fn headers(
-    message: &Message,
-    attempt: &Attempt,
-    source: &str,
-    fixed: &HeaderMap,
-    keys: &[Secret],
-    now: SystemTime,
-) -> Result<HeaderMap, String> {
+/// What the requests of a destination have in common.
+#[derive(Clone)]
+pub(super) struct Setup {
+    /// Their shape.
+    pub(super) mode: Mode,
+    /// How this outbox names itself.
+    pub(super) source: String,
+    /// The headers of [`fixed`].
+    pub(super) headers: HeaderMap,
+    /// What signs them, the newest first.
+    pub(super) keys: Vec<Secret>,
+}
+
+/// What is sent.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+/// Builds a request, or says what in the message cannot be a header.
+pub(super) fn request(message: &Message, attempt: &Attempt, setup: &Setup, now: SystemTime) -> Result<Request, String> {
     let mut headers = stored(&message.headers)?;
-    for (name, value) in fixed {
+    let traceparent = headers.get(TRACEPARENT).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
+    let attributes = attributes(message, &setup.source, traceparent);
+    // Also where it travels in the body, so that a message is not a good one in one mode and a bad one in another.
+    HeaderValue::from_bytes(message.content_type.as_bytes())
+        .map_err(|_| "the content type has a character no header may have".to_owned())?;
+    let Body { bytes: body, content_type } = body(setup.mode, message, &attributes);
+
+    for (name, value) in &setup.headers {
         headers.insert(name, value.clone());
     }
-    let content_type = HeaderValue::from_bytes(message.content_type.as_bytes())
-        .map_err(|_| "the content type has a character no header may have".to_owned())?;
-    headers.insert(CONTENT_TYPE, content_type);
-    if message.payload.is_empty() {
+    if !content_type.is_empty() {
+        let checked = "a content type of our own is ASCII, and the message's was looked at";
+        headers.insert(CONTENT_TYPE, HeaderValue::from_bytes(content_type.as_bytes()).expect(checked));
+    }
+    if body.is_empty() {
         // The client leaves it out where there is no body, and servers may then refuse a POST with 411.
         headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
     headers.insert(USER_AGENT, HeaderValue::from_static(concat!("outbox-relay/", env!("CARGO_PKG_VERSION"))));
 
     let id = message.id.to_string();
-    let unix_secs = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    set(&mut headers, signature::ID, &id);
-    set(&mut headers, signature::TIMESTAMP, unix_secs.to_string());
-    if !keys.is_empty() {
-        let signatures = signature::sign(keys, &id, unix_secs, &message.payload);
-        let signatures = HeaderValue::try_from(signatures).expect("signatures are base64, commas and blanks");
-        headers.insert(signature::SIGNATURE, signatures);
-    }
     // Quoted, because the header is defined to hold a structured-field string.
     let quoted = HeaderValue::try_from(format!("\"{id}\"")).expect("an id consists of hexadecimal digits and dashes");
     headers.insert("idempotency-key", quoted);
-
-    set(&mut headers, "ce-specversion", "1.0");
-    set(&mut headers, "ce-id", &id);
-    set(&mut headers, "ce-source", source);
-    set(&mut headers, "ce-type", &message.topic);
-    set(&mut headers, "ce-time", message.created_at.to_rfc3339_opts(SecondsFormat::Micros, true));
-    if let Some(key) = message.ordering_key.as_deref().filter(|key| !key.is_empty()) {
-        set(&mut headers, "ce-subject", key);
-        set(&mut headers, "ce-partitionkey", key);
+    let is_raw = setup.mode == Mode::Raw;
+    if !is_raw || !setup.keys.is_empty() {
+        webhook(&mut headers, &id, &body, &setup.keys, now);
     }
-    if let Some(context) = headers.get(TRACEPARENT).cloned() {
-        set(&mut headers, "ce-traceparent", context.as_bytes());
+    if setup.mode == Mode::Binary {
+        for (name, value) in &attributes {
+            set(&mut headers, name, value);
+        }
     }
+    if !is_raw {
+        set(&mut headers, "outbox-attempt", attempt.number.to_string());
+        set(&mut headers, "outbox-destination", attempt.destination.as_bytes());
+        set(&mut headers, "outbox-sequence", message.seq.to_string());
+        set(&mut headers, "outbox-message-version", message.version.to_string());
+    }
+    Ok(Request { headers, body })
+}
 
-    set(&mut headers, "outbox-attempt", attempt.number.to_string());
-    set(&mut headers, "outbox-destination", attempt.destination.as_bytes());
-    set(&mut headers, "outbox-sequence", message.seq.to_string());
-    set(&mut headers, "outbox-message-version", message.version.to_string());
-    Ok(headers)
+/// The headers of Standard Webhooks, with a signature for each key.
+fn webhook(headers: &mut HeaderMap, id: &str, body: &[u8], keys: &[Secret], now: SystemTime) {
+    let unix_secs = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    set(headers, signature::ID, id);
+    set(headers, signature::TIMESTAMP, unix_secs.to_string());
+    if !keys.is_empty() {
+        let signatures = signature::sign(keys, id, unix_secs, body);
+        let signatures = HeaderValue::try_from(signatures).expect("signatures are base64, commas and blanks");
+        headers.insert(signature::SIGNATURE, signatures);
+    }
 }
 
 /// The headers configured for every request of a destination.
@@ -138,7 +162,7 @@ fn percent_encoded(value: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
     use std::fmt::Write;
     use std::time::Duration;
@@ -149,7 +173,7 @@ mod tests {
     use super::*;
     use crate::sink::Unit;
 
-    fn message() -> Message {
+    pub(in crate::sink::http) fn message() -> Message {
         Message {
             seq: 1207,
             id: uuid::Uuid::from_u128(0x0193_5a7e_0000_7000_8000_0000_0000_002a),
@@ -173,12 +197,22 @@ mod tests {
         Message { headers: Headers::Decoded(stored), ..message() }
     }
 
+    fn setup(mode: Mode, keys: &[Secret]) -> Setup {
+        Setup { mode, source: "/shop".into(), headers: HeaderMap::new(), keys: keys.to_vec() }
+    }
+
+    fn attempt() -> Attempt {
+        Attempt { destination: "billing".into(), number: 4, timeout: Duration::from_secs(15), unit: Unit::Shared }
+    }
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_000_060_900)
+    }
+
     fn build(message: &Message, configured: &[(&str, &str)]) -> Result<HeaderMap, String> {
         let configured: Vec<_> = configured.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-        let attempt =
-            Attempt { destination: "billing".into(), number: 4, timeout: Duration::from_secs(15), unit: Unit::Shared };
-        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_000_060_900);
-        headers(message, &attempt, "/shop", &fixed(&configured).unwrap(), &[], now)
+        let setup = Setup { headers: fixed(&configured).unwrap(), ..setup(Mode::Binary, &[]) };
+        request(message, &attempt(), &setup, now()).map(|request| request.headers)
     }
 
     fn told(headers: &HeaderMap) -> String {
@@ -231,35 +265,78 @@ x-tenant: caf\u{e9}
     }
 
     #[test]
-    fn each_attempt_is_signed_for_its_own_hour() {
-        let key = Secret::generate();
-        let attempt =
-            Attempt { destination: "billing".into(), number: 1, timeout: Duration::from_secs(15), unit: Unit::Shared };
-        for secs in [1_795_000_060, 1_795_000_061, 1_795_086_400] {
-            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
-            let sent =
-                headers(&message(), &attempt, "/shop", &HeaderMap::new(), std::slice::from_ref(&key), now).unwrap();
-            let seen = signature::Headers::find(|name| sent.get(name)?.to_str().ok()).unwrap();
-            assert_eq!(seen.timestamp, secs.to_string());
-            assert_eq!(signature::verify_at([&key], &seen, b"{}", now), Ok(()));
+    fn each_attempt_is_signed_for_its_own_hour_over_the_same_body() {
+        let keys = [Secret::generate_asymmetric(), Secret::generate()];
+        for (name, mode) in Mode::ALL {
+            let mut bodies = Vec::new();
+            for (number, secs) in [(1, 1_795_000_060), (2, 1_795_000_061), (3, 1_795_086_400)] {
+                let now = SystemTime::UNIX_EPOCH + Duration::from_secs(secs);
+                let attempt = Attempt { number, ..attempt() };
+                let sent = request(&message(), &attempt, &setup(mode, &keys), now).unwrap();
+                let seen = signature::Headers::find(|name| sent.headers.get(name)?.to_str().ok()).unwrap();
+                assert_eq!(seen.timestamp, secs.to_string());
+                let versions: Vec<&str> =
+                    seen.signature.split(' ').map(|each| each.split_once(',').unwrap().0).collect();
+                assert_eq!(versions, ["v1a", "v1"], "one for each key, in their order");
+                for key in &keys {
+                    assert_eq!(signature::verify_at([key], &seen, &sent.body, now), Ok(()), "{name}");
+                }
+                bodies.push(sent.body);
+            }
+            assert!(bodies.windows(2).all(|pair| pair[0] == pair[1]), "{name}: {bodies:?}");
+            let unsigned = request(&message(), &attempt(), &setup(mode, &[]), now()).unwrap();
+            assert!(!unsigned.headers.contains_key(signature::SIGNATURE), "without a key nothing is signed");
         }
-        assert!(!build(&message(), &[]).unwrap().contains_key(signature::SIGNATURE), "without a key nothing is signed");
     }
 
     #[test]
-    fn keys_are_encoded_byte_by_byte() {
+    fn each_mode_says_what_belongs_to_it() {
+        let names = |mode, keys: &[Secret]| {
+            let message = with_headers(&[("x-tenant", "eu")]);
+            let sent = request(&message, &attempt(), &setup(mode, keys), now()).unwrap();
+            let mut names: Vec<String> = sent.headers.keys().map(|name| name.to_string()).collect();
+            names.sort();
+            (names.join(" "), sent.headers[CONTENT_TYPE].to_str().unwrap().to_owned())
+        };
+        let outbox = "outbox-attempt outbox-destination outbox-message-version outbox-sequence";
+        let enveloped =
+            format!("content-type idempotency-key {outbox} user-agent webhook-id webhook-timestamp x-tenant");
+        assert_eq!(names(Mode::Structured, &[]), (enveloped.clone(), "application/cloudevents+json".to_owned()));
+        assert_eq!(names(Mode::Standard, &[]), (enveloped, "application/json".to_owned()));
+        let raw = ("content-type idempotency-key user-agent x-tenant".to_owned(), "application/json".to_owned());
+        assert_eq!(names(Mode::Raw, &[]), raw);
+        let signed = "content-type idempotency-key user-agent webhook-id webhook-signature webhook-timestamp x-tenant";
+        assert_eq!(names(Mode::Raw, &[Secret::generate()]).0, signed);
+    }
+
+    #[test]
+    fn an_empty_payload_has_a_length_and_an_unknown_type_none() {
+        let message = Message { payload: Bytes::new(), content_type: String::new(), ..message() };
+        let headers = build(&message, &[]).unwrap();
+        assert_eq!(headers[CONTENT_LENGTH], "0");
+        assert!(!headers.contains_key(CONTENT_TYPE), "an attribute is never empty");
+        let sent = request(&message, &attempt(), &setup(Mode::Structured, &[]), now()).unwrap();
+        assert!(!sent.headers.contains_key(CONTENT_LENGTH));
+    }
+
+    #[test]
+    fn attributes_are_encoded_as_the_binding_says() {
         for (key, expected) in [
-            ("Euro \u{20ac} \u{1f600}".as_bytes(), "Euro%20%E2%82%AC%20%F0%9F%98%80"),
-            (b"100%\"sure\"", "100%25%22sure%22"),
-            (b"a\r\nHost: evil\0\x7f", "a%0D%0AHost:%20evil%00%7F"),
-            (b"\xff\xfe", "%FF%FE"),
-            (b"~!#$&'()*+,-./:;<=>?@[\\]^_`{|}", "~!#$&'()*+,-./:;<=>?@[\\]^_`{|}"),
+            ("Euro \u{20ac} \u{1f600}", "Euro%20%E2%82%AC%20%F0%9F%98%80"),
+            ("100%\"sure\"", "100%25%22sure%22"),
+            ("~!#$&'()*+,-./:;<=>?@[\\]^_`{|}", "~!#$&'()*+,-./:;<=>?@[\\]^_`{|}"),
         ] {
-            let message = Message { ordering_key: Some(key.into()), ..message() };
-            assert_eq!(build(&message, &[]).unwrap()["ce-partitionkey"], expected);
+            let message = Message { ordering_key: Some(key.as_bytes().into()), ..message() };
+            let headers = build(&message, &[]).unwrap();
+            assert_eq!(
+                (&headers["ce-subject"], &headers["ce-partitionkey"]),
+                (&expected.parse().unwrap(), &expected.parse().unwrap())
+            );
         }
-        let empty = Message { ordering_key: Some(b"".as_slice().into()), ..message() };
-        assert!(!build(&empty, &[]).unwrap().contains_key("ce-subject"), "an attribute is never empty");
+        let bytes = Message { ordering_key: Some(b"\xff\r\nHost: evil".as_slice().into()), ..message() };
+        let headers = build(&bytes, &[]).unwrap();
+        assert_eq!(headers["ce-partitionkeybase64"], "/w0KSG9zdDogZXZpbA==");
+        assert!(!headers.contains_key("ce-subject") && !headers.contains_key("ce-partitionkey"));
     }
 
     #[test]
@@ -281,8 +358,10 @@ x-tenant: caf\u{e9}
             (with_headers(&[("Webhook-Signature", "v1,forged")]), "`webhook-signature` is reserved"),
             (with_headers(&[("Ce-Datacontenttype", "x")]), "`ce-datacontenttype` is reserved"),
         ] {
-            let problem = build(&message, &[]).unwrap_err();
-            assert!(problem.contains(told), "{problem}");
+            for (_, mode) in Mode::ALL {
+                let problem = request(&message, &attempt(), &setup(mode, &[]), now()).unwrap_err();
+                assert!(problem.contains(told), "{problem}");
+            }
         }
     }
 
