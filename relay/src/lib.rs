@@ -335,6 +335,7 @@ mod relay;
 pub mod retry;
 pub mod route;
 pub mod server;
+mod shutdown;
 pub mod sink;
 mod solitude;
 pub mod store;
@@ -345,7 +346,8 @@ pub mod verdict;
 
 pub use crate::event::Event;
 pub use crate::rate::RateLimit;
-pub use crate::relay::{Destination, Drained, Relay, RelayBuilder, RelayError, shutdown_signal};
+pub use crate::relay::{Destination, Drained, Relay, RelayBuilder, RelayError};
+pub use crate::shutdown::shutdown_signal;
 pub use crate::sink::AfterDeadLetter;
 pub use crate::sink::Ordering;
 pub use crate::sink::handler::{Context, Handler, HandlerError, HandlerResult, Reply};
