@@ -17,6 +17,8 @@ use outbox::Database;
 use tokio::runtime::Runtime;
 
 use crate::config::database_url;
+use crate::store::mysql::address as mysql;
+use crate::store::postgres::address as postgres;
 
 /// How long a server may take to let us in.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -112,19 +114,26 @@ pub(crate) use with_connection;
 pub fn connect(url: &str, missing: Missing) -> Result<Connection, AdminError> {
     let unreachable = |source: Cause| {
         let (target, cause) = (database_url::target(url), source.as_ref());
-        let postgres = cause.downcast_ref().and_then(|error| crate::store::postgres::turned_away(&target, error));
-        let refused = postgres
-            .or_else(|| cause.downcast_ref().and_then(|error| crate::store::mysql::turned_away(&target, error)));
+        let refused = match database_url::database(url) {
+            Some(Database::Postgres) => postgres::turned_away(&target, cause),
+            Some(Database::Mysql) => mysql::turned_away(&target, cause),
+            _ => None,
+        };
         match refused {
             Some((problem, help)) => AdminError::Refused { problem, help },
             None => AdminError::Unreachable { target, source },
         }
     };
+    let unsuitable = |(problem, help): (String, String)| AdminError::Refused { problem, help };
     match database_url::database(url).ok_or(AdminError::Unknown)? {
         Database::Postgres => {
-            drive(postgres(url)).map(|driven| Connection::Postgres(Box::new(driven))).map_err(unreachable)
+            let address = postgres::Address::parse(url).map_err(unsuitable)?;
+            drive(open_postgres(&address)).map(|driven| Connection::Postgres(Box::new(driven))).map_err(unreachable)
         }
-        Database::Mysql => drive(mysql(url)).map(|driven| Connection::Mysql(Box::new(driven))).map_err(unreachable),
+        Database::Mysql => {
+            let address = mysql::Address::parse(url).map_err(unsuitable)?;
+            drive(open_mysql(&address)).map(|driven| Connection::Mysql(Box::new(driven))).map_err(unreachable)
+        }
         Database::Sqlite => {
             let path = database_url::sqlite_path(url).ok_or(AdminError::Unknown)?;
             if missing == Missing::Refuse && !Path::new(path).exists() {
@@ -152,16 +161,14 @@ where
 }
 
 /// diesel's own way of connecting keeps only the first words of an error, so that "connection refused" is lost.
-async fn postgres(url: &str) -> Result<AsyncPgConnection, Cause> {
-    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+async fn open_postgres(address: &postgres::Address) -> Result<AsyncPgConnection, Cause> {
+    let (client, connection) = address.connect().await?;
     Ok(AsyncPgConnection::try_from_client_and_connection(client, connection).await?)
 }
 
-async fn mysql(url: &str) -> Result<AsyncMysqlConnection, Cause> {
-    // The driver knows its database by one name only.
-    let url = url.strip_prefix("mariadb:").map_or_else(|| url.to_owned(), |rest| format!("mysql:{rest}"));
-    // diesel's own way of connecting keeps the error's text only.
-    Ok(AsyncMysqlConnection::try_from(mysql_async::Conn::from_url(url).await?).await?)
+/// diesel's own way of connecting keeps the error's text only.
+async fn open_mysql(address: &mysql::Address) -> Result<AsyncMysqlConnection, Cause> {
+    Ok(AsyncMysqlConnection::try_from(address.connect().await?).await?)
 }
 
 fn sqlite(path: &str) -> Result<SqliteConnection, Cause> {

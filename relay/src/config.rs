@@ -144,6 +144,8 @@ pub struct Destination {
     pub after_dead_letter: AfterDeadLetter,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// Whom TLS trusts, and what it shows.
+    pub tls: Tls,
     /// Which addresses it may have.
     pub network: Network,
     /// Whether it may have an `http://` address that is not one of this machine.
@@ -156,6 +158,15 @@ pub struct Destination {
     pub headers: BTreeMap<String, Secret>,
     /// Answers that are judged otherwise than by the table.
     pub classify: BTreeMap<Status, Class>,
+}
+
+/// Whom TLS trusts, and what it shows, where the system's authorities and nothing are not right. All of it is PEM.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tls {
+    /// The authorities one of which has to vouch for the server.
+    pub ca: Option<Secret>,
+    /// What is shown to a server that asks: a certificate with those between it and its authority, and its private key.
+    pub client: Option<(Secret, Secret)>,
 }
 
 /// How requests are signed.
@@ -225,6 +236,7 @@ impl Default for Destination {
             ordering: Ordering::Key,
             after_dead_letter: AfterDeadLetter::Continue,
             retry: Defaults::default().retry,
+            tls: Tls::default(),
             network: Defaults::default().network,
             allow_http: false,
             ports: Vec::new(),

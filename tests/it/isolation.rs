@@ -200,7 +200,7 @@ impl Load {
     fn latencies(&self, destination: &'static str, from: Instant, until: Instant) -> Vec<Duration> {
         let arrived = self.arrived_at.lock().unwrap();
         let committed = self.committed_at.lock().unwrap();
-        let committed = committed.iter().filter(|(_, at)| (from..until).contains(at));
+        let committed = committed.iter().filter(|(_, at)| (from..until).contains(*at));
         let arrived = |id: &Id| arrived.get(&(destination, id.clone()));
         let mut latencies: Vec<Duration> = committed
             .map(|(id, at)| arrived(id).map_or(LIMIT, |arrived| arrived.saturating_duration_since(*at)))

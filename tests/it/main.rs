@@ -46,5 +46,6 @@ mod storm;
 mod suspects;
 mod tables;
 mod testing_kit;
+mod tls;
 mod toy;
 mod unrouted;

@@ -6,6 +6,7 @@
 // Whatever does not work out here fails the test, and a panic is how a test fails.
 #![allow(clippy::unwrap_used)]
 
+pub mod certificates;
 pub mod checker;
 pub mod database;
 pub mod history;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::certificates::Certificate;
 use crate::database::Kind;
 use crate::process::{Process, Signal, free_address};
 
@@ -25,7 +26,19 @@ pub struct Server {
     folder: tempfile::TempDir,
     address: SocketAddr,
     variables: Vec<(String, String)>,
+    settings: Vec<String>,
     process: Option<Process>,
+}
+
+/// How a server speaks TLS.
+#[derive(Debug)]
+pub struct Tls<'a> {
+    /// What it shows.
+    pub certificate: &'a Certificate,
+    /// The authority of the clients' certificates, as PEM.
+    pub clients: &'a str,
+    /// Nothing newer than TLS 1.1.
+    pub is_old: bool,
 }
 
 impl Server {
@@ -44,9 +57,51 @@ impl Server {
         server
     }
 
+    /// From the next start on it speaks TLS like this, or not at all.
+    pub fn set_tls(&mut self, tls: Option<&Tls<'_>>) {
+        self.settings.clear();
+        let Some(Tls { certificate, clients, is_old }) = tls else { return };
+        let (shown, key) = certificate.write(self.folder.path(), "server");
+        let authority = self.folder.path().join("clients.crt");
+        fs::write(&authority, clients).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        give_away(&key);
+        self.settings = match self.kind {
+            Kind::Postgres => vec![
+                "-cssl=on".to_owned(),
+                format!("-cssl_cert_file={}", shown.display()),
+                format!("-cssl_key_file={}", key.display()),
+                format!("-cssl_ca_file={}", authority.display()),
+            ],
+            _ => vec![option("--ssl-cert", &shown), option("--ssl-key", &key), option("--ssl-ca", &authority)],
+        };
+        if *is_old {
+            // OpenSSL speaks them at its lowest level only.
+            self.settings.extend(match self.kind {
+                Kind::Postgres => ["-cssl_min_protocol_version=TLSv1", "-cssl_max_protocol_version=TLSv1.1"]
+                    .map(str::to_owned)
+                    .to_vec(),
+                _ => ["--tls-version=TLSv1.1", "--ssl-cipher=DEFAULT@SECLEVEL=0"].map(str::to_owned).to_vec(),
+            });
+        }
+    }
+
+    /// From the next start on PostgreSQL lets in whom these lines of `pg_hba.conf` do.
+    pub fn set_access(&self, lines: &str) {
+        assert_eq!(self.kind, Kind::Postgres);
+        fs::write(self.data().join("pg_hba.conf"), lines).unwrap();
+    }
+
     fn create(kind: Kind) -> Server {
         let folder = private_folder();
-        let server = Server { kind, folder, address: free_address(), variables: Vec::new(), process: None };
+        let server = Server {
+            kind,
+            folder,
+            address: free_address(),
+            variables: Vec::new(),
+            settings: Vec::new(),
+            process: None,
+        };
         let data = server.data();
         let made = match kind {
             Kind::Postgres => {
@@ -79,6 +134,7 @@ impl Server {
             folder: private_folder(),
             address: free_address(),
             variables: self.variables.clone(),
+            settings: self.settings.clone(),
             process: None,
         };
         self.base_backup(way, &standby.data(), true);
@@ -166,6 +222,7 @@ impl Server {
                 command
             }
         };
+        command.args(&self.settings);
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start(command);
         let deadline = Instant::now() + LIMIT;

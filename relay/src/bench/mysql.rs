@@ -1,11 +1,12 @@
 //! A throw-away outbox on a MySQL or MariaDB server: a database of its own.
 
 use async_trait::async_trait;
+use mysql_async::Conn;
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, Opts};
 use uuid::Uuid;
 
 use super::{BenchError, DrainBench, Ground, with_database};
+use crate::store::mysql::address::Address;
 
 pub(super) struct Mysql {
     conn: Conn,
@@ -28,8 +29,8 @@ impl Mysql {
 }
 
 async fn connect(url: &str) -> Result<Conn, BenchError> {
-    let url = url.replacen("mariadb://", "mysql://", 1);
-    Conn::new(Opts::from_url(&url).map_err(BenchError::ground)?).await.map_err(BenchError::ground)
+    let address = Address::parse(url).map_err(|(problem, _help)| BenchError::ground(problem))?;
+    address.connect().await.map_err(BenchError::ground)
 }
 
 #[async_trait]

@@ -1,10 +1,11 @@
 //! A throw-away outbox on a PostgreSQL server: a database of its own.
 
 use async_trait::async_trait;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::{BenchError, DrainBench, Ground, with_database};
+use crate::store::postgres::address::Address;
 
 pub(super) struct Postgres {
     admin: Client,
@@ -27,7 +28,8 @@ impl Postgres {
 }
 
 async fn connect(url: &str) -> Result<Client, BenchError> {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.map_err(BenchError::ground)?;
+    let address = Address::parse(url).map_err(|(problem, _help)| BenchError::ground(problem))?;
+    let (client, connection) = address.connect().await.map_err(BenchError::ground)?;
     tokio::spawn(async move {
         // It ends with an error when the server goes away; whoever uses the client is told.
         let _ = connection.await;

@@ -23,7 +23,7 @@ use super::output::{Format, Output, say, shortened, visible};
 use super::secret::verifying_key;
 use super::stored::{hex, time};
 use super::{Exit, Failure, block_on};
-use crate::relay::shutdown_signal;
+use crate::shutdown::shutdown_signal;
 
 /// No message is larger than an outbox allows at the very most.
 const BODY_MAX: usize = 64 << 20;

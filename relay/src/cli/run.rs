@@ -10,8 +10,9 @@ use super::beats::Beats;
 use super::output::say;
 use super::{Exit, Failure, settings, status};
 use crate::admin::{self, Missing, with_connection};
-use crate::config::{Config, Destination, Migrate, Scheme, Scope, Signing};
-use crate::relay::{Drained, Relay, RelayError, shutdown_signal};
+use crate::config::{Config, Destination, Migrate, Scheme, Scope, Signing, Tls};
+use crate::relay::{Drained, Relay, RelayError};
+use crate::shutdown::shutdown_signal;
 use crate::sink::http::Http;
 use crate::telemetry;
 use serve::Hangups;
@@ -77,6 +78,9 @@ pub(super) fn http(name: &str, destination: &Destination) -> Http {
         .network(destination.network)
         .ports(destination.ports.iter().copied());
     let http = if destination.allow_http { http.allow_http() } else { http };
+    let Tls { ca, client } = &destination.tls;
+    let http = ca.iter().fold(http, |http, ca| http.ca(ca.expose()));
+    let http = client.iter().fold(http, |http, (chain, key)| http.client_certificate(chain.expose(), key.expose()));
     let http = match destination.rate_limit {
         Some(limit) => http.rate_limit(limit),
         None => http,

@@ -1,9 +1,12 @@
 //! What can be said about a database url without connecting.
 //!
-//! Only the shape: which database it names, whether a password is in it, how to show it to people, and what no driver
-//! could make of it. The drivers parse the rest, and they know better.
+//! Only the shape: which database it names, whether a password is in it, how to show it to people, what no driver could
+//! make of it, and which of its parameters are ours. The drivers parse the rest, and they know better.
+
+use std::collections::BTreeMap;
 
 use outbox::Database;
+use percent_encoding::percent_decode_str;
 
 /// Which database the url names, or `None` when it names none we know.
 pub fn database(url: &str) -> Option<Database> {
@@ -66,25 +69,31 @@ pub fn unsuitable(url: &str) -> Option<(&'static str, &'static str)> {
             "write `@` in a password as `%40`, `/` as `%2F`, `?` as `%3F` and `#` as `%23`",
         ));
     }
-    let (_, parameters) = url.split_once('?')?;
-    parameters.split('&').any(asks_for_encryption).then_some((
-        "this relay cannot encrypt connections to a database",
-        "reach the database by a socket or by a proxy on this machine that encrypts, or leave the parameter out",
-    ))
+    None
 }
 
-/// True for a parameter that forbids a connection in plain text, however its driver or another one spells it.
-fn asks_for_encryption(parameter: &str) -> bool {
-    let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-    let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "");
-    let (name, value) = (plain(name), plain(value));
-    match name.as_str() {
-        "sslmode" => ["require", "required", "verifyca", "verifyfull", "verifyidentity"].contains(&value.as_str()),
-        "requiressl" => ["1", "true"].contains(&value.as_str()),
-        "sslnegotiation" => value == "direct",
-        "channelbinding" => value == "require",
-        _ => false,
+/// The url without the parameters of these names, and what they were, unescaped. Of two of one name the last counts.
+pub(crate) fn take_parameters(url: &str, names: &[&str]) -> (String, BTreeMap<String, String>) {
+    take_parameters_by(url, |name| names.contains(&name).then(|| name.to_owned()))
+}
+
+/// The same, where `known` says which name a parameter has for us, if any.
+pub(crate) fn take_parameters_by(
+    url: &str,
+    known: impl Fn(&str) -> Option<String>,
+) -> (String, BTreeMap<String, String>) {
+    let Some((place, parameters)) = url.split_once('?') else { return (url.to_owned(), BTreeMap::new()) };
+    let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let (mut taken, mut left) = (BTreeMap::new(), Vec::new());
+    for parameter in parameters.split('&') {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        match known(&plain(name)) {
+            Some(name) => drop(taken.insert(name, plain(value))),
+            None => left.push(parameter),
+        }
     }
+    let url = if left.is_empty() { place.to_owned() } else { format!("{place}?{}", left.join("&")) };
+    (url, taken)
 }
 
 /// What stands between `://` and the last `@` before the parameters. The last one, because people forget to escape an
@@ -169,27 +178,18 @@ mod tests {
     }
 
     #[test]
-    fn encryption_is_refused_however_it_is_asked_for() {
-        for parameter in [
-            "sslmode=require",
-            "sslmode=verify-ca",
-            "sslmode=verify-full",
-            "sslnegotiation=direct",
-            "channel_binding=require",
-            "require_ssl=true",
-            "ssl-mode=REQUIRED",
-            "ssl_mode=VERIFY_CA",
-            "sslMode=VERIFY_IDENTITY",
+    fn parameters_are_taken_out_of_the_url_and_unescaped() {
+        let take = |url: &str| {
+            let (url, taken) = take_parameters(url, &["sslmode", "sslcert"]);
+            (url, taken.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" "))
+        };
+        for (url, left, taken) in [
+            ("postgres://u:p@h/x", "postgres://u:p@h/x", ""),
+            ("postgres://u:p@h/x?a=%20&sslmode=require", "postgres://u:p@h/x?a=%20", "sslmode=require"),
+            ("postgres://h/x?sslcert=%2Fa+b%20c&sslmode=", "postgres://h/x", "sslcert=/a+b c sslmode="),
+            ("postgres://h/x?sslmode=a&sslmod=c&ssl%6Dode=b", "postgres://h/x?sslmod=c", "sslmode=b"),
         ] {
-            for scheme in ["postgres", "mysql", "mariadb"] {
-                let url = format!("{scheme}://u:p@h/x?a=b&{parameter}");
-                let (problem, help) = unsuitable(&url).unwrap_or_else(|| panic!("{url}"));
-                assert_eq!(problem, "this relay cannot encrypt connections to a database");
-                assert!(help.contains("proxy") && help.contains("leave the parameter out"), "{help}");
-            }
-        }
-        for parameter in ["sslmode=prefer", "sslmode=disable", "require_ssl=false", "application_name=sslmode"] {
-            assert_eq!(unsuitable(&format!("postgres://u:p@h/x?{parameter}")), None, "{parameter}");
+            assert_eq!(take(url), (left.to_owned(), taken.to_owned()), "{url}");
         }
     }
 

@@ -18,12 +18,20 @@ pub(super) mod tests {
     use super::super::read::{Reader, Section};
     use super::super::{Config, Destination, Scope, Secret, Sources, sections};
     use super::EXAMPLE;
+    use crate::tls::tests as tls;
 
     const URL: &str = "sqlite:shop.db";
     const KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
     fn sources(text: &str) -> Sources {
-        let environment = [("DATABASE_URL", URL), ("BILLING_TOKEN", "t0ken"), ("BILLING_SIGNING_KEY", KEY)];
+        let environment = [
+            ("DATABASE_URL", URL),
+            ("BILLING_TOKEN", "t0ken"),
+            ("BILLING_SIGNING_KEY", KEY),
+            ("BILLING_TLS_CA", tls::CERTIFICATE),
+            ("BILLING_TLS_CERT", tls::CERTIFICATE),
+            ("BILLING_TLS_KEY", tls::KEY),
+        ];
         Sources {
             file: Some((PathBuf::from("relay.toml"), text.to_owned())),
             environment: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
@@ -86,6 +94,7 @@ pub(super) mod tests {
         assert_ne!(config.defaults.retry, defaults().defaults.retry);
         assert_eq!(config.destinations["billing"].headers["authorization"].expose(), "t0ken");
         assert_eq!(config.destinations["billing"].signing.keys[0].expose(), KEY);
+        assert!(config.destinations["billing"].tls.ca.is_some() && config.destinations["billing"].tls.client.is_some());
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::accepts::{self, Accepts, bytes_in, duration_in, number_in, numbers, o
 use super::read::{Origin, Section};
 use super::{
     Config, Database, Defaults, Destination, Health, Migrate, Mode, RelayOptions, Scheme, Secret, Signing, Sources,
-    database_url,
+    Tls, database_url,
 };
 use crate::duration;
 use crate::rate::RateLimit;
@@ -25,6 +25,7 @@ use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
 use crate::sink::http::Network;
 use crate::sink::http::{Class, Status};
+use crate::tls::Unusable;
 
 /// What is wrong with the configuration of a relay without destinations.
 pub(super) const NOWHERE: &str = "no destination is configured";
@@ -192,6 +193,7 @@ fn destination(mut into: Destination, section: Section<'_, '_>) -> Destination {
     let words = [("continue", AfterDeadLetter::Continue), ("block", AfterDeadLetter::Block)];
     section.set("after_dead_letter", &mut into.after_dead_letter, one_of(&words));
     retry(&mut into.retry, &section);
+    tls(&mut into.tls, &section, &into.url);
     signing(&mut into.signing, &section);
     headers(&mut into, section.section("headers"));
     classify(&mut into.classify, section.section("classify"));
@@ -286,6 +288,51 @@ fn pauses() -> Accepts<'static, RetryPolicy> {
         let pauses: Option<Vec<Duration>> = texts.iter().map(|text| duration::parse(text).ok()).collect();
         pauses.filter(|pauses| pauses.iter().all(|pause| *pause <= 30 * 24 * HOUR)).map(RetryPolicy::pauses)
     })
+}
+
+fn tls(into: &mut Tls, section: &Section<'_, '_>, url: &str) {
+    let table = section.section("tls");
+    let here = |key: &str| format!("`{key}` in [{}]", table.name());
+    for key in ["ca", "client_cert"] {
+        table.shape(key, accepts::secret_schema());
+    }
+    table.shape("client_key", accepts::reference_schema());
+    if let Some((ca, _)) = table.secret("ca") {
+        match crate::tls::authorities(ca.expose().as_bytes()) {
+            Ok(_) => into.ca = Some(ca),
+            Err(problem) => table.problem("ca", format!("{}: {problem}", here("ca")), None),
+        }
+    }
+    let (certificate, key) = (table.secret("client_cert"), table.secret("client_key"));
+    match (certificate, key) {
+        (_, Some((_, Origin::Literal))) => {
+            let message = format!("{} is a secret and must not stand in the file", here("client_key"));
+            table.problem("client_key", message, Some("write { env = \"NAME\" } or { file = \"path\" }"));
+        }
+        (Some((certificate, _)), Some((key, _))) => {
+            match crate::tls::identity(certificate.expose().as_bytes(), key.expose().as_bytes()) {
+                Ok(_) => into.client = Some((certificate, key)),
+                Err(Unusable::Certificate(problem)) => {
+                    table.problem("client_cert", format!("{}: {problem}", here("client_cert")), None);
+                }
+                Err(Unusable::Key(problem)) => {
+                    table.problem("client_key", format!("{}: {problem}", here("client_key")), None);
+                }
+            }
+        }
+        _ => {
+            for (key, other) in [("client_cert", "client_key"), ("client_key", "client_cert")] {
+                if table.has(key) && !table.has(other) {
+                    let help = "a client certificate is shown together with its private key";
+                    table.problem(key, format!("{} needs `{other}`", here(key)), Some(help));
+                }
+            }
+        }
+    }
+    if *into != Tls::default() && url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:")) {
+        section.problem("tls", format!("[{}] is for `https://` only, and the url is `http://`", table.name()), None);
+    }
+    table.finish();
 }
 
 fn signing(into: &mut Signing, section: &Section<'_, '_>) {

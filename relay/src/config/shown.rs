@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Config, Destination, Migrate, Scheme, Signing, database_url, size};
+use super::{Config, Destination, Migrate, Scheme, Signing, Tls, database_url, size};
 use crate::duration;
 use crate::retry::RetryPolicy;
 use crate::sink::http::Network;
@@ -87,6 +87,8 @@ struct ShownDestination<'a> {
     allow_http: bool,
     ports: &'a [u16],
     retry: &'a RetryPolicy,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    tls: BTreeMap<&'static str, &'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     signing: Option<ShownSigning>,
     headers: BTreeMap<&'a str, &'static str>,
@@ -145,6 +147,7 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
         ordering,
         after_dead_letter,
         retry,
+        tls,
         network,
         allow_http,
         ports,
@@ -152,6 +155,7 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
         headers,
         classify,
     } = destination;
+    let Tls { ca, client } = tls;
     let Signing { scheme, keys } = signing;
     ShownDestination {
         url: match url.split_once('?') {
@@ -175,6 +179,10 @@ fn destination(destination: &Destination) -> ShownDestination<'_> {
         allow_http: *allow_http,
         ports,
         retry,
+        tls: [("ca", ca.is_some()), ("client_cert", client.is_some()), ("client_key", client.is_some())]
+            .into_iter()
+            .filter_map(|(key, is_set)| is_set.then_some((key, MASK)))
+            .collect(),
         signing: (!keys.is_empty()).then(|| ShownSigning {
             scheme: match scheme {
                 Scheme::Standard => "standard",
@@ -221,6 +229,7 @@ mod tests {
         billing.headers.insert("authorization".to_owned(), Secret::new("Bearer s3cret"));
         let key = outbox::signature::Secret::parse("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
         billing.signing.keys.push(key);
+        billing.tls.client = Some((Secret::new("s3cret"), Secret::new("s3cret")));
         config.destinations.insert("billing".to_owned(), billing);
 
         let (toml, json) = (config.shown_as_toml(), config.shown_as_json());
@@ -228,6 +237,8 @@ mod tests {
         assert!(!all.contains("s3cret") && !all.contains("MfKQ"), "{all}");
         assert!(!format!("{config:?}").contains("MfKQ"));
         assert_eq!(json["destinations"]["billing"]["signing"]["keys"], serde_json::json!(["(masked)"]));
+        let masked = serde_json::json!({ "client_cert": "(masked)", "client_key": "(masked)" });
+        assert_eq!(json["destinations"]["billing"]["tls"], masked);
         assert_eq!(json["database"]["url"], "postgres://(masked)@db.internal:5432/shop?(masked)");
         assert_eq!(json["destinations"]["billing"]["url"], "https://billing.internal/in?(masked)");
         assert_eq!(json["destinations"]["billing"]["headers"]["authorization"], "(masked)");

@@ -230,7 +230,7 @@ impl Handler {
     /// # What it costs
     ///
     /// - Each attempt under way has a connection of its own; they are opened from the relay's database address and kept.
-    ///   [`transactional_with`](Handler::transactional_with) opens them in another way, over TLS for instance.
+    ///   [`transactional_with`](Handler::transactional_with) opens them in another way.
     /// - No statement may take longer than the attempt ([`timeout`](Handler::timeout)).
     /// - A message that has other destinations too takes the way over a waiting row for each of them: one write more.
     /// - On SQLite the transaction is the database's only writer, and everybody else waits for it, the relay's own

@@ -9,14 +9,12 @@
 //! - Addresses may hold secrets; they are not told in texts.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use outbox::signature::Secret;
 use reqwest::header::HeaderValue;
 use reqwest::{Client, Url};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::time::Instant;
 
 use self::address::Policy;
@@ -24,6 +22,7 @@ use self::address::resolver::Resolver;
 use self::classes::Classes;
 use self::request::{Request, Setup};
 use self::response::Excerpt;
+use self::tls::Tls;
 use crate::message::Message;
 use crate::rate::RateLimit;
 use crate::retry::RetryPolicy;
@@ -40,6 +39,7 @@ mod failure;
 mod mode;
 mod request;
 mod response;
+mod tls;
 
 pub use self::address::Network;
 pub use self::classes::{Class, Status};
@@ -74,6 +74,7 @@ pub struct Http {
     mode: Mode,
     headers: Vec<(String, String)>,
     keys: Vec<Secret>,
+    tls: Tls,
     policy: Policy,
     classes: Classes,
 }
@@ -87,6 +88,7 @@ impl Http {
             mode: Mode::default(),
             headers: Vec::new(),
             keys: Vec::new(),
+            tls: Tls::default(),
             policy: Policy::default(),
             classes: Classes::default(),
         }
@@ -122,6 +124,22 @@ impl Http {
     #[must_use]
     pub fn signing_key(mut self, key: Secret) -> Http {
         self.keys.push(key);
+        self
+    }
+
+    /// The authorities one of which has to vouch for the server, as PEM; those of the system do not count any more. Without
+    /// this they do.
+    #[must_use]
+    pub fn ca(mut self, pem: impl Into<String>) -> Http {
+        self.tls.ca = Some(pem.into());
+        self
+    }
+
+    /// The certificate that is shown to a server which asks for one (mTLS), with those between it and its authority, and
+    /// its private key without a passphrase, both as PEM.
+    #[must_use]
+    pub fn client_certificate(mut self, chain: impl Into<String>, key: impl Into<String>) -> Http {
+        self.tls.identity = Some((chain.into(), key.into()));
         self
     }
 
@@ -219,7 +237,7 @@ impl Http {
         let url = address(&self.url)?;
         self.policy.url(&url).map_err(|refusal| HttpError::Url { problem: refusal.to_string() })?;
         let headers = request::fixed(&self.headers)?;
-        let client = client(&url, self.policy.clone())?;
+        let client = client(&url, &self.tls, self.policy.clone())?;
         let setup = Setup { mode: self.mode, source: source.to_owned(), headers, keys: self.keys.clone() };
         Ok(HttpSink { client, url, setup, classes: self.classes.clone() })
     }
@@ -253,6 +271,14 @@ pub enum HttpError {
     /// TLS cannot be set up; on a bare system the package `ca-certificates` is missing.
     #[error("TLS cannot be set up; are the system's root certificates installed (package `ca-certificates`)?")]
     Tls(#[source] rustls::Error),
+    /// A certificate or its key is none, or they do not belong together.
+    #[error("the {what} cannot be used: {problem}")]
+    Certificate {
+        /// Which of them.
+        what: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The HTTP client cannot be set up.
     #[error("the HTTP client cannot be set up")]
     Client(#[source] reqwest::Error),
@@ -271,9 +297,9 @@ fn address(text: &str) -> Result<Url, HttpError> {
     Ok(url)
 }
 
-fn client(url: &Url, policy: Policy) -> Result<Client, HttpError> {
+fn client(url: &Url, tls: &Tls, policy: Policy) -> Result<Client, HttpError> {
     Client::builder()
-        .tls_backend_preconfigured(tls(url)?)
+        .tls_backend_preconfigured(tls.config(url)?)
         .dns_resolver(Resolver::new(policy))
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -285,22 +311,6 @@ fn client(url: &Url, policy: Policy) -> Result<Client, HttpError> {
         .http2_max_header_list_size(ANSWER_HEADERS_BYTES_MAX)
         .build()
         .map_err(HttpError::Client)
-}
-
-fn tls(url: &Url) -> Result<ClientConfig, HttpError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(HttpError::Tls)?;
-    // Without redirects a plain address never comes to speak TLS, and must work on a system without certificates.
-    let mut config = if url.scheme() == "https" {
-        let verifier = rustls_platform_verifier::Verifier::new(provider).map_err(HttpError::Tls)?;
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth()
-    } else {
-        builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth()
-    };
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
 }
 
 /// Sends messages to an address.
@@ -393,13 +403,6 @@ mod tests {
             assert!(error.contains(told), "{url}: {error}");
             assert!(!error.contains("secret"), "{error}");
         }
-    }
-
-    #[test]
-    fn a_plain_address_needs_no_certificates() {
-        let config = tls(&Url::parse("http://127.0.0.1:9/").unwrap()).unwrap();
-        assert_eq!(config.alpn_protocols, [b"h2".to_vec(), b"http/1.1".to_vec()]);
-        Http::new("billing", "http://127.0.0.1:9/").sink("/").unwrap();
     }
 
     #[test]

@@ -10,8 +10,8 @@
 //!   breaks while it is read.
 //! - Galera with several writers gives no order.
 //! - MySQL does not end a transaction that idles; MariaDB does, after a quarter of the lease.
-//! - No TLS.
 
+pub(crate) mod address;
 mod circuits;
 mod connection;
 mod destination;
@@ -32,7 +32,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub(crate) use self::connection::turned_away;
 use self::connection::{Connector, Session, Slot, Work};
 use super::StoreOptions;
 use super::{

@@ -50,8 +50,8 @@ mod tests {
         for (url, problem) in [
             ("postgres://u:SEKRET@PW@h/x", "the database url can be read in more than one way"),
             ("mariadb://u:12/PW@h/x", "the database url can be read in more than one way"),
-            ("postgres://u@h/x?sslmode=require", "this relay cannot encrypt connections to a database"),
-            ("mysql://u@h/x?require_ssl=true", "this relay cannot encrypt connections to a database"),
+            ("postgres://u:PW@h/x?sslmode=on", "the database url has an `sslmode` that is not known"),
+            ("mysql://u:PW@h/x?ssl-mode=on", "the database url has an `ssl-mode` that is not known"),
         ] {
             let refused = understand(url).expect_err(url).to_string();
             assert!(refused.contains(problem) && !refused.contains("PW"), "{refused}");

@@ -11,10 +11,11 @@
 //!   batch.
 //! - Keys travel as the bytes that were read.
 //!
-//! Not here yet: TLS, and poolers in transaction mode. Settings are made once per session and statements are prepared
+//! Not here yet: poolers in transaction mode. Settings are made once per session and statements are prepared
 //! in it, so a pooler that hands sessions around would lose the first and, before pgbouncer 1.21, refuse the second. It
 //! is recognised and refused.
 
+pub(crate) mod address;
 mod circuits;
 mod connection;
 mod destination;
@@ -32,7 +33,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub(crate) use self::connection::turned_away;
 use self::connection::{Connector, Role, Slot};
 use super::StoreOptions;
 use super::{

@@ -13,6 +13,20 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Stands for every secret: a key to sign with, and good enough for a header.
 const SECRET: &str = "whsec_c2VjcmV0LW9mLWEtdGVzdC1vbmx5LTMyYnl0ZXM=";
 
+/// Stands for a certificate and for its key, where TLS wants them.
+const CERTIFICATE: &str = include_str!("../../../relay/src/tls/example.crt");
+const KEY: &str = include_str!("../../../relay/src/tls/example.key");
+
+/// What stands for the secret that is called so.
+fn secret(name: &str) -> &'static str {
+    match name {
+        "DATABASE_URL" => "sqlite:completed.db",
+        name if name.ends_with("_TLS_KEY") || name.ends_with(".key") => KEY,
+        name if name.contains("_TLS_") || name.ends_with(".crt") => CERTIFICATE,
+        _ => SECRET,
+    }
+}
+
 /// What `relay check` says to a block, completed by what a fragment leaves out.
 fn checked(block: &Block) -> Ended {
     let folder = tempfile::tempdir().unwrap();
@@ -23,11 +37,10 @@ fn checked(block: &Block) -> Ended {
     let mut command = relay(["check"]);
     command.current_dir(folder.path()).env("DATABASE_URL", "sqlite:completed.db");
     for name in quoted_after(&block.text, "env = \"") {
-        let value = if name == "DATABASE_URL" { "sqlite:completed.db" } else { SECRET };
-        command.env(name, value);
+        command.env(name, secret(name));
     }
     for (number, path) in quoted_after(&block.text, "file = \"").into_iter().enumerate() {
-        std::fs::write(folder.path().join(number.to_string()), format!("{SECRET}\n")).unwrap();
+        std::fs::write(folder.path().join(number.to_string()), format!("{}\n", secret(path))).unwrap();
         text = text.replace(&format!("file = \"{path}\""), &format!("file = \"{number}\""));
     }
     std::fs::write(folder.path().join("relay.toml"), text).unwrap();

@@ -18,9 +18,10 @@ use super::super::args::Global;
 use super::super::{Exit, Failure, settings};
 use super::{STALL_LEASES, set_up};
 use crate::config::{Config, Reloaded, Scope};
-use crate::relay::{Relay, RelayError, shutdown_signal};
+use crate::relay::{Relay, RelayError};
 use crate::server::health::{self, Health};
 use crate::server::notify::Notifier;
+use crate::shutdown::shutdown_signal;
 
 /// The loop the health endpoint watches.
 const LOOP: &str = "delivery";

@@ -19,6 +19,8 @@ use diesel_async::{
 use outbox::Database;
 
 use crate::config::database_url;
+use crate::store::mysql::address as mysql;
+use crate::store::postgres::address as postgres;
 use crate::store::{claim, sqlite};
 
 /// Opens a connection.
@@ -44,6 +46,8 @@ pub(super) struct Connections<C> {
     database: Database,
     timeout: Duration,
     connect: Connect<C>,
+    /// How a PostgreSQL server is asked to stop.
+    postgres: Option<Arc<postgres::Address>>,
     idle: Mutex<Vec<Idle<C>>>,
 }
 
@@ -101,7 +105,9 @@ where
                 return Err(text.to_owned());
             }
         };
-        Ok(Connections { database, timeout: place.timeout, connect, idle: Mutex::default() })
+        let postgres = place.url.as_deref().filter(|_url| database == Database::Postgres);
+        let postgres = postgres.and_then(|url| postgres::Address::parse(url).ok()).map(Arc::new);
+        Ok(Connections { database, timeout: place.timeout, connect, postgres, idle: Mutex::default() })
     }
 
     pub(super) fn database(&self) -> Database {
@@ -122,46 +128,65 @@ where
         if let Some(session) = claim::session(self.database, self.timeout) {
             conn.batch_execute(&session).await?;
         }
-        let cancel = Cancel::of(&conn);
+        let cancel = Cancel::of(&conn, self.postgres.clone());
         Ok(Lease { inner: Some(Idle { conn, cancel }), home: self.clone(), was_idle: false })
     }
 }
 
 fn by_url<C: AsyncConnection + 'static>(database: Database, url: &str) -> Result<Connect<C>, String> {
-    let url = match database {
-        Database::Postgres => url.to_owned(),
-        Database::Mysql => {
-            // The driver knows its database by one name only, and leaves the address it was given for a socket file.
-            let url = url.strip_prefix("mariadb:").map_or_else(|| url.to_owned(), |rest| format!("mysql:{rest}"));
-            let joint = if url.contains('?') { '&' } else { '?' };
-            if url.contains("prefer_socket") { url } else { format!("{url}{joint}prefer_socket=false") }
+    let unusable = |(problem, help): (String, String)| format!("{problem}\n  help: {help}");
+    // A type of somebody else's that speaks to one of these databases knows how to connect by itself.
+    let is = |ours: TypeId| TypeId::of::<C>() == ours;
+    match database {
+        Database::Postgres if is(TypeId::of::<AsyncPgConnection>()) => {
+            let mut address = postgres::Address::parse(url).map_err(unusable)?;
+            if address.config.get_application_name().is_none() {
+                address.config.application_name("outbox-relay handler");
+            }
+            Ok(opened(move || open_postgres(address.clone())))
         }
+        Database::Mysql if is(TypeId::of::<AsyncMysqlConnection>()) => {
+            let address = mysql::Address::parse(url).map_err(unusable)?.for_diesel();
+            Ok(opened(move || open_mysql(address.clone())))
+        }
+        Database::Postgres | Database::Mysql => Ok(established(url.to_owned())),
         // Opening must not create a file where none is.
         Database::Sqlite => {
             let path = database_url::sqlite_path(url).ok_or("the relay's database address names no file")?;
-            sqlite::existing_file_uri(path.as_ref())
+            Ok(established(sqlite::existing_file_uri(path.as_ref())))
         }
-    };
-    Ok(Arc::new(move || {
+    }
+}
+
+fn established<C: AsyncConnection + 'static>(url: String) -> Connect<C> {
+    Arc::new(move || {
         let url = url.clone();
+        Box::pin(async move { Ok(C::establish(&url).await?) })
+    })
+}
+
+/// Connections of `C`, opened as those of `D`, which it was found to be.
+fn opened<C: 'static, D: 'static, F>(open: impl Fn() -> F + Send + Sync + 'static) -> Connect<C>
+where
+    F: Future<Output = Result<D, Cause>> + Send + 'static,
+{
+    Arc::new(move || {
+        let opening = open();
         Box::pin(async move {
-            if TypeId::of::<C>() != TypeId::of::<AsyncPgConnection>() {
-                return Ok(C::establish(&url).await?);
-            }
-            let conn: Box<dyn Any> = Box::new(postgres(&url).await?);
+            let conn: Box<dyn Any> = Box::new(opening.await?);
             Ok(*conn.downcast::<C>().expect("the types were compared"))
         })
-    }))
+    })
 }
 
 /// diesel's own way of connecting keeps only the first words of an error, so that "connection refused" is lost.
-async fn postgres(url: &str) -> Result<AsyncPgConnection, Cause> {
-    let mut config: tokio_postgres::Config = url.parse()?;
-    if config.get_application_name().is_none() {
-        config.application_name("outbox-relay handler");
-    }
-    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+async fn open_postgres(address: postgres::Address) -> Result<AsyncPgConnection, Cause> {
+    let (client, connection) = address.connect().await?;
     Ok(AsyncPgConnection::try_from_client_and_connection(client, connection).await?)
+}
+
+async fn open_mysql(address: mysql::Address) -> Result<AsyncMysqlConnection, Cause> {
+    Ok(AsyncMysqlConnection::try_from(address.connect().await?).await?)
 }
 
 fn name(database: Database) -> &'static str {
@@ -208,17 +233,18 @@ impl<C: Send + 'static> Drop for Lease<C> {
 
 /// Asks a server to stop what it is doing for a connection.
 enum Cancel {
-    Postgres(tokio_postgres::CancelToken),
+    /// And how the server is spoken to, where we know.
+    Postgres(tokio_postgres::CancelToken, Option<Arc<postgres::Address>>),
     Mysql(MysqlCancelToken),
     /// Nobody can be asked.
     Nobody,
 }
 
 impl Cancel {
-    fn of<C: 'static>(conn: &C) -> Cancel {
+    fn of<C: 'static>(conn: &C, postgres: Option<Arc<postgres::Address>>) -> Cancel {
         let conn: &dyn Any = conn;
         if let Some(conn) = conn.downcast_ref::<AsyncPgConnection>() {
-            Cancel::Postgres(conn.cancel_token())
+            Cancel::Postgres(conn.cancel_token(), postgres)
         } else if let Some(conn) = conn.downcast_ref::<AsyncMysqlConnection>() {
             Cancel::Mysql(conn.cancel_token())
         } else {
@@ -230,8 +256,12 @@ impl Cancel {
     fn spawn(self) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         match self {
-            Cancel::Postgres(token) => drop(runtime.spawn(tokio::time::timeout(PATIENCE, async move {
-                let _ = token.cancel_query(tokio_postgres::NoTls).await;
+            Cancel::Postgres(token, address) => drop(runtime.spawn(tokio::time::timeout(PATIENCE, async move {
+                // The question is as secret as the connection: with its answer anybody could stop what it does.
+                let _ = match address.and_then(|address| address.connector().ok()) {
+                    Some(tls) => token.cancel_query(tls).await,
+                    None => token.cancel_query(tokio_postgres::NoTls).await,
+                };
             }))),
             Cancel::Mysql(token) => drop(runtime.spawn(tokio::time::timeout(PATIENCE, async move {
                 let _ = token.cancel_query().await;

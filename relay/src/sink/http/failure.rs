@@ -1,12 +1,12 @@
 //! What it means when no answer came.
 
 use std::error::Error;
-use std::io;
 use std::time::Duration;
 
 use super::address::Refusal;
 use crate::duration;
 use crate::sink::{Judgement, text};
+use crate::tls::refusal;
 use crate::verdict::Verdict;
 
 const RETRY: Verdict = Verdict::Retry { after: None };
@@ -21,13 +21,15 @@ pub(super) fn timeout(after: Duration) -> Judgement {
 pub(super) fn judge(error: reqwest::Error) -> Judgement {
     // The address may hold a token.
     let error = error.without_url();
+    // Also after the handshake: a server judges a client certificate when the first request is on its way, and reads none
+    // before.
+    if let Some(refused) = refusal::refusal(&error) {
+        return Judgement::failed(Verdict::Misconfigured, "certificate", text::cleaned(&refused.said));
+    }
     let said = said(&error);
     if !error.is_connect() {
         // The connection stood, so the request may have arrived, whole or in part.
         return Judgement { maybe: true, ..Judgement::failed(RETRY, "reset", said) };
-    }
-    if is_certificate(&error) {
-        return Judgement::failed(Verdict::Misconfigured, "certificate", said);
     }
     if let Some(refusal) = refusal(&error) {
         return Judgement::failed(Verdict::Misconfigured, "address", refusal.to_string());
@@ -64,24 +66,6 @@ fn refusal(error: &reqwest::Error) -> Option<&Refusal> {
     None
 }
 
-/// True when the server's certificate was refused.
-fn is_certificate(error: &(dyn Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        // An I/O error shows the cause of what it wraps, not what it wraps.
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let tls = error.downcast_ref::<rustls::Error>().or_else(|| wrapped?.downcast_ref::<rustls::Error>());
-        if let Some(tls) = tls {
-            return matches!(tls, rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented);
-        }
-        cause = match wrapped {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        };
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,14 +76,5 @@ mod tests {
         assert_eq!(dns(said), Verdict::Misconfigured);
         let said = "failed to lookup address information: Temporary failure in name resolution";
         assert_eq!(dns(said), RETRY);
-    }
-
-    #[test]
-    fn a_refused_certificate_is_found_below_other_errors() {
-        let refused = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
-        let wrapped = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, refused));
-        assert!(is_certificate(&wrapped));
-        assert!(!is_certificate(&io::Error::other(rustls::Error::HandshakeNotComplete)));
-        assert!(!is_certificate(&io::Error::from(io::ErrorKind::ConnectionRefused)));
     }
 }

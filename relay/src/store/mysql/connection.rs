@@ -6,8 +6,8 @@
 //! - Every session is READ COMMITTED, strict, in UTC, and waits for a lock only for a fraction of the lease.
 //! - An answer that does not come is an error: no call waits for ever.
 //!
-//! Absent: a pool. The drivers' pools reset or roll back at the next checkout, and until then keep locks. Also absent:
-//! TLS. MySQL has no limit for an idle transaction (MariaDB has one, and gets it).
+//! Absent: a pool. The drivers' pools reset or roll back at the next checkout, and until then keep locks. MySQL has no
+//! limit for an idle transaction (MariaDB has one, and gets it).
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,9 +15,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, DriverError, Error, Opts, OptsBuilder, Row};
+use mysql_async::{Conn, DriverError, Error, Row};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use super::address::{Address, turned_away};
 use super::row::Columns;
 use crate::store::StoreError;
 
@@ -39,7 +40,7 @@ pub(super) enum Work {
 
 /// Makes connections.
 pub(super) struct Connector {
-    opts: Opts,
+    address: Address,
     target: String,
     lease: Duration,
     lock_wait: Duration,
@@ -51,23 +52,8 @@ impl Connector {
     ///
     /// `lease` bounds everything the relay's own work waits for: a lock for a quarter of it, an answer for the whole.
     pub(super) fn new(url: &str, lease: Duration) -> Result<Connector, StoreError> {
-        let url = match url.strip_prefix("mariadb://") {
-            Some(rest) => format!("mysql://{rest}"),
-            None => url.to_owned(),
-        };
-        let opts = Opts::from_url(&url).map_err(|error| StoreError::Unsuitable {
-            // The driver's own text may quote the URL, and with it the password.
-            problem: match error {
-                mysql_async::UrlError::UnknownParameter { param } => {
-                    format!("the database URL has a parameter `{param}` which is not known")
-                }
-                mysql_async::UrlError::FeatureRequired { feature, param } => {
-                    format!("the database URL has a parameter `{param}` which needs `{feature}`, not built in")
-                }
-                _ => "the database URL cannot be read".into(),
-            },
-            help: "write it as mysql://user:password@host:3306/database".into(),
-        })?;
+        let address = Address::parse(url).map_err(|(problem, help)| StoreError::Unsuitable { problem, help })?;
+        let opts = address.opts();
         if opts.db_name().is_none() {
             return Err(StoreError::Unsuitable {
                 problem: "the database URL names no database".into(),
@@ -75,10 +61,8 @@ impl Connector {
             });
         }
         let target = format!("{}:{}/{}", opts.ip_or_hostname(), opts.tcp_port(), opts.db_name().unwrap_or_default());
-        // Otherwise the driver leaves the address it was given for a socket file when that address is local.
-        let opts = OptsBuilder::from_opts(opts).prefer_socket(false).tcp_keepalive(Some(10_000_u32)).into();
         let lock_wait = Duration::from_secs((lease / 4).as_secs().max(1));
-        Ok(Connector { opts, target, lease, lock_wait, connections: AtomicU64::new(0) })
+        Ok(Connector { address, target, lease, lock_wait, connections: AtomicU64::new(0) })
     }
 
     /// Host and database, without credentials.
@@ -88,7 +72,7 @@ impl Connector {
 
     async fn connect(&self, work: Work, operation: &'static str) -> Result<Link, StoreError> {
         let patience = self.patience(work);
-        let conn = self.answer(operation, patience, Conn::new(self.opts.clone())).await?;
+        let conn = self.answer(operation, patience, self.address.connect()).await?;
         let mut link = Link {
             conn,
             flavour: Flavour::MySql,
@@ -188,21 +172,12 @@ impl Connector {
             Error::Driver(DriverError::FromRow { .. } | DriverError::FromValue { .. }) => {
                 StoreError::Refused { operation, source: error.into() }
             }
-            _ => StoreError::Unreachable { target, source: error.into() },
+            _ => match turned_away(&target, &error) {
+                Some((problem, help)) => StoreError::Unsuitable { problem, help },
+                None => StoreError::Unreachable { target, source: error.into() },
+            },
         }
     }
-}
-
-/// When a server was there and did not let us in: what it said, and what to do. Trying again would not help.
-pub(crate) fn turned_away(target: &str, error: &Error) -> Option<(String, String)> {
-    let Error::Server(answer) = error else { return None };
-    let help = match answer.code {
-        DATABASE_UNKNOWN => "create the database, or correct its name in the database url",
-        ACCESS_DENIED => "check user and password in the database url",
-        DATABASE_DENIED => "grant the user rights on the database, or correct its name in the database url",
-        _ => return None,
-    };
-    Some((format!("the server refuses `{target}`: {}", answer.message), help.to_owned()))
 }
 
 /// True for every value of a switch but off; `read_only` has several on some servers.
@@ -214,9 +189,6 @@ const LOCK_WAIT_TIMEOUT: u16 = 1205;
 const DEADLOCK: u16 = 1213;
 const QUERY_INTERRUPTED: u16 = 1317;
 const NOWAIT_REFUSED: u16 = 3572;
-const DATABASE_DENIED: u16 = 1044;
-const ACCESS_DENIED: u16 = 1045;
-const DATABASE_UNKNOWN: u16 = 1049;
 
 /// Too many connections, shutting down, host blocked, packets lost, killed, idle too long; and a server that became
 /// read-only, because after a failover the same address leads to another one.

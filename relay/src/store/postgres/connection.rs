@@ -17,9 +17,9 @@ use tokio::task::AbortHandle;
 use tokio_postgres::config::Host;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, NoTls, Row, SimpleQueryMessage, Statement};
+use tokio_postgres::{Client, Config, Row, SimpleQueryMessage, Statement};
 
-use crate::cause::chain;
+use super::address::{Address, turned_away};
 use crate::store::StoreError;
 use crate::store::StoreOptions;
 
@@ -83,17 +83,15 @@ impl Held<'_> {
 /// Opens connections.
 #[derive(Debug)]
 pub(super) struct Connector {
-    config: Config,
+    address: Address,
     target: Arc<str>,
     lease: Duration,
 }
 
 impl Connector {
     pub(super) fn new(url: &str, options: &StoreOptions) -> Result<Connector, StoreError> {
-        let mut config: Config = url.parse().map_err(|error| StoreError::Unsuitable {
-            problem: format!("the database address cannot be understood: {}", chain(&error)),
-            help: "it has the form `postgres://user:password@host:5432/database`".into(),
-        })?;
+        let mut address = Address::parse(url).map_err(|(problem, help)| StoreError::Unsuitable { problem, help })?;
+        let config = &mut address.config;
         config.application_name(&options.application_name);
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(Duration::from_secs(5));
@@ -101,12 +99,12 @@ impl Connector {
         // A peer that vanished without a word is noticed within half a minute, while idle and while waiting.
         config.keepalives(true).keepalives_idle(Duration::from_secs(10)).keepalives_interval(Duration::from_secs(5));
         config.keepalives_retries(3).tcp_user_timeout(Duration::from_secs(25));
-        let target = target(&config).into();
-        Ok(Connector { config, target, lease: options.lease })
+        let target = target(&address.config).into();
+        Ok(Connector { address, target, lease: options.lease })
     }
 
     async fn connect(&self, role: Role) -> Result<Connection, StoreError> {
-        let (client, driver) = self.config.connect(NoTls).await.map_err(|error| self.unreachable(error))?;
+        let (client, driver) = self.address.connect().await.map_err(|error| self.unreachable(error))?;
         let driver = tokio::spawn(async move {
             // Whoever uses the client is told the same; nobody else needs to know.
             let _ = driver.await;
@@ -121,7 +119,7 @@ impl Connector {
             driver,
         };
         let settings = self.settings(role);
-        connection.client.batch_execute(&settings).await.map_err(|error| self.unreachable(error))?;
+        connection.client.batch_execute(&settings).await.map_err(|error| self.unreachable(error.into()))?;
         let session = connection.session().await?;
         if session.in_recovery {
             return Err(self.standby());
@@ -164,11 +162,11 @@ impl Connector {
         }
     }
 
-    fn unreachable(&self, error: tokio_postgres::Error) -> StoreError {
-        if let Some((problem, help)) = turned_away(&self.target, &error) {
+    fn unreachable(&self, error: Box<dyn std::error::Error + Send + Sync>) -> StoreError {
+        if let Some((problem, help)) = turned_away(&self.target, &*error) {
             return StoreError::Unsuitable { problem, help };
         }
-        StoreError::Unreachable { target: self.target.to_string(), source: Box::new(error) }
+        StoreError::Unreachable { target: self.target.to_string(), source: error }
     }
 
     /// The settings of a session, made in one statement list right after connecting.
@@ -222,22 +220,6 @@ pub(super) const PLANNED_ONCE: &str = "SET plan_cache_mode = force_generic_plan;
 /// it is empty until the first destination fails; a plan kept from then reads a whole index for every batch.
 pub(super) const PLANNED_EACH_TIME: &str = "SET plan_cache_mode = force_custom_plan; SET enable_seqscan = off; \
      SET enable_bitmapscan = off; SET max_parallel_workers_per_gather = 0;";
-
-/// When a server was there and did not let us in: what it said, and what to do. Trying again would not help.
-pub(crate) fn turned_away(target: &str, error: &tokio_postgres::Error) -> Option<(String, String)> {
-    let answer = error.as_db_error()?;
-    let code = answer.code();
-    let help = if *code == SqlState::INVALID_CATALOG_NAME {
-        "create the database, or correct its name in the database url"
-    } else if [SqlState::INVALID_AUTHORIZATION_SPECIFICATION, SqlState::INVALID_PASSWORD].contains(code) {
-        "check role and password in the database url, and `pg_hba.conf` on the server"
-    } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
-        "grant the role CONNECT on the database"
-    } else {
-        return None;
-    };
-    Some((format!("the server refuses `{target}`: {}", answer.message()), help.to_owned()))
-}
 
 /// Host and database, without credentials.
 fn target(config: &Config) -> String {
