@@ -37,7 +37,9 @@ enum Phase {
     Open {
         until: Instant,
     },
-    HalfOpen,
+    HalfOpen {
+        since: Instant,
+    },
 }
 
 /// What an attempt made of it.
@@ -50,11 +52,12 @@ pub(crate) enum Turn {
 }
 
 impl Breaker {
-    /// An attempt at this message was judged.
+    /// An attempt at this message that took so long was judged.
     pub(crate) fn judged(
         &mut self,
         verdict: Verdict,
         message: MessageId,
+        took: Duration,
         now: Instant,
         rng: &mut impl Rng,
     ) -> Option<Turn> {
@@ -72,7 +75,7 @@ impl Breaker {
                     Phase::Closed => self.is_enough(),
                     // What had begun before says nothing new.
                     Phase::Open { .. } => false,
-                    Phase::HalfOpen => true,
+                    Phase::HalfOpen { since } => since + took <= now,
                 };
                 opens.then(|| self.open(verdict, now, rng))
             }
@@ -87,9 +90,9 @@ impl Breaker {
     /// When it has been open for long enough it is half open from now on; says whether it is.
     pub(crate) fn probe(&mut self, now: Instant) -> bool {
         if matches!(self.phase, Phase::Open { until } if until <= now) {
-            self.phase = Phase::HalfOpen;
+            self.phase = Phase::HalfOpen { since: now };
         }
-        self.phase == Phase::HalfOpen
+        matches!(self.phase, Phase::HalfOpen { .. })
     }
 
     /// The word for people and programs, unless it is closed.
@@ -97,7 +100,7 @@ impl Breaker {
         match self.phase {
             Phase::Closed => None,
             Phase::Open { .. } => Some("open"),
-            Phase::HalfOpen => Some("half_open"),
+            Phase::HalfOpen { .. } => Some("half_open"),
         }
     }
 
@@ -166,7 +169,11 @@ mod tests {
         }
 
         fn judged(&mut self, verdict: Verdict, message: u128) -> Option<Turn> {
-            self.breaker.judged(verdict, MessageId::from_u128(message), self.now, &mut self.rng)
+            self.judged_after(verdict, message, Duration::ZERO)
+        }
+
+        fn judged_after(&mut self, verdict: Verdict, message: u128, took: Duration) -> Option<Turn> {
+            self.breaker.judged(verdict, MessageId::from_u128(message), took, self.now, &mut self.rng)
         }
 
         /// Fails different messages until it opens; returns how many that took, and the pause.
@@ -190,7 +197,11 @@ mod tests {
         assert_eq!(rig.judged(RETRY, 200), None, "it had begun before");
         rig.now += pause;
         assert!(!rig.breaker.is_open(rig.now) && rig.breaker.probe(rig.now));
-        let Some(Turn::Opened(second)) = rig.judged(RETRY, 201) else { panic!("one failure is enough now") };
+        rig.now += PAUSE_FIRST;
+        assert_eq!(rig.judged_after(RETRY, 200, 2 * PAUSE_FIRST), None, "that had, too");
+        let Some(Turn::Opened(second)) = rig.judged_after(RETRY, 201, PAUSE_FIRST) else {
+            panic!("one failure is enough now")
+        };
         assert!(second >= 2 * PAUSE_FIRST);
         rig.now += second;
         assert!(rig.breaker.probe(rig.now));

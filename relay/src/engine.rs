@@ -464,11 +464,13 @@ impl Engine {
     }
 
     /// What was not finished is simply left in the table, unless another destination already has the message: then the
-    /// rest of it becomes a waiting row, or that destination would get it twice.
+    /// rest of it becomes a waiting row, or that destination would get it twice. So does what has failed before, with its
+    /// attempts.
     fn keep_half_done(&mut self) {
-        let unfinished: Vec<(usize, Work)> = self.running.drain().map(|(_, running)| running.into_work()).collect();
-        for (lane, work) in unfinished {
-            if work.origin == Origin::Fresh && self.hands.is_half_done(work.message.seq) {
+        let mut unfinished: Vec<(usize, Work)> = self.running.drain().map(|(_, running)| running.into_work()).collect();
+        unfinished.sort_by_key(|(_, work)| work.first_attempt_at.is_none());
+        for (lane, work) in unfinished.into_iter().filter(|(_, work)| work.origin == Origin::Fresh) {
+            if work.first_attempt_at.is_some() || self.hands.is_half_done(work.message.seq) {
                 self.put_aside(lane, vec![work]);
             }
         }

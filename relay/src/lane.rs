@@ -348,10 +348,10 @@ impl Lane {
         left
     }
 
-    /// Takes out fresh messages that were never attempted, and what waits behind them: all of it must become rows.
+    /// Takes out fresh messages that wait to be attempted, or attempted again, and what waits behind them: all of it must
+    /// become rows.
     pub(crate) fn take_back(&mut self, wanted: &HashSet<Seq>) -> Vec<Work> {
-        let is_fresh = |work: &Work| work.origin == Origin::Fresh && work.first_attempt_at.is_none();
-        let is_wanted = |work: &Work| is_fresh(work) && wanted.contains(&work.message.seq);
+        let is_wanted = |work: &Work| work.origin == Origin::Fresh && wanted.contains(&work.message.seq);
         let mut back = Vec::new();
         for work in std::mem::take(&mut self.fresh) {
             if !is_wanted(&work) {

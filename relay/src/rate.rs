@@ -61,8 +61,8 @@ impl fmt::Display for RateLimit {
 pub(crate) struct Pacer {
     limit: Option<RateLimit>,
     interval: Duration,
-    /// Before this nothing starts.
-    next: Option<Instant>,
+    /// When the last one was to start.
+    last: Option<Instant>,
 }
 
 impl Pacer {
@@ -80,14 +80,14 @@ impl Pacer {
 
     /// When the next attempt may start, if it has to wait.
     pub(crate) fn wait(&self, now: Instant) -> Option<Instant> {
-        self.next.filter(|next| now < *next)
+        self.last.map(|last| last + self.interval).filter(|next| now < *next)
     }
 
     /// One starts now.
     pub(crate) fn started(&mut self, now: Instant) {
         if self.limit.is_some() {
             let earliest = now.checked_sub(LATE).unwrap_or(now);
-            self.next = Some(self.next.map_or(now, |next| next.max(earliest)) + self.interval);
+            self.last = Some(self.last.map_or(now, |last| (last + self.interval).max(earliest)));
         }
     }
 }
@@ -155,8 +155,19 @@ mod tests {
         let mut pacer = Pacer::new(Some(RateLimit::per_second(64)));
         pacer.share(8);
         assert_eq!(starts(&mut pacer, Duration::from_millis(1), 2).iter().sum::<u32>(), 32);
+        // What a small share had to wait for is not waited for with a large one.
+        let (mut pacer, now) = (Pacer::new(RateLimit::parse("10/h")), Instant::now());
+        pacer.share(1);
+        pacer.started(now);
+        assert_eq!(pacer.wait(now), Some(now + Duration::from_secs(32 * 360)));
+        pacer.share(32);
+        assert_eq!(pacer.wait(now), Some(now + Duration::from_secs(360)));
         pacer.share(0);
-        assert!(pacer.interval <= Duration::from_millis(500), "nothing is owned and nothing divided by it");
+        assert_eq!(
+            pacer.wait(now),
+            Some(now + Duration::from_secs(32 * 360)),
+            "nothing is owned and nothing divided by it"
+        );
         let mut free = Pacer::new(None);
         free.started(Instant::now());
         assert_eq!(free.wait(Instant::now()), None);

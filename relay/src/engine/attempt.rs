@@ -180,7 +180,7 @@ impl Engine {
             Verdict::Reject { gone: true } => self.pause_gone(lane),
             _ => {}
         }
-        self.judge_circuit(lane, &work, &judgement, now);
+        self.judge_circuit(lane, &work, &judgement, took, now);
         if judgement.row == Row::Deleted && work.origin == Origin::Fresh {
             self.ended_by_sink(lane, &work);
         } else {

@@ -26,10 +26,17 @@ pub(super) struct Circuits {
 
 impl Engine {
     /// An attempt was judged: the destination may be closed, or open again.
-    pub(super) fn judge_circuit(&mut self, lane: usize, work: &Work, judgement: &Judgement, now: Instant) {
+    pub(super) fn judge_circuit(
+        &mut self,
+        lane: usize,
+        work: &Work,
+        judgement: &Judgement,
+        took: Duration,
+        now: Instant,
+    ) {
         let state = &mut self.lanes[lane];
         let destination = state.served.name.to_string();
-        match state.breaker.judged(judgement.verdict, work.message.id, now, &mut rand::rng()) {
+        match state.breaker.judged(judgement.verdict, work.message.id, took, now, &mut rand::rng()) {
             None => return,
             Some(Turn::Opened(pause)) => {
                 state.cause = judgement.said();

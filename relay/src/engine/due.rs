@@ -360,7 +360,7 @@ impl Engine {
             let waits = if self.must_wait_in_line(lane, &row, doubts) {
                 *self.due.not_certain.entry(lane).or_default() += 1;
                 // What waits for a row that cannot be written waits for long.
-                let is_stuck = row.message.ordering_key.as_ref().is_some_and(|key| self.due.search.is_stuck(key));
+                let is_stuck = row.message.ordering_key.as_ref().is_some_and(|key| self.is_stuck_behind_unrouted(key));
                 if is_stuck { None } else { Some(Again::Soon) }
             } else if self.lanes[lane].lane.room_for_rows() == 0 {
                 Some(Again::WhenThereIsRoom)

@@ -278,10 +278,17 @@ impl Engine {
                     let (content, pause) = self.write_failed("settle", &error);
                     if let Some(item) = self.settling.rest.failed(content, pause, now) {
                         tell_aside(item.message_id(), &error);
-                        if let Rest::Row(outcome) = item {
-                            self.due.search.stuck(outcome.id);
-                            // Its attempt has ended: who has to be alone need not wait for what may never be written.
-                            self.starts.settled(outcome.id);
+                        match item {
+                            Rest::Row(outcome) => {
+                                self.due.search.stuck(outcome.id);
+                                // Its attempt has ended: who has to be alone need not wait for what may never be written.
+                                self.starts.settled(outcome.id);
+                            }
+                            Rest::Move { moved, .. } => {
+                                if let Some(key) = &moved.ordering_key {
+                                    self.feed.unrouted.stuck(key, moved.seq);
+                                }
+                            }
                         }
                         self.leave_aside(now);
                     }

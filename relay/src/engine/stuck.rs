@@ -4,7 +4,8 @@
 //! parked key, would stand in no row, and not be attempted, until the slowest destination has come to the message. Where
 //! that takes too long,
 //! - what the others have not started is given back: it becomes rows, and the message leaves;
-//! - what they have started, and for the first time, is left alone. A retry that is due meanwhile goes out from memory.
+//! - what they have started, and for the first time, is left alone. A retry that is due meanwhile goes out from memory,
+//!   or is given back, too, when it is not its turn for long.
 //!
 //! Invariants
 //! - Nothing is given back for a row that nobody waits for: one that is not due, whose key stands still, or whose lane has

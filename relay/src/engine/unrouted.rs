@@ -19,6 +19,8 @@ struct Writing {
     partition_no: u8,
     /// The routes that had none for it.
     version: i64,
+    /// The row cannot be written.
+    stuck: bool,
 }
 
 impl Unrouted {
@@ -26,7 +28,12 @@ impl Unrouted {
     pub(super) fn writing(&mut self, message: &Message, routes_version: i64) {
         if let Some(key) = &message.ordering_key {
             let Message { seq, partition_no, .. } = *message;
-            self.keys.entry(key.clone()).or_default().push(Writing { seq, partition_no, version: routes_version });
+            self.keys.entry(key.clone()).or_default().push(Writing {
+                seq,
+                partition_no,
+                version: routes_version,
+                stuck: false,
+            });
         }
     }
 
@@ -34,6 +41,17 @@ impl Unrouted {
     /// one now.
     pub(super) fn may_have_route(&self, key: &Key, routes_version: i64) -> bool {
         self.keys.get(key).is_some_and(|writing| writing.iter().any(|message| message.version != routes_version))
+    }
+
+    /// The row cannot be written, and that may last.
+    pub(super) fn stuck(&mut self, key: &Key, seq: Seq) {
+        let writing = self.keys.get_mut(key).into_iter().flatten();
+        writing.filter(|message| message.seq == seq).for_each(|message| message.stuck = true);
+    }
+
+    /// True while such a message of this key is not written.
+    pub(super) fn is_stuck(&self, key: &Key) -> bool {
+        self.keys.get(key).is_some_and(|writing| writing.iter().any(|message| message.stuck))
     }
 
     /// The row stands, or never will. Returns the version of the routes that had none for it.

@@ -126,7 +126,7 @@ fn rows_are_taken_up_to_their_share_of_the_bytes_however_many_attempts_there_may
 }
 
 #[test]
-fn what_failed_goes_again_from_memory_and_is_not_given_back() {
+fn what_failed_goes_again_from_memory_or_is_given_back_with_its_attempts() {
     let mut lane = lane(2);
     assert!(lane.offer(work(1, Some("k"))).is_none());
     let first = lane.start_next().unwrap();
@@ -134,7 +134,11 @@ fn what_failed_goes_again_from_memory_and_is_not_given_back() {
     lane.writing(&first);
     assert!(lane.may_go_again(&first.message) && !lane.may_go_again(&first.message));
     lane.push_again(Work { attempts: 1, first_attempt_at: Some(Instant::now()), ..first.clone() });
-    assert!(lane.take_back(&[1].into()).is_empty());
+    let [back] = &lane.take_back(&[1].into())[..] else { panic!("it waits, and somebody waits for it") };
+    assert_eq!((back.attempts, lane.len(), lane.bytes), (1, 0, 0));
+    lane.writing(back);
+    assert!(lane.may_go_again(&first.message), "it has no row yet");
+    lane.push_again(back.clone());
     let again = lane.start_next().unwrap();
     assert_eq!((again.attempts, lane.finished(&again, Fate::Through).len()), (1, 0));
     assert!(lane.is_parked(again.message.ordering_key.as_ref().unwrap()), "until it is told that no row comes");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use outbox_tests::database::TestDatabase;
 use outbox_tests::for_each_database;
 use outbox_tests::network::{Network, Stretch, authority};
-use outbox_tests::receiver::{Answer, Receiver};
+use outbox_tests::receiver::{Answer, Receiver, Request};
 use relay::message::PartitionSet;
 use relay::store::open::open;
 use relay::store::{Settlement, State, StoreError, StoreOptions};
@@ -93,8 +93,9 @@ async fn freeze(database: TestDatabase, write: &'static str) {
 async fn a_relay_frozen_in_its_settle_is_replaced_within_two_leases(database: TestDatabase) {
     const POLL: Duration = Duration::from_millis(60);
     let stretch = Stretch::to(authority(database.url()));
-    // The first attempt fails, so that its outcome is written under the locks.
-    let receiver = Receiver::in_turn([Answer::status(503), Answer::status(200)]).await;
+    // Half of the first attempts fail, so that their outcomes are written under the locks.
+    let fails = |request: &Request| request.copy == 1 && request.body.last().is_some_and(|digit| digit % 2 == 0);
+    let receiver = Receiver::start(move |request| Answer::status(if fails(request) { 503 } else { 200 })).await;
     let configuration = configuration(&receiver, "4s").replace("100ms", "10s");
     let frozen = start(&configuration, &stretch.url(database.url()));
     frozen.wait_for_line("partitions gained", LIMIT);

@@ -36,11 +36,16 @@ impl Engine {
     /// there may be a route for it now.
     fn would_pass_unrouted(&self, message: &Message, parked: &HashSet<(Option<usize>, Key)>) -> bool {
         let Some(key) = message.ordering_key.as_ref().filter(|_| !message.scheduled) else { return false };
-        if self.due.search.is_stuck(key) {
+        if self.is_stuck_behind_unrouted(key) {
             // That may last: it joins the rows of its key, which wait for it too.
             return false;
         }
         parked.contains(&(None, key.clone())) || self.feed.unrouted.may_have_route(key, self.routes.version())
+    }
+
+    /// True while something of this key that had no route cannot be written.
+    pub(in crate::engine) fn is_stuck_behind_unrouted(&self, key: &Key) -> bool {
+        self.due.search.is_stuck(key) || self.feed.unrouted.is_stuck(key)
     }
 
     fn hand_out_one(&mut self, message: Arc<Message>, parked: &HashSet<(Option<usize>, Key)>) {
@@ -115,10 +120,10 @@ impl Engine {
         let Some(lane) = self.lane_of(destination) else { return self.unserved(message, destination) };
         let in_order = self.lanes[lane].served.limits.keyed;
         let work = fresh(message, in_order);
-        let state = &mut self.lanes[lane];
         let is_parked = message.ordering_key.as_ref().is_some_and(|key| {
-            parked.contains(&(Some(lane), key.clone())) || in_order && self.due.search.is_stuck(key)
+            parked.contains(&(Some(lane), key.clone())) || in_order && self.is_stuck_behind_unrouted(key)
         });
+        let state = &mut self.lanes[lane];
         let refused = if state.lane.is_closed() || state.lane.is_full() {
             Some((work, State::Overflow))
         } else if is_parked {
