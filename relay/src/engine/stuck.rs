@@ -85,6 +85,7 @@ impl Engine {
         match &unit.remains {
             Remains::Waits(waits) => match (waits.state, waits.due) {
                 (State::Retry, DueIn::Pause(pause)) => Some(since + pause),
+                (State::Overflow, _) if waits.attempts > 0 => Some(since),
                 (State::Blocked, _) if moves() => Some(since),
                 (State::Blocked, _) => Some(since + UNWANTED_MAX),
                 (State::Overflow, _) if starves() => Some(since),
@@ -97,7 +98,13 @@ impl Engine {
 
     /// True for a retry that nothing can have come before since it failed.
     fn may_go_again(&self, message: &Message, unit: &UnitMove) -> bool {
-        let is_retry = matches!(&unit.remains, Remains::Waits(waits) if waits.state == State::Retry);
+        let is_retry = match &unit.remains {
+            // What its lane let go of before it could be tried again.
+            Remains::Waits(waits) => {
+                waits.state == State::Retry || waits.state == State::Overflow && waits.attempts > 0
+            }
+            Remains::Dies(_) => false,
+        };
         // By other routes, older ones of its key may have come to the destination.
         let same_routes = self.hands.routes_version(message.seq) == Some(self.routes.version());
         is_retry && same_routes && self.kept().contains(message.partition_no)

@@ -37,8 +37,9 @@ fn rows_of(database: &TestDatabase, destination: &str) -> i64 {
 
 /// A message leaves its table in one write. That must not make a retry wait for an attempt elsewhere.
 async fn retries_do_not_wait_for_attempts_under_way_elsewhere(database: TestDatabase) {
-    const KEYS: usize = 4;
-    const EACH: usize = 6;
+    // So few that their failures open no circuit.
+    const KEYS: usize = 2;
+    const EACH: usize = 8;
     let log = Log::default();
     let (hangs, gate, begun) = hanging("hangs");
     let flaky = log.handler("flaky", |arrival| if arrival.copy <= 2 { Err(not_now()) } else { Ok(()) });
@@ -204,3 +205,34 @@ fn refuse_worse(database: &TestDatabase) {
         )),
     }
 }
+
+/// What is to be tried again from memory, and may not for long, goes into its row when another one waits for that.
+async fn a_retry_that_waits_for_its_turn_holds_up_nobody(database: TestDatabase) {
+    let log = Log::default();
+    let limited = log.handler("limited", |_| Err(not_now())).rate_limit(relay::RateLimit::parse("10/h").unwrap());
+    let (gate, opened) = watch::channel(false);
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counted = begun.clone();
+    let other = Handler::raw("other", move |_, context: relay::Context| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let mut opened = opened.clone();
+        async move {
+            let _ = opened.wait_for(|open| *open).await;
+            if context.attempt() == 1 { Err(not_now()) } else { Ok(()) }
+        }
+    });
+    let relay = relay_on(&database).destination(limited).destination(other.timeout(LIMIT * 9));
+    let relay = Running::start(relay).await;
+    enqueue(&database, [keyed("k", "first")]);
+    log.until("the limited one has failed", |log| log.arrivals().len() == 1).await;
+    until(&database, "the other one hangs", || begun.load(Ordering::SeqCst) == 1).await;
+    // Longer than the pause: by now it waits for its turn in memory.
+    tokio::time::sleep(millis(200)).await;
+    gate.send(true).unwrap();
+    until(&database, "the other one is tried again", || begun.load(Ordering::SeqCst) == 2).await;
+    until_waiting(&database, &["limited overflow"]).await;
+    assert_eq!(database.query_i64("SELECT attempts FROM outbox_deliveries"), 1);
+    assert_eq!(log.arrivals().len(), 1, "ten an hour");
+    relay.stop().await;
+}
+for_each_database!(a_retry_that_waits_for_its_turn_holds_up_nobody);
