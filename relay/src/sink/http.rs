@@ -9,6 +9,7 @@
 //! - Addresses may hold secrets; they are not told in texts.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -18,7 +19,7 @@ use reqwest::{Client, Url};
 use tokio::time::Instant;
 
 use self::address::Policy;
-use self::address::resolver::Resolver;
+use self::address::resolver::{Known, Resolver};
 use self::classes::Classes;
 use self::request::{Request, Setup};
 use self::response::Excerpt;
@@ -247,9 +248,10 @@ impl Http {
         self.policy.url(&url).map_err(|refusal| HttpError::Url { problem: refusal.to_string() })?;
         let headers = request::fixed(&self.headers)?;
         let connect = CONNECT_TIMEOUT.min(timeout / 5 * 4);
-        let client = client(&url, &self.tls, self.policy.clone(), connect)?;
+        let known = Known::default();
+        let client = client(&url, &self.tls, Resolver::new(self.policy.clone(), known.clone()), connect)?;
         let setup = Setup { mode: self.mode, source: source.to_owned(), headers, keys: self.keys.clone() };
-        Ok(HttpSink { client, url, setup, classes: self.classes.clone() })
+        Ok(HttpSink { client, url, known, setup, classes: self.classes.clone() })
     }
 }
 
@@ -307,10 +309,10 @@ fn address(text: &str) -> Result<Url, HttpError> {
     Ok(url)
 }
 
-fn client(url: &Url, tls: &Tls, policy: Policy, connect: Duration) -> Result<Client, HttpError> {
+fn client(url: &Url, tls: &Tls, resolver: Resolver, connect: Duration) -> Result<Client, HttpError> {
     Client::builder()
         .tls_backend_preconfigured(tls.config(url)?)
-        .dns_resolver(Resolver::new(policy))
+        .dns_resolver(resolver)
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .no_proxy()
@@ -328,6 +330,8 @@ fn client(url: &Url, tls: &Tls, policy: Policy, connect: Duration) -> Result<Cli
 pub struct HttpSink {
     client: Client,
     url: Url,
+    /// Where its name led to.
+    known: Known,
     setup: Setup,
     classes: Classes,
 }
@@ -342,7 +346,7 @@ impl Sink for HttpSink {
         match request::request(message, attempt, &self.setup, SystemTime::now()) {
             Ok(request) => match self.send(request, attempt).await {
                 Ok((judgement, excerpt)) => self.masked(judgement.with_words(excerpt)),
-                Err(judgement) => judgement,
+                Err(judgement) => self.placed(judgement),
             },
             Err(problem) => Judgement::failed(Verdict::Reject { gone: false }, "undecodable", problem),
         }
@@ -350,6 +354,17 @@ impl Sink for HttpSink {
 }
 
 impl HttpSink {
+    /// With the address the attempt was made at, where there was one and it is known although nobody has answered.
+    fn placed(&self, judgement: Judgement) -> Judgement {
+        if matches!(judgement.code.as_str(), "dns" | "address") {
+            return judgement;
+        }
+        let literal = self.url.host_str().and_then(|host| host.trim_matches(['[', ']']).parse().ok());
+        let address = literal.or_else(|| self.known.address());
+        let remote = address.zip(self.url.port_or_known_default()).map(SocketAddr::from);
+        Judgement { remote, ..judgement }
+    }
+
     /// Without what the receiver repeats of our secrets: pages for developers show the whole request.
     fn masked(&self, mut judgement: Judgement) -> Judgement {
         let headers = self.setup.headers.values().filter_map(|value| value.to_str().ok());
