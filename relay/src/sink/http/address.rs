@@ -221,8 +221,8 @@ fn not_public(address: IpAddr) -> Option<&'static str> {
 
 /// Where an IPv4 address ends an IPv6 one.
 const LAST: [usize; 4] = [12, 13, 14, 15];
-/// Which bytes hold it behind a NAT64 prefix of 48, 56, 64 and 96 bits: those that follow, without byte 8 (RFC 6052). The
-/// shorter prefixes there leave no room for the two blocks known here.
+/// Which bytes hold it behind a NAT64 prefix of 48, 56, 64 and 96 bits: those that follow, without byte 8 (RFC 6052).
+/// The shorter prefixes allowed there are wider than the two blocks known here.
 const NAT64: [[usize; 4]; 4] = [[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12], LAST];
 
 /// The IPv4 addresses that an IPv6 address may stand for. Which of the ways is in use here only the network knows.
