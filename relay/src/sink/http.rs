@@ -45,8 +45,11 @@ pub use self::address::Network;
 pub use self::classes::{Class, Status};
 pub use self::mode::Mode;
 
-/// How long a connection may take to be made.
+/// How long a connection may take to be made, at most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From this length on a value of ours is masked where a receiver repeats it.
+const SECRET_BYTES_MIN: usize = 6;
 
 /// How long a connection is kept for the next request. Common servers close theirs after five seconds, and a request
 /// that meets a closing connection is an attempt whose outcome nobody knows.
@@ -234,10 +237,17 @@ impl Http {
     /// When the address or a header cannot be used or may not be, or there is nothing to check a server's certificate
     /// against.
     pub fn sink(&self, source: &str) -> Result<HttpSink, HttpError> {
+        self.sink_within(source, self.settings.timeout.unwrap_or(CONNECT_TIMEOUT * 3))
+    }
+
+    /// The same where an attempt may take so long. Making the connection may take less of it, so that what was never sent
+    /// is told from what may have arrived.
+    pub(crate) fn sink_within(&self, source: &str, timeout: Duration) -> Result<HttpSink, HttpError> {
         let url = address(&self.url)?;
         self.policy.url(&url).map_err(|refusal| HttpError::Url { problem: refusal.to_string() })?;
         let headers = request::fixed(&self.headers)?;
-        let client = client(&url, &self.tls, self.policy.clone())?;
+        let connect = CONNECT_TIMEOUT.min(timeout / 5 * 4);
+        let client = client(&url, &self.tls, self.policy.clone(), connect)?;
         let setup = Setup { mode: self.mode, source: source.to_owned(), headers, keys: self.keys.clone() };
         Ok(HttpSink { client, url, setup, classes: self.classes.clone() })
     }
@@ -297,7 +307,7 @@ fn address(text: &str) -> Result<Url, HttpError> {
     Ok(url)
 }
 
-fn client(url: &Url, tls: &Tls, policy: Policy) -> Result<Client, HttpError> {
+fn client(url: &Url, tls: &Tls, policy: Policy, connect: Duration) -> Result<Client, HttpError> {
     Client::builder()
         .tls_backend_preconfigured(tls.config(url)?)
         .dns_resolver(Resolver::new(policy))
@@ -305,7 +315,7 @@ fn client(url: &Url, tls: &Tls, policy: Policy) -> Result<Client, HttpError> {
         .retry(reqwest::retry::never())
         .no_proxy()
         .referer(false)
-        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_timeout(connect)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .http1_max_headers(ANSWER_HEADERS_MAX)
         .http2_max_header_list_size(ANSWER_HEADERS_BYTES_MAX)
@@ -331,7 +341,7 @@ impl Sink for HttpSink {
     async fn attempt(&self, message: &Message, attempt: &Attempt) -> Judgement {
         match request::request(message, attempt, &self.setup, SystemTime::now()) {
             Ok(request) => match self.send(request, attempt).await {
-                Ok((judgement, excerpt)) => judgement.with_words(excerpt),
+                Ok((judgement, excerpt)) => self.masked(judgement.with_words(excerpt)),
                 Err(judgement) => judgement,
             },
             Err(problem) => Judgement::failed(Verdict::Reject { gone: false }, "undecodable", problem),
@@ -340,6 +350,19 @@ impl Sink for HttpSink {
 }
 
 impl HttpSink {
+    /// Without what the receiver repeats of our secrets: pages for developers show the whole request.
+    fn masked(&self, mut judgement: Judgement) -> Judgement {
+        let headers = self.setup.headers.values().filter_map(|value| value.to_str().ok());
+        let headers = headers.flat_map(|value| [value, value.rsplit(' ').next().unwrap_or_default()]);
+        let query = self.url.query().into_iter().flat_map(|query| query.split('&'));
+        let query = query.map(|pair| pair.split_once('=').map_or(pair, |(_, value)| value));
+        // Shorter ones are no secrets, and would take words apart.
+        for secret in headers.chain(query).filter(|secret| secret.len() >= SECRET_BYTES_MIN) {
+            judgement.text = judgement.text.replace(secret, "(masked)");
+        }
+        judgement
+    }
+
     /// Sends a message that says in a header, too, that it is none. What the receiver says comes back in any case.
     pub(crate) async fn ping(&self, message: &Message, attempt: &Attempt) -> Judgement {
         let request = request::request(message, attempt, &self.setup, SystemTime::now());
@@ -350,7 +373,7 @@ impl HttpSink {
                 if judgement.text.is_empty() {
                     judgement.text = excerpt.text();
                 }
-                judgement
+                self.masked(judgement)
             }
             Err(judgement) => judgement,
         }
@@ -410,5 +433,16 @@ mod tests {
         let http = Http::new("billing", "http://h/?token=hunter2").header("authorization", "Bearer hunter2");
         let shown = format!("{http:?}");
         assert!(shown.contains("authorization") && !shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn what_a_receiver_repeats_of_our_secrets_is_masked() {
+        let http = Http::new("billing", "http://127.0.0.1:9/in?token=hunter2hunter2&a=1")
+            .header("authorization", "Bearer s3cr3ts3cr3t")
+            .header("x-tenant", "eu");
+        let said = "GET /in?token=hunter2hunter2 authorization: Bearer s3cr3ts3cr3t, s3cr3ts3cr3t from eu";
+        let judgement = Judgement::failed(Verdict::Retry { after: None }, "500", said);
+        let told = http.sink("/").unwrap().masked(judgement).text;
+        assert_eq!(told, "GET /in?token=(masked) authorization: (masked), (masked) from eu");
     }
 }
