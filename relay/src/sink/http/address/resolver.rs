@@ -13,6 +13,9 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use super::{Policy, Refusal};
 
+/// What is said of a name the system knows, without an address for it.
+pub(in crate::sink::http) const NO_ADDRESS: &str = "the name has no address";
+
 /// The system's resolver behind a policy.
 pub(in crate::sink::http) struct Resolver {
     policy: Policy,
@@ -47,7 +50,7 @@ impl Resolve for Resolver {
             // The port is the url's; the client puts it in.
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             if found.is_empty() {
-                return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address").into());
+                return Err(io::Error::new(io::ErrorKind::NotFound, NO_ADDRESS).into());
             }
             judged(&policy, name.as_str(), &found)?;
             known.note(&found);
