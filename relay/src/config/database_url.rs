@@ -72,7 +72,8 @@ pub fn unsuitable(url: &str) -> Option<(&'static str, &'static str)> {
     None
 }
 
-/// The url without the parameters of these names, and what they were, unescaped. Of two of one name the last counts.
+/// The url without the parameters of these names, and what they were, unescaped. Of two of one name the last counts, so
+/// that `contradicted` has to be asked before.
 pub(crate) fn take_parameters(url: &str, names: &[&str]) -> (String, BTreeMap<String, String>) {
     take_parameters_by(url, |name| names.contains(&name).then(|| name.to_owned()))
 }
@@ -83,17 +84,37 @@ pub(crate) fn take_parameters_by(
     known: impl Fn(&str) -> Option<String>,
 ) -> (String, BTreeMap<String, String>) {
     let Some((place, parameters)) = url.split_once('?') else { return (url.to_owned(), BTreeMap::new()) };
-    let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     let (mut taken, mut left) = (BTreeMap::new(), Vec::new());
     for parameter in parameters.split('&') {
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        match known(&plain(name)) {
-            Some(name) => drop(taken.insert(name, plain(value))),
+        let (name, value) = unescaped(parameter);
+        match known(&name) {
+            Some(name) => drop(taken.insert(name, value)),
             None => left.push(parameter),
         }
     }
     let url = if left.is_empty() { place.to_owned() } else { format!("{place}?{}", left.join("&")) };
     (url, taken)
+}
+
+/// The first parameter that `known` has a name for and that stands in the url with two different values.
+pub(crate) fn contradicted(url: &str, known: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let (_, parameters) = url.split_once('?')?;
+    let mut seen = BTreeMap::new();
+    for (name, value) in parameters.split('&').map(unescaped) {
+        let Some(name) = known(&name) else { continue };
+        match seen.get(&name) {
+            Some(earlier) if *earlier != value => return Some(name),
+            Some(_) => {}
+            None => drop(seen.insert(name, value)),
+        }
+    }
+    None
+}
+
+fn unescaped(parameter: &str) -> (String, String) {
+    let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+    (plain(name), plain(value))
 }
 
 /// What stands between `://` and the last `@` before the parameters. The last one, because people forget to escape an
@@ -190,6 +211,20 @@ mod tests {
             ("postgres://h/x?sslmode=a&sslmod=c&ssl%6Dode=b", "postgres://h/x?sslmod=c", "sslmode=b"),
         ] {
             assert_eq!(take(url), (left.to_owned(), taken.to_owned()), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_parameter_contradicts_itself_by_what_it_says_and_not_by_how_it_is_written() {
+        let known = |name: &str| name.starts_with("ssl").then(|| name.replace('_', "-"));
+        for (url, expected) in [
+            ("mysql://h/x", None),
+            ("mysql://h/x?ssl-ca=/a&a=1&a=2", None),
+            ("mysql://h/x?ssl-ca=/a&ssl_ca=%2Fa", None),
+            ("mysql://h/x?ssl-ca=/a&ssl_ca=/b", Some("ssl-ca")),
+            ("mysql://h/x?ssl-ca=/a&ssl-key=/k&ssl%2Dca=/a&ssl-ca", Some("ssl-ca")),
+        ] {
+            assert_eq!(contradicted(url, known).as_deref(), expected, "{url}");
         }
     }
 

@@ -7,6 +7,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 
 use chrono::{DateTime, SecondsFormat};
 use rustls::pki_types::{ServerName, UnixTime};
@@ -111,7 +112,7 @@ fn certificate(error: &CertificateError) -> (About, String) {
         }
         CertificateError::NotValidForName => (About::Name, format!("{its} is for another host")),
         CertificateError::NotValidForNameContext { expected, presented } => {
-            (About::Name, format!("{its} is not for {}, {}", shown(expected), names(presented)))
+            (About::Name, format!("{its} is not for {}, {}", shown(expected), names(expected, presented)))
         }
         CertificateError::UnknownIssuer => {
             (About::Issuer, format!("{its} was issued by an authority that is not trusted"))
@@ -133,7 +134,7 @@ fn shown(name: &ServerName<'_>) -> String {
 }
 
 /// The names a certificate is for, which the library gives as `DnsName("a")`.
-fn names(presented: &[String]) -> String {
+fn names(expected: &ServerName<'_>, presented: &[String]) -> String {
     if presented.is_empty() {
         // Some certificates still name a host in the common name alone.
         return "nor for any other: it has no subject alternative name".to_owned();
@@ -142,7 +143,12 @@ fn names(presented: &[String]) -> String {
         .iter()
         .map(|name| {
             let inner = name.split_once('(').and_then(|(_, inner)| inner.strip_suffix(')')).unwrap_or(name);
-            format!("`{}`", inner.trim_matches('"'))
+            let inner = inner.trim_matches('"');
+            // An address that somebody has put down as a name is none, and looks the same.
+            match (name.starts_with("DnsName("), expected) {
+                (true, ServerName::IpAddress(_)) if inner.parse::<IpAddr>().is_ok() => format!("the name \"{inner}\""),
+                _ => format!("`{inner}`"),
+            }
         })
         .collect();
     // A certificate may be for hundreds.
@@ -265,6 +271,14 @@ mod tests {
         ] {
             assert_eq!(told(rustls::Error::InvalidCertificate(error)), Some((about, said)));
         }
+        let host = "127.0.0.1";
+        let presented = [format!("DnsName(\"{host}\")"), "DnsName(\"a.example\")".to_owned()];
+        let error = CertificateError::NotValidForNameContext {
+            expected: ServerName::try_from(host).unwrap(),
+            presented: presented.to_vec(),
+        };
+        let said = format!("{its} is not for `{host}`, but for the name \"{host}\", `a.example`");
+        assert_eq!(told(rustls::Error::InvalidCertificate(error)), Some((About::Name, said)));
         let alert = |alert| told(rustls::Error::AlertReceived(alert)).map(|(about, _)| about);
         assert_eq!(alert(AlertDescription::ProtocolVersion), Some(About::Protocol));
         assert_eq!(alert(AlertDescription::CertificateRequired), Some(About::Ours));

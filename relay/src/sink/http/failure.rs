@@ -22,10 +22,9 @@ pub(super) fn timeout(after: Duration) -> Judgement {
 pub(super) fn judge(error: reqwest::Error) -> Judgement {
     // The address may hold a token.
     let error = error.without_url();
-    // Also after the handshake: a server judges a client certificate when the first request is on its way, and reads none
-    // before.
+    // Also after the handshake: a server judges a client certificate when the first request may be on its way.
     if let Some(refused) = refusal::refusal(&error) {
-        return Judgement::failed(Verdict::Misconfigured, "certificate", text::cleaned(&refused.said));
+        return refused_tls(&refused, error.is_connect());
     }
     let said = said(&error);
     if !error.is_connect() {
@@ -39,6 +38,13 @@ pub(super) fn judge(error: reqwest::Error) -> Judgement {
         return Judgement::failed(dns(&said), "dns", said);
     }
     Judgement::failed(RETRY, "connect", said)
+}
+
+/// Judges a refusal of TLS, which a server may also speak out on a connection that has served.
+fn refused_tls(refused: &refusal::Refusal, is_connect: bool) -> Judgement {
+    let judgement = Judgement::failed(Verdict::Misconfigured, "certificate", text::cleaned(&refused.said));
+    // Once the handshake has ended on this side, the request may have been read before the refusal was spoken.
+    Judgement { maybe: !is_connect, ..judgement }
 }
 
 /// What happened, without the two outer layers, which only say that it happened to a request of a client.
@@ -86,6 +92,14 @@ fn refusal(error: &reqwest::Error) -> Option<&Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_after_the_handshake_does_not_say_that_nothing_arrived() {
+        let refused = refusal::Refusal { about: refusal::About::Ours, said: "no".to_owned() };
+        let expected = Judgement::failed(Verdict::Misconfigured, "certificate", "no");
+        assert_eq!(refused_tls(&refused, true), expected);
+        assert_eq!(refused_tls(&refused, false), Judgement { maybe: true, ..expected });
+    }
 
     #[test]
     fn an_unknown_name_is_a_mistake_and_whatever_else_befalls_a_resolver_an_outage() {

@@ -6,7 +6,8 @@
 //! Invariants
 //! - `VERIFY_IDENTITY` proves that the server is the one the url names. `REQUIRED` encrypts and proves nothing, `PREFERRED`
 //!   does so where the server can. Without `ssl-mode` nothing is encrypted.
-//! - An authority or a client certificate is never named in vain: with a mode that would not use it, it is refused.
+//! - An authority or a client certificate is never named in vain: with a mode that would not use it, it is refused. So are
+//!   the driver's own words about TLS, and a parameter that is given twice with two values.
 //! - Files are read for each connection, so that a certificate that was renewed serves the next one.
 //!
 //! Known limits, all of the driver: it cannot look at the issuer without the name (`VERIFY_CA`), which is refused; client
@@ -47,13 +48,28 @@ enum Mode {
 
 const PARAMETERS: [&str; 4] = ["ssl-mode", "ssl-ca", "ssl-cert", "ssl-key"];
 
+/// What the driver calls them. It hears the last three only together with the first, and is silent otherwise.
+const OF_THE_DRIVER: [&str; 4] = ["require_ssl", "verify_ca", "verify_identity", "built_in_roots"];
+
+const INSTEAD: &str = "write `ssl-mode=VERIFY_IDENTITY`, and `ssl-ca=FILE` for an authority; `ssl-mode=REQUIRED` encrypts \
+                       and checks nothing";
+
 /// Nobody guesses what a driver calls them.
 const FORM: &str = "write it as mysql://user:password@host:3306/database";
 
 impl Address {
     /// Reads the url and the files it names. Connects to nothing.
     pub(crate) fn parse(url: &str) -> Result<Address, Problem> {
+        if let Some(name) = database_url::contradicted(url, known) {
+            let problem = format!("the database url has `{name}` twice, with different values");
+            return Err((problem, "leave the one that is meant".to_owned()));
+        }
         let (url, mut ours) = database_url::take_parameters_by(url, known);
+        let (url, foreign) = database_url::take_parameters(&url, &OF_THE_DRIVER);
+        if let Some(name) = foreign.into_keys().next() {
+            let problem = format!("`{name}` in the database url is the driver's word, not ours");
+            return Err((problem, INSTEAD.to_owned()));
+        }
         // The driver knows its database by one name only.
         let url = match url.strip_prefix("mariadb://") {
             Some(rest) => format!("mysql://{rest}"),
@@ -72,10 +88,6 @@ impl Address {
             };
             (problem, FORM.to_owned())
         })?;
-        if opts.ssl_opts().is_some() {
-            let problem = "`require_ssl` in the database url is the driver's word, not ours".to_owned();
-            return Err((problem, "write `ssl-mode=VERIFY_IDENTITY`, and `ssl-ca=FILE` for an authority".to_owned()));
-        }
         let authority = ours.remove("ssl-ca");
         let identity = match (ours.remove("ssl-cert"), ours.remove("ssl-key")) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
@@ -319,6 +331,7 @@ mod tests {
             ("ssl-mode=VERIFY_IDENTITY", Mode::VerifyIdentity),
             (&format!("sslMode=verify-identity&ssl-ca={}", file.display()), Mode::VerifyIdentity),
             ("ssl-mode=REQUIRED&socket=/run/mysqld/mysqld.sock", Mode::Disabled),
+            ("ssl-mode=REQUIRED&ssl_mode=REQUIRED", Mode::Required),
         ] {
             assert_eq!(asked(parameters), Ok(expected), "{parameters}");
         }
@@ -341,7 +354,8 @@ mod tests {
             ),
             ("ssl-cert=x", "the database url names only one of `ssl-cert` and `ssl-key`"),
             ("ssl-cert=x&ssl-key=y", "`ssl-cert` in the database url is not shown to anybody without an `ssl-mode`"),
-            ("require_ssl=true", "`require_ssl` in the database url is the driver's word, not ours"),
+            ("ssl-mode=REQUIRED&ssl_mode=DISABLED", "the database url has `ssl-mode` twice, with different values"),
+            ("sslCa=x&ssl-mode=VERIFY_IDENTITY&ssl-ca=y", "the database url has `ssl-ca` twice, with different values"),
             (
                 "ssl-mode=VERIFY_IDENTITY&ssl-ca=/none.crt",
                 "`ssl-ca` of the database url cannot be used: /none.crt cannot be read: No such file or directory (os error 2)",
@@ -349,6 +363,24 @@ mod tests {
             ("ssl-crl=x", "the database URL has a parameter `ssl-crl` which is not known"),
         ] {
             assert_eq!(asked(parameters), Err(told.to_owned()), "{parameters}");
+        }
+    }
+
+    #[test]
+    fn the_words_of_the_driver_are_refused_whatever_they_say() {
+        for word in OF_THE_DRIVER {
+            // The driver knows it, and so would have taken it.
+            assert!(Opts::from_url(&format!("mysql://h/x?{word}=true")).is_ok(), "{word}");
+            for said in ["=true", "=false", "=", "", "=true&ssl-mode=REQUIRED", "=true&require_ssl=true"] {
+                for word in [word.to_owned(), word.replace('_', "%5F")] {
+                    let url = format!("mysql://u:p@db.internal/shop?{word}{said}");
+                    let (problem, help) = Address::parse(&url).unwrap_err();
+                    assert!(problem.ends_with("` in the database url is the driver's word, not ours"), "{problem}");
+                    assert!(help.contains("`ssl-mode=VERIFY_IDENTITY`"), "{help}");
+                }
+            }
+            let told = format!("`{word}` in the database url is the driver's word, not ours");
+            assert_eq!(asked(&format!("{word}=false")), Err(told));
         }
     }
 

@@ -5,7 +5,8 @@
 //! Invariants
 //! - `verify-full` proves that the server is the one the url names, `verify-ca` that the authority in `sslrootcert` vouches
 //!   for it. `require` encrypts and proves nothing, `prefer` does so where the server can.
-//! - An authority is never named in vain: `sslrootcert` with a mode that would not look at it is refused.
+//! - An authority or a client certificate is never named in vain: with a mode that would not use it, it is refused. So is a
+//!   parameter that is given twice with two values.
 //! - Files are read for each connection, so that a certificate that was renewed serves the next one.
 //!
 //! Different from libpq: a handshake that fails is never followed by a connection in plain text; `allow` is taken as
@@ -54,14 +55,30 @@ enum Asked {
 /// The parameters the driver does not know, or not all values of.
 const PARAMETERS: [&str; 4] = ["sslmode", "sslrootcert", "sslcert", "sslkey"];
 
+/// Those about TLS that the driver reads, and of which it takes the last.
+const OF_THE_DRIVER: [&str; 2] = ["sslnegotiation", "channel_binding"];
+
 impl Address {
     /// Reads the url and the files it names. Connects to nothing.
     pub(crate) fn parse(url: &str) -> Result<Address, Problem> {
+        let about_tls =
+            |name: &str| (PARAMETERS.contains(&name) || OF_THE_DRIVER.contains(&name)).then(|| name.to_owned());
+        if let Some(name) = database_url::contradicted(url, about_tls) {
+            let problem = format!("the database url has `{name}` twice, with different values");
+            return Err((problem, "leave the one that is meant".to_owned()));
+        }
         let (url, mut ours) = database_url::take_parameters(url, &PARAMETERS);
         let mut config: Config = url.parse().map_err(|error| {
             let problem = format!("the database address cannot be understood: {}", chain(&error));
             (problem, "it has the form `postgres://user:password@host:5432/database`".to_owned())
         })?;
+        let is_plain = ours.get("sslmode").is_some_and(|mode| mode == "disable");
+        if let Some(file) =
+            ["sslrootcert", "sslcert", "sslkey"].into_iter().find(|file| ours.contains_key(*file)).filter(|_| is_plain)
+        {
+            let problem = format!("`{file}` in the database url is of no use with `sslmode=disable`");
+            return Err((problem, format!("leave it out, or {FULL}")));
+        }
         let (mode, proof) = mode(ours.remove("sslmode").as_deref(), ours.remove("sslrootcert"))?;
         let identity = match (ours.remove("sslcert"), ours.remove("sslkey")) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
@@ -139,26 +156,25 @@ fn unreadable(error: &(dyn Error + Send + Sync + 'static)) -> String {
 /// What is asked of the server, by `sslmode` and `sslrootcert`.
 fn mode(mode: Option<&str>, roots: Option<String>) -> Result<(SslMode, Asked), Problem> {
     let is_system = roots.as_deref() == Some("system");
-    let full = "write `sslmode=verify-full`, which checks the server's certificate and its name";
     match (mode, roots) {
         // As in libpq: anybody gets a certificate for some name from some authority.
         (None | Some("verify-full"), Some(_)) if is_system => Ok((SslMode::Require, Asked::Name { file: None })),
         (Some(weaker), Some(_)) if is_system && MODES.contains(&weaker) => Err((
             format!("`sslrootcert=system` in the database url proves nothing with `sslmode={weaker}`"),
-            full.into(),
+            FULL.into(),
         )),
         (Some("verify-full"), file) => Ok((SslMode::Require, Asked::Name { file })),
         // libpq reads `require` with an authority like this, too.
         (Some("verify-ca" | "require"), Some(file)) => Ok((SslMode::Require, Asked::Issuer { file })),
         (Some("verify-ca"), None) => {
             let problem = "`sslmode=verify-ca` in the database url needs `sslrootcert`, the file of the authority";
-            Err((problem.to_owned(), format!("name it, or {full}")))
+            Err((problem.to_owned(), format!("name it, or {FULL}")))
         }
         (Some("require"), None) => Ok((SslMode::Require, Asked::Nothing)),
         (Some("disable"), _) => Ok((SslMode::Disable, Asked::Nothing)),
         (None | Some("prefer" | "allow"), Some(_)) => Err((
             "`sslrootcert` in the database url is not looked at without a stricter `sslmode`".to_owned(),
-            full.into(),
+            FULL.into(),
         )),
         (None | Some("prefer" | "allow"), None) => Ok((SslMode::Prefer, Asked::Nothing)),
         (Some(_), _) => {
@@ -167,6 +183,8 @@ fn mode(mode: Option<&str>, roots: Option<String>) -> Result<(SslMode, Asked), P
         }
     }
 }
+
+const FULL: &str = "write `sslmode=verify-full`, which checks the server's certificate and its name";
 
 const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
@@ -240,6 +258,7 @@ mod tests {
             ("", (SslMode::Prefer, Asked::Nothing)),
             ("application_name=x", (SslMode::Prefer, Asked::Nothing)),
             ("sslmode=disable", (SslMode::Disable, Asked::Nothing)),
+            ("sslmode=require&sslmode=require", (SslMode::Require, Asked::Nothing)),
             ("sslmode=allow", (SslMode::Prefer, Asked::Nothing)),
             ("sslmode=prefer", (SslMode::Prefer, Asked::Nothing)),
             ("sslmode=require", (SslMode::Require, Asked::Nothing)),
@@ -276,6 +295,22 @@ mod tests {
             (
                 "sslmode=require&sslrootcert=system",
                 "`sslrootcert=system` in the database url proves nothing with `sslmode=require`",
+            ),
+            ("sslmode=disable&sslrootcert=x", "`sslrootcert` in the database url is of no use with `sslmode=disable`"),
+            (
+                "sslmode=disable&sslrootcert=system",
+                "`sslrootcert` in the database url is of no use with `sslmode=disable`",
+            ),
+            ("sslcert=x&sslmode=disable&sslkey=y", "`sslcert` in the database url is of no use with `sslmode=disable`"),
+            ("sslkey=y&sslmode=disable", "`sslkey` in the database url is of no use with `sslmode=disable`"),
+            ("sslmode=verify-full&sslmode=disable", "the database url has `sslmode` twice, with different values"),
+            (
+                "sslrootcert=x&sslmode=verify-full&ssl%72ootcert=y",
+                "the database url has `sslrootcert` twice, with different values",
+            ),
+            (
+                "channel_binding=require&channel_binding=disable",
+                "the database url has `channel_binding` twice, with different values",
             ),
             ("sslcert=x", "the database url names only one of `sslcert` and `sslkey`"),
             ("sslkey=x&sslmode=require", "the database url names only one of `sslcert` and `sslkey`"),
