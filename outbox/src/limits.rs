@@ -47,7 +47,18 @@ const RELAY_NAMES: [&str; 14] = [
 const RELAY_PREFIXES: [&str; 4] = ["ce-", "outbox-", "proxy-", "webhook-"];
 
 /// What gives rights, or speaks for somebody on the way.
-const DESTINATION_NAMES: [&str; 4] = ["authorization", "cookie", "forwarded", "via"];
+const DESTINATION_NAMES: [&str; 10] = [
+    "authorization",
+    "cf-connecting-ip",
+    "cookie",
+    "forwarded",
+    "true-client-ip",
+    "via",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-real-ip",
+];
 const DESTINATION_PREFIXES: [&str; 2] = ["sec-", "x-forwarded-"];
 
 /// The context a message was created in.
@@ -143,8 +154,7 @@ pub fn check_payload_bytes(bytes: usize, max: usize) -> Result<(), Refusal> {
 
 /// Checks one header. `name` must already be in lower case.
 ///
-/// `traceparent` and `tracestate` are allowed: they carry the context the message was created in, and the relay sends a
-/// context of its own that points back to it.
+/// `traceparent` and `tracestate` are allowed: they carry the context the message was created in, and are passed on.
 pub fn check_header(name: &str, value: &str) -> Result<(), Refusal> {
     if name.is_empty() || !name.bytes().all(is_name_byte) {
         return Err(Refusal::new(

@@ -191,7 +191,7 @@ pub struct HistoryEntry {
     /// True when the receiver may have acted although no answer arrived.
     #[serde(default)]
     pub maybe: bool,
-    /// The address that answered.
+    /// The address that answered, or would have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<String>,
     /// What the receiver or the handler said, shortened.

@@ -122,7 +122,10 @@ impl Destination {
     fn into_sink(self, source: &str, place: &Place) -> Result<Arc<dyn Sink>, String> {
         Ok(match self.kind {
             Kind::Handler(handler) => Arc::new(handler.sink_at(place)?),
-            Kind::Http(http) => Arc::new(http.sink(source).map_err(|error: HttpError| crate::cause::chain(&error))?),
+            Kind::Http(http) => {
+                let sink = http.sink_within(source, place.timeout);
+                Arc::new(sink.map_err(|error: HttpError| crate::cause::chain(&error))?)
+            }
             Kind::Sink(sink) => sink,
         })
     }

@@ -118,7 +118,7 @@ pub struct Judgement {
     pub text: String,
     /// What became of the delivery's row.
     pub row: Row,
-    /// Who answered.
+    /// The address of who answered, or would have.
     pub remote: Option<SocketAddr>,
 }
 

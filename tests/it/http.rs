@@ -352,3 +352,19 @@ async fn an_attempt_that_is_dropped_ends_its_connection() {
     assert!(running.await.unwrap_err().is_cancelled());
     receiver.wait_until(LIMIT, "the connection ends", |_| receiver.connections_ended() == 1).await;
 }
+
+#[tokio::test]
+async fn an_attempt_without_an_answer_tells_where_it_was_made() {
+    let receiver = Receiver::always(Answer::Never).await;
+    let attempt =
+        Attempt { destination: "billing".into(), number: 1, timeout: Duration::from_millis(300), unit: Unit::Shared };
+    let judgement = sink(&receiver.url("/")).attempt(&message("{}"), &attempt).await;
+    assert_eq!((judgement.code.as_str(), judgement.remote), ("timeout", Some(receiver.address())));
+    let nowhere = Http::new("billing", "http://nowhere.invalid:9/")
+        .allow_http()
+        .sink("/")
+        .unwrap()
+        .attempt(&message("{}"), &attempt)
+        .await;
+    assert_eq!(nowhere.remote, None, "{nowhere:?}");
+}

@@ -58,7 +58,7 @@ pub(super) fn attempts(history: &str) -> Option<String> {
     let columns = ["n", "at", "ms", "verdict", "code", "relay", "remote", "maybe", "text"];
     let rows: Vec<Vec<String>> =
         attempts.iter().map(|attempt| columns.map(|name| cell(attempt, name)).to_vec()).collect();
-    Some(table(&["N", "AT", "MS", "VERDICT", "CODE", "RELAY", "ANSWERED BY", "ARRIVED", "TEXT"], &rows))
+    Some(table(&["N", "AT", "MS", "VERDICT", "CODE", "RELAY", "ADDRESS", "ARRIVED", "TEXT"], &rows))
 }
 
 #[cfg(test)]

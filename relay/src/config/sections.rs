@@ -430,6 +430,6 @@ fn is_token(b: u8) -> bool {
 
 /// Headers whose value nobody should find in a file under version control.
 fn is_credential(name: &str) -> bool {
-    const PARTS: &[&str] = &["auth", "cookie", "token", "secret", "key", "password", "signature"];
+    const PARTS: &[&str] = &["auth", "cookie", "token", "secret", "session", "key", "pass", "signature"];
     PARTS.iter().any(|part| name.contains(part))
 }

@@ -9,6 +9,7 @@
 //! - Addresses may hold secrets; they are not told in texts.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -18,7 +19,7 @@ use reqwest::{Client, Url};
 use tokio::time::Instant;
 
 use self::address::Policy;
-use self::address::resolver::Resolver;
+use self::address::resolver::{Known, Resolver};
 use self::classes::Classes;
 use self::request::{Request, Setup};
 use self::response::Excerpt;
@@ -45,8 +46,11 @@ pub use self::address::Network;
 pub use self::classes::{Class, Status};
 pub use self::mode::Mode;
 
-/// How long a connection may take to be made.
+/// How long a connection may take to be made, at most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From this length on a value of ours is masked where a receiver repeats it.
+const SECRET_BYTES_MIN: usize = 6;
 
 /// How long a connection is kept for the next request. Common servers close theirs after five seconds, and a request
 /// that meets a closing connection is an attempt whose outcome nobody knows.
@@ -234,12 +238,20 @@ impl Http {
     /// When the address or a header cannot be used or may not be, or there is nothing to check a server's certificate
     /// against.
     pub fn sink(&self, source: &str) -> Result<HttpSink, HttpError> {
+        self.sink_within(source, self.settings.timeout.unwrap_or(CONNECT_TIMEOUT * 3))
+    }
+
+    /// The same where an attempt may take so long. Making the connection may take less of it, so that what was never sent
+    /// is told from what may have arrived.
+    pub(crate) fn sink_within(&self, source: &str, timeout: Duration) -> Result<HttpSink, HttpError> {
         let url = address(&self.url)?;
         self.policy.url(&url).map_err(|refusal| HttpError::Url { problem: refusal.to_string() })?;
         let headers = request::fixed(&self.headers)?;
-        let client = client(&url, &self.tls, self.policy.clone())?;
+        let connect = CONNECT_TIMEOUT.min(timeout / 5 * 4);
+        let known = Known::default();
+        let client = client(&url, &self.tls, Resolver::new(self.policy.clone(), known.clone()), connect)?;
         let setup = Setup { mode: self.mode, source: source.to_owned(), headers, keys: self.keys.clone() };
-        Ok(HttpSink { client, url, setup, classes: self.classes.clone() })
+        Ok(HttpSink { client, url, known, setup, classes: self.classes.clone() })
     }
 }
 
@@ -297,15 +309,15 @@ fn address(text: &str) -> Result<Url, HttpError> {
     Ok(url)
 }
 
-fn client(url: &Url, tls: &Tls, policy: Policy) -> Result<Client, HttpError> {
+fn client(url: &Url, tls: &Tls, resolver: Resolver, connect: Duration) -> Result<Client, HttpError> {
     Client::builder()
         .tls_backend_preconfigured(tls.config(url)?)
-        .dns_resolver(Resolver::new(policy))
+        .dns_resolver(resolver)
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .no_proxy()
         .referer(false)
-        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_timeout(connect)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .http1_max_headers(ANSWER_HEADERS_MAX)
         .http2_max_header_list_size(ANSWER_HEADERS_BYTES_MAX)
@@ -318,6 +330,8 @@ fn client(url: &Url, tls: &Tls, policy: Policy) -> Result<Client, HttpError> {
 pub struct HttpSink {
     client: Client,
     url: Url,
+    /// Where its name led to.
+    known: Known,
     setup: Setup,
     classes: Classes,
 }
@@ -331,8 +345,8 @@ impl Sink for HttpSink {
     async fn attempt(&self, message: &Message, attempt: &Attempt) -> Judgement {
         match request::request(message, attempt, &self.setup, SystemTime::now()) {
             Ok(request) => match self.send(request, attempt).await {
-                Ok((judgement, excerpt)) => judgement.with_words(excerpt),
-                Err(judgement) => judgement,
+                Ok((judgement, excerpt)) => self.masked(judgement.with_words(excerpt)),
+                Err(judgement) => self.placed(judgement),
             },
             Err(problem) => Judgement::failed(Verdict::Reject { gone: false }, "undecodable", problem),
         }
@@ -340,6 +354,30 @@ impl Sink for HttpSink {
 }
 
 impl HttpSink {
+    /// With the address the attempt was made at, where there was one and it is known although nobody has answered.
+    fn placed(&self, judgement: Judgement) -> Judgement {
+        if matches!(judgement.code.as_str(), "dns" | "address") {
+            return judgement;
+        }
+        let literal = self.url.host_str().and_then(|host| host.trim_matches(['[', ']']).parse().ok());
+        let address = literal.or_else(|| self.known.address());
+        let remote = address.zip(self.url.port_or_known_default()).map(SocketAddr::from);
+        Judgement { remote, ..judgement }
+    }
+
+    /// Without what the receiver repeats of our secrets: pages for developers show the whole request.
+    fn masked(&self, mut judgement: Judgement) -> Judgement {
+        let headers = self.setup.headers.values().filter_map(|value| value.to_str().ok());
+        let headers = headers.flat_map(|value| [value, value.rsplit(' ').next().unwrap_or_default()]);
+        let query = self.url.query().into_iter().flat_map(|query| query.split('&'));
+        let query = query.map(|pair| pair.split_once('=').map_or(pair, |(_, value)| value));
+        // Shorter ones are no secrets, and would take words apart.
+        for secret in headers.chain(query).filter(|secret| secret.len() >= SECRET_BYTES_MIN) {
+            judgement.text = judgement.text.replace(secret, "(masked)");
+        }
+        judgement
+    }
+
     /// Sends a message that says in a header, too, that it is none. What the receiver says comes back in any case.
     pub(crate) async fn ping(&self, message: &Message, attempt: &Attempt) -> Judgement {
         let request = request::request(message, attempt, &self.setup, SystemTime::now());
@@ -350,7 +388,7 @@ impl HttpSink {
                 if judgement.text.is_empty() {
                     judgement.text = excerpt.text();
                 }
-                judgement
+                self.masked(judgement)
             }
             Err(judgement) => judgement,
         }
@@ -410,5 +448,16 @@ mod tests {
         let http = Http::new("billing", "http://h/?token=hunter2").header("authorization", "Bearer hunter2");
         let shown = format!("{http:?}");
         assert!(shown.contains("authorization") && !shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn what_a_receiver_repeats_of_our_secrets_is_masked() {
+        let http = Http::new("billing", "http://127.0.0.1:9/in?token=hunter2hunter2&a=1")
+            .header("authorization", "Bearer s3cr3ts3cr3t")
+            .header("x-tenant", "eu");
+        let said = "GET /in?token=hunter2hunter2 authorization: Bearer s3cr3ts3cr3t, s3cr3ts3cr3t from eu";
+        let judgement = Judgement::failed(Verdict::Retry { after: None }, "500", said);
+        let told = http.sink("/").unwrap().masked(judgement).text;
+        assert_eq!(told, "GET /in?token=(masked) authorization: (masked), (masked) from eu");
     }
 }

@@ -145,7 +145,7 @@ fn connections() -> Vec<Case> {
         Case::http("read_never_answered", [Act::Hold], TIMED_OUT),
         Case::http("closed", [Act::Close], RESET),
         Case::http("reset", [Act::Reset], RESET),
-        Case::new("tls_stalled", Speaks::NoTls, [Act::Hold], TIMED_OUT),
+        Case::new("tls_stalled", Speaks::NoTls, [Act::Hold], NOT_CONNECTED),
         Case::new("tls_closed", Speaks::NoTls, [Act::Close], NOT_CONNECTED),
         Case::new("tls_spoken_plainly", Speaks::NoTls, [status("400", ""), Act::Close], NOT_CONNECTED),
         Case::new("tls_huge_message", Speaks::NoTls, [send(huge), Act::Flood(more.into())], NOT_CONNECTED),

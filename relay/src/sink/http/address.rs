@@ -9,6 +9,8 @@
 //! - `public` lets through what is listed as global unicast today and nothing else, so that an address this file does not
 //!   know is refused and not reached.
 //! - A url is judged as it was parsed, never by its text: `http://2130706433/` is `127.0.0.1` by then.
+//!
+//! Absent: NAT64 prefixes of a network's own. They look like any other prefix, and nothing tells us of them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -188,7 +190,7 @@ fn metadata(address: IpAddr) -> Option<&'static str> {
         IpAddr::V4(address) => of_v4(address),
         IpAddr::V6(address) => {
             let found = METADATA_V6.iter().find(|(first, bits, _)| is_in_v6(address, *first, *bits));
-            found.map(|found| found.2).or_else(|| embedded(address).into_iter().flatten().find_map(of_v4))
+            found.map(|found| found.2).or_else(|| embedded(address).into_iter().find_map(of_v4))
         }
     }
 }
@@ -203,37 +205,47 @@ fn not_public(address: IpAddr) -> Option<&'static str> {
             [0, 0, 0, 0, 0, 0, 0, 0 | 1] => "this machine itself",
             [0xfc00..=0xfdff, ..] => "a private address",
             [0xff00..=0xffff, ..] => "a multicast address",
-            _ if embedded(address).iter().any(Option::is_some) => "an IPv4 address in another form",
+            _ if !embedded(address).is_empty() => "an IPv4 address in another form",
             _ => "not an address of the public internet",
         }),
         IpAddr::V6(address) => {
-            NOT_PUBLIC_V6.iter().find(|(first, bits, _)| is_in_v6(address, *first, *bits)).map(|found| found.2)
+            let found = NOT_PUBLIC_V6.iter().find(|(first, bits, _)| is_in_v6(address, *first, *bits));
+            let is_other = |address| not_public(IpAddr::V4(address)).is_some();
+            found.map(|found| found.2).or_else(|| {
+                let is_found = embedded(address).into_iter().any(is_other);
+                is_found.then_some("an IPv4 address that is not public, in another form (ISATAP)")
+            })
         }
     }
 }
 
+/// Where an IPv4 address ends an IPv6 one.
+const LAST: [usize; 4] = [12, 13, 14, 15];
+/// Which bytes hold it behind a NAT64 prefix of 48, 56, 64 and 96 bits: those that follow, without byte 8 (RFC 6052).
+/// The shorter prefixes allowed there are wider than the two blocks known here.
+const NAT64: [[usize; 4]; 4] = [[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12], LAST];
+
 /// The IPv4 addresses that an IPv6 address may stand for. Which of the ways is in use here only the network knows.
-fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
-    let segments = address.segments();
-    let at = |n: usize| Ipv4Addr::from((u32::from(segments[n]) << 16) | u32::from(segments[n + 1]));
-    match segments {
-        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => [None, None],
+fn embedded(address: Ipv6Addr) -> Vec<Ipv4Addr> {
+    let (segments, bytes) = (address.segments(), address.octets());
+    let at = |places: [usize; 4]| Ipv4Addr::from(places.map(|n| bytes[n]));
+    let mut found = match segments {
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => Vec::new(),
         // Compatible `::a.b.c.d`, mapped `::ffff:a.b.c.d`, translated `::ffff:0:a.b.c.d`.
-        [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] => [Some(at(6)), None],
-        // NAT64. The local prefix may be from 48 to 96 bits long, and byte 8 is never part of the address (RFC 6052):
-        // after 48 bits it stands in bytes 6, 7, 9 and 10.
-        [0x64, 0xff9b, 0 | 1, third, fourth, fifth, ..] => {
-            let [[a, b], [_, c], [d, _]] = [third, fourth, fifth].map(u16::to_be_bytes);
-            [Some(at(6)), Some(Ipv4Addr::new(a, b, c, d))]
-        }
+        [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] => vec![at(LAST)],
+        // NAT64: everybody's prefix and that of local networks.
+        [0x64, 0xff9b, 0 | 1, ..] => NAT64.map(at).to_vec(),
         // 6to4.
-        [0x2002, ..] => [Some(at(1)), None],
+        [0x2002, ..] => vec![at([2, 3, 4, 5])],
         // Teredo: the server, and the client behind it with every bit turned over.
-        [0x2001, 0, ..] => [Some(at(2)), Some(Ipv4Addr::from_bits(!at(6).to_bits()))],
-        // ISATAP, under any prefix.
-        [.., 0 | 0x200, 0x5efe, _, _] => [Some(at(6)), None],
-        _ => [None, None],
+        [0x2001, 0, ..] => vec![at([4, 5, 6, 7]), Ipv4Addr::from_bits(!at(LAST).to_bits())],
+        _ => Vec::new(),
+    };
+    // ISATAP, under any prefix, those above included.
+    if let [.., 0 | 0x200, 0x5efe, _, _] = segments {
+        found.push(at(LAST));
     }
+    found
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::str::from_utf8;
 
 use serde::de::IgnoredAny;
 
-use crate::message::Message;
+use crate::message::{Headers, Message};
 
 /// What a payload is within JSON.
 #[derive(Debug, PartialEq)]
@@ -32,13 +32,20 @@ impl Data<'_> {
         if payload.is_empty() {
             return Data::Nothing;
         }
-        let kind = kind(&message.content_type);
+        // Whatever its type says: it is packed.
+        let kind = if is_encoded(&message.headers) { Kind::Bytes } else { kind(&message.content_type) };
         match from_utf8(payload) {
             Ok(text) if kind == Kind::Json && serde_json::from_str::<IgnoredAny>(text).is_ok() => Data::Json(text),
             Ok(text) if kind == Kind::Text => Data::Text(text),
             _ => Data::Bytes(payload),
         }
     }
+}
+
+fn is_encoded(headers: &Headers) -> bool {
+    let Headers::Decoded(headers) = headers else { return false };
+    let mut encodings = headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("content-encoding"));
+    encodings.any(|(_, encoding)| !encoding.trim().eq_ignore_ascii_case("identity"))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +109,14 @@ mod tests {
             (";", Kind::Json),
         ] {
             assert_eq!(kind(content_type), expected, "{content_type}");
+        }
+    }
+
+    #[test]
+    fn what_is_packed_is_carried_as_bytes() {
+        for (encoding, expected) in [("gzip", Data::Bytes(b"{}")), ("Identity", Data::Json("{}"))] {
+            let headers = Headers::Decoded([("Content-Encoding".to_owned(), encoding.to_owned())].into());
+            assert_eq!(Data::of(&Message { headers, ..message() }), expected);
         }
     }
 

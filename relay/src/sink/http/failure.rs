@@ -4,6 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use super::address::Refusal;
+use super::address::resolver::NO_ADDRESS;
 use crate::duration;
 use crate::sink::{Judgement, text};
 use crate::tls::refusal;
@@ -54,10 +55,26 @@ fn said(error: &reqwest::Error) -> String {
     }
 }
 
+/// What systems say of a name that nobody has, or that has no address.
+const UNKNOWN: &[&str] = &[
+    // glibc
+    "Name or service not known",
+    "No address associated with hostname",
+    // macOS
+    "nodename nor servname provided",
+    // musl
+    "Name does not resolve",
+    // Windows
+    "No such host is known",
+    NO_ADDRESS,
+];
+
 /// A name that does not exist is a mistake; a resolver that cannot be asked is an outage. The standard library tells
-/// them apart by their text only, which is the system's.
+/// them apart by their text only, which is the system's. A text that is not known here counts as an outage: to ask again
+/// too soon costs less than to call a right name wrong.
 fn dns(said: &str) -> Verdict {
-    if said.to_ascii_lowercase().contains("temporary failure") { RETRY } else { Verdict::Misconfigured }
+    let is_unknown = UNKNOWN.iter().any(|unknown| said.contains(unknown));
+    if is_unknown { Verdict::Misconfigured } else { RETRY }
 }
 
 /// Why the address was not connected to, if that is what happened.
@@ -85,10 +102,31 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_a_mistake_and_a_silent_resolver_an_outage() {
-        let said = "failed to lookup address information: Name or service not known";
-        assert_eq!(dns(said), Verdict::Misconfigured);
-        let said = "failed to lookup address information: Temporary failure in name resolution";
-        assert_eq!(dns(said), RETRY);
+    fn an_unknown_name_is_a_mistake_and_whatever_else_befalls_a_resolver_an_outage() {
+        let judged = |said: &str| dns(&format!("failed to lookup address information: {said}"));
+        for said in [
+            "Name or service not known",
+            "No address associated with hostname",
+            "nodename nor servname provided, or not known",
+            "Name does not resolve",
+            "No such host is known. (os error 11001)",
+            "the name has no address",
+        ] {
+            assert_eq!(judged(said), Verdict::Misconfigured, "{said}");
+        }
+        for said in [
+            "Temporary failure in name resolution",
+            "Non-recoverable failure in name resolution",
+            "System error",
+            "Memory allocation failure",
+            "Try again",
+            "Non-recoverable error",
+            "Too many open files (os error 24)",
+            "This is usually a temporary error during hostname resolution. (os error 11002)",
+            "something nobody has said yet",
+            "",
+        ] {
+            assert_eq!(judged(said), RETRY, "{said}");
+        }
     }
 }

@@ -24,6 +24,10 @@ const MESSAGE_HEADERS_MAX: usize = 100;
 /// The header that carries a trace, passed on as it is and, as the context of the creation, as an attribute.
 const TRACEPARENT: &str = "traceparent";
 
+/// What a message may say about the bytes of its payload.
+const OF_THE_PAYLOAD: [&str; 7] =
+    ["content-digest", "content-encoding", "content-language", "content-md5", "content-range", "digest", "repr-digest"];
+
 /// What the requests of a destination have in common.
 #[derive(Clone)]
 pub(super) struct Setup {
@@ -52,7 +56,20 @@ pub(super) fn request(message: &Message, attempt: &Attempt, setup: &Setup, now: 
     // Also where it travels in the body, so that a message is not a good one in one mode and a bad one in another.
     HeaderValue::from_bytes(message.content_type.as_bytes())
         .map_err(|_| "the content type has a character no header may have".to_owned())?;
+    if setup.mode == Mode::Binary && is_event(&message.content_type) {
+        return Err(
+            "the payload is a CloudEvent itself (by its content type), and in mode `binary` receivers would take it \
+                    for the one that is sent; use mode `raw` or `structured`"
+                .to_owned(),
+        );
+    }
     let Body { bytes: body, content_type } = body(setup.mode, message, &attributes);
+    if matches!(setup.mode, Mode::Structured | Mode::Standard) {
+        // They speak of the payload, which is a part of the body now.
+        for name in OF_THE_PAYLOAD {
+            headers.remove(name);
+        }
+    }
 
     for (name, value) in &setup.headers {
         headers.insert(name, value.clone());
@@ -87,6 +104,12 @@ pub(super) fn request(message: &Message, attempt: &Attempt, setup: &Setup, now: 
         set(&mut headers, "outbox-message-version", message.version.to_string());
     }
     Ok(Request { headers, body })
+}
+
+/// By this type a receiver decides that a body is an event, or several, whatever the headers say.
+fn is_event(content_type: &str) -> bool {
+    let start = content_type.trim_start().get(.."application/cloudevents".len());
+    start.is_some_and(|start| start.eq_ignore_ascii_case("application/cloudevents"))
 }
 
 /// The headers of Standard Webhooks, with a signature for each key.
@@ -385,5 +408,30 @@ x-tenant: caf\u{e9}
         }
         let headers = fixed(&[("authorization".into(), "Bearer secret".into())]).unwrap();
         assert!(!format!("{headers:?}").contains("secret"));
+    }
+
+    #[test]
+    fn headers_about_the_payload_do_not_speak_of_an_envelope() {
+        let packed = with_headers(&[("Content-Encoding", "gzip"), ("Digest", "x"), ("X-Tenant", "eu")]);
+        for (mode, is_told) in
+            [(Mode::Binary, true), (Mode::Raw, true), (Mode::Structured, false), (Mode::Standard, false)]
+        {
+            let headers = request(&packed, &attempt(), &setup(mode, &[]), now()).unwrap().headers;
+            assert_eq!(headers.contains_key("content-encoding"), is_told, "{mode:?}");
+            assert_eq!(headers.contains_key("digest"), is_told, "{mode:?}");
+            assert!(headers.contains_key("x-tenant"), "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn an_event_in_an_event_cannot_be_taken_for_the_outer_one() {
+        for content_type in ["application/cloudevents+json", " Application/CloudEvents-batch+json; charset=utf-8"] {
+            let event = Message { content_type: content_type.into(), ..message() };
+            let refused = request(&event, &attempt(), &setup(Mode::Binary, &[]), now()).unwrap_err();
+            assert!(refused.contains("mode `raw` or `structured`"), "{refused}");
+            for mode in [Mode::Raw, Mode::Structured, Mode::Standard] {
+                request(&event, &attempt(), &setup(mode, &[]), now()).unwrap();
+            }
+        }
     }
 }

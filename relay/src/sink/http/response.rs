@@ -29,7 +29,7 @@ pub(super) fn judge(status: u16, headers: &HeaderMap, classes: &Classes, now: Sy
     }
     let text = match headers.get(LOCATION) {
         Some(location) if (300..400).contains(&status) => {
-            let location = text::cleaned(&String::from_utf8_lossy(location.as_bytes()));
+            let location = without_secrets(&text::cleaned(&String::from_utf8_lossy(location.as_bytes())));
             format!("redirected to `{location}`; redirects are not followed")
         }
         _ => String::new(),
@@ -56,12 +56,25 @@ fn classify(status: u16, retries: Option<bool>, asked: Option<Duration>) -> Verd
     }
 }
 
+/// Receivers redirect with the query they were asked with, and that may hold a token of ours.
+fn without_secrets(location: &str) -> String {
+    let (place, query) = location.split_at(location.find(['?', '#']).unwrap_or(location.len()));
+    let (scheme, rest) = place.split_at(place.find("//").map_or(0, |at| at + 2));
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let authority = if scheme.is_empty() { authority } else { host };
+    format!("{scheme}{authority}{path}{}", if query.is_empty() { "" } else { "?…" })
+}
+
+/// What the receiver decides for itself; nothing where it contradicts itself.
 fn receiver_retries(headers: &HeaderMap) -> Option<bool> {
-    match headers.get(OUTBOX_RETRY)?.to_str().ok()?.trim() {
+    let mut words = headers.get_all(OUTBOX_RETRY).iter().map(|value| match value.to_str().unwrap_or_default().trim() {
         word if word.eq_ignore_ascii_case("yes") => Some(true),
         word if word.eq_ignore_ascii_case("no") => Some(false),
         _ => None,
-    }
+    });
+    let first = words.next()?;
+    words.all(|word| word == first).then_some(first).flatten()
 }
 
 /// How long the receiver asks to be left alone: seconds or a date, at most [`ASKED_MAX`].
@@ -91,7 +104,9 @@ impl Excerpt {
     /// Of an answer with these headers.
     pub(super) fn of(headers: &HeaderMap) -> Excerpt {
         // Nothing is unpacked here, a few bytes can become gigabytes.
-        let is_encoded = headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
+        let is_encoded = headers
+            .get(CONTENT_ENCODING)
+            .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
         Excerpt { bytes: Vec::new(), is_encoded }
     }
 
@@ -202,6 +217,7 @@ mod tests {
             assert_eq!(classify(status, Some(false), asked), REJECT, "{status}");
             assert_eq!(classify(status, Some(true), asked), Verdict::Retry { after: asked }, "{status}");
         }
+        assert_eq!(receiver_retries(&headers(&[("outbox-retry", "yes"), ("outbox-retry", "no")])), None);
         assert_eq!(classify(204, Some(true), None), Verdict::Delivered);
         for (value, expected) in [("no", Some(false)), ("YES", Some(true)), ("maybe", None), ("", None)] {
             assert_eq!(receiver_retries(&headers(&[("outbox-retry", value)])), expected, "{value}");
@@ -270,6 +286,21 @@ mod tests {
             words(302, &[("location", "http://169.254.169.254/")], b"moved"),
             "redirected to `http://169.254.169.254/`; redirects are not followed"
         );
+    }
+
+    #[test]
+    fn a_redirect_is_told_without_what_may_be_a_token_of_ours() {
+        for (location, told) in [
+            ("https://hooks.example/in/?token=hunter2", "https://hooks.example/in/?…"),
+            ("https://me:hunter2@hooks.example/in", "https://hooks.example/in"),
+            ("//me@hooks.example", "//hooks.example"),
+            ("/in#hunter2", "/in?…"),
+            ("elsewhere/a@b", "elsewhere/a@b"),
+            ("?x", "?…"),
+            ("", ""),
+        ] {
+            assert_eq!(without_secrets(location), told);
+        }
     }
 
     #[test]

@@ -6,33 +6,54 @@
 //! Absent: a cache. Names are looked up by the system, for each new connection.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use super::{Policy, Refusal};
 
+/// What is said of a name the system knows, without an address for it.
+pub(in crate::sink::http) const NO_ADDRESS: &str = "the name has no address";
+
 /// The system's resolver behind a policy.
 pub(in crate::sink::http) struct Resolver {
     policy: Policy,
+    known: Known,
+}
+
+/// Where a name led to when it was looked up last, if that was one address.
+#[derive(Clone, Default)]
+pub(in crate::sink::http) struct Known(Arc<Mutex<Option<IpAddr>>>);
+
+impl Known {
+    pub(in crate::sink::http) fn address(&self) -> Option<IpAddr> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, found: &[SocketAddr]) {
+        let one = found.first().map(SocketAddr::ip).filter(|first| found.iter().all(|other| other.ip() == *first));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = one;
+    }
 }
 
 impl Resolver {
-    pub(in crate::sink::http) fn new(policy: Policy) -> Resolver {
-        Resolver { policy }
+    pub(in crate::sink::http) fn new(policy: Policy, known: Known) -> Resolver {
+        Resolver { policy, known }
     }
 }
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let policy = self.policy.clone();
+        let (policy, known) = (self.policy.clone(), self.known.clone());
         Box::pin(async move {
             // The port is the url's; the client puts it in.
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
             if found.is_empty() {
-                return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address").into());
+                return Err(io::Error::new(io::ErrorKind::NotFound, NO_ADDRESS).into());
             }
             judged(&policy, name.as_str(), &found)?;
+            known.note(&found);
             Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
@@ -48,6 +69,15 @@ fn judged(policy: &Policy, name: &str, found: &[SocketAddr]) -> Result<(), Refus
 mod tests {
     use super::super::Network;
     use super::*;
+
+    #[test]
+    fn a_name_with_several_addresses_tells_none() {
+        let (known, at) = (Known::default(), |text: &str| SocketAddr::new(text.parse().unwrap(), 0));
+        known.note(&[at("10.0.0.5"), at("10.0.0.5")]);
+        assert_eq!(known.address(), Some(at("10.0.0.5").ip()));
+        known.note(&[at("10.0.0.5"), at("10.0.0.6")]);
+        assert_eq!(known.address(), None);
+    }
 
     #[test]
     fn one_refused_address_among_others_refuses_the_name() {

@@ -75,11 +75,25 @@ fn metadata_services_are_refused_whatever_is_set_and_however_they_are_written() 
         "64:ff9b:1::169.254.169.254",
         "64:ff9b:1:2:3:4:169.254.169.254",
         "64:ff9b:1:a9fe:00a9:fe00::",
+        "64:ff9b:1:a9:fe:a9fe::",
+        "64:ff9b:1:a9:fe:a900:fe00:0",
+        "64:ff9b:1:0:a9:fea9:fe00:0",
+        // 168.63.129.16 counts as a whole only: with 48, 56, 64 and 96 bits before it, and others around it.
+        "64:ff9b:1:a83f:81:1000::",
+        "64:ff9b:1:a83f:ff81:10ff:ffff:ffff",
+        "64:ff9b:1:a8:3f:8110::",
+        "64:ff9b:1:ffa8:ff3f:8110:ffff:ffff",
+        "64:ff9b:1:0:a8:3f81:1000:0",
+        "64:ff9b:1:ffff:ffa8:3f81:10ff:ffff",
+        "64:ff9b:1::a83f:8110",
+        "64:ff9b:1:ffff:ffff:ffff:a83f:8110",
         "2002:a9fe:a9fe::1",
         "2001:0:a9fe:a9fe::1",
         "2001:0:808:808:0:0:5601:5601",
         "2001:db9::5efe:169.254.169.254",
         "fd00::200:5efe:169.254.169.254",
+        "2002:808:808::5efe:169.254.169.254",
+        "2001:0:808:808::5efe:169.254.169.254",
     ] {
         for policy in [ANY, PUBLIC] {
             let refusal = policy.address(address.parse().unwrap()).expect_err(address);
@@ -90,10 +104,43 @@ fn metadata_services_are_refused_whatever_is_set_and_however_they_are_written() 
 
 #[test]
 fn inside_your_own_network_everything_else_is_reached() {
-    for address in
-        ["127.0.0.1", "10.0.0.5", "192.168.1.1", "100.64.0.1", "::1", "fd00::5", "::ffff:10.0.0.5", "8.8.8.8"]
-    {
+    for address in [
+        "127.0.0.1",
+        "10.0.0.5",
+        "192.168.1.1",
+        "100.64.0.1",
+        "::1",
+        "fd00::5",
+        "::ffff:10.0.0.5",
+        "8.8.8.8",
+        "64:ff9b::10.0.0.5",
+        "64:ff9b:1:a00:0:500::",
+        "64:ff9b:1:a:0:5::",
+        "64:ff9b:1:0:a:0:500:0",
+        "64:ff9b:1::10.0.0.5",
+        "2001:470::5efe:10.0.0.5",
+    ] {
         assert_eq!(ANY.address(address.parse().unwrap()), Ok(()), "{address}");
+    }
+}
+
+#[test]
+fn an_address_of_the_public_internet_hides_no_other() {
+    for address in [
+        "2001:470::5efe:10.0.0.5",
+        "2001:470::200:5efe:10.0.0.5",
+        "2a00::5efe:127.0.0.1",
+        "2a00:1:2:3:0:5efe:192.168.1.1",
+        "2606:2800::5efe:0.0.0.0",
+    ] {
+        let refusal = PUBLIC.address(address.parse().unwrap()).expect_err(address);
+        let told = "an IPv4 address that is not public, in another form (ISATAP)";
+        assert!(refusal.problem.ends_with(told), "{refusal}");
+    }
+    for address in
+        ["2001:470::5efe:8.8.8.8", "2001:470::200:5efe:8.8.8.8", "2001:470::5eff:10.0.0.5", "2001:470::a00:5"]
+    {
+        assert_eq!(PUBLIC.address(address.parse().unwrap()), Ok(()), "{address}");
     }
 }
 
