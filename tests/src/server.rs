@@ -112,6 +112,8 @@ impl Server {
             }
             Kind::Mariadb => {
                 let mut command = as_user(program(&["mariadb-install-db"]));
+                // Two at a time would share the names of their temporary tables.
+                command.env("TMPDIR", server.folder.path());
                 command.arg("--no-defaults").arg(option("--datadir", &data));
                 command.args(["--skip-test-db", "--auth-root-authentication-method=normal", "--skip-name-resolve"]);
                 Process::run(command, LIMIT)
@@ -213,6 +215,7 @@ impl Server {
             }
             _ => {
                 let mut command = as_user(program(&["mariadbd"]));
+                command.env("TMPDIR", self.folder.path());
                 command.arg("--no-defaults").arg(option("--datadir", &self.data()));
                 command.arg(format!("--port={port}")).args(["--bind-address=127.0.0.1", "--skip-name-resolve"]);
                 command.arg(option("--socket", &self.folder.path().join("socket")));
