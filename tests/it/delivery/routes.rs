@@ -11,6 +11,7 @@ use outbox_tests::process::Process;
 use relay::store::open::open;
 use relay::store::{DestinationSpec, StoreOptions};
 
+use super::shares::{allow, refuse};
 use super::stage::{
     LIMIT, Log, Running, enqueue, keyed, millis, now, plain, relay_on, until, until_nothing_is_left, until_waiting,
 };
@@ -217,3 +218,40 @@ async fn a_topic_nobody_takes_is_told_once(database: TestDatabase) {
     assert_eq!(said.matches("nobody has registered this destination").count(), 1, "{said}");
 }
 for_each_database!(a_topic_nobody_takes_is_told_once);
+
+/// Routes may change while a message that had none cannot be written. What comes later of its key waits in rows, as it
+/// would behind one that stands; nothing is read again and again, and nobody else waits.
+async fn a_message_without_a_route_that_cannot_be_written_stops_its_key_only(database: TestDatabase) {
+    refuse(&database);
+    let log = Log::default();
+    let relay = Running::start(relay_on(&database).destination(log.accepting("all").topics(["t"]))).await;
+    enqueue(&database, [Envelope::raw("nowhere", "worse").key("k"), plain("read after it")]);
+    log.until_accepted("all", &["read after it"]).await;
+
+    // Nobody serves the new destination, whose messages show when the relay knows of it.
+    let store = open(database.url(), &StoreOptions::default()).await.unwrap();
+    let spec = |name: &str, topic: &str| DestinationSpec {
+        name: name.to_owned(),
+        patterns: vec![topic.to_owned()],
+        ordering: "key".to_owned(),
+    };
+    store.destination_register(&[spec("late", "later")]).await.unwrap();
+    let known = || {
+        enqueue(&database, [Envelope::raw("later", "is it known?")]);
+        database.query_i64("SELECT count(*) FROM outbox_deliveries WHERE state = 'unserved'") > 0
+    };
+    until(&database, "the relay knows the new routes", known).await;
+
+    enqueue(&database, [keyed("k", "behind it"), keyed("other", "beside it")]);
+    log.until_accepted("all", &["beside it"]).await;
+    let pending = || database.query_i64("SELECT count(*) FROM outbox_messages");
+    until(&database, "all but that one stand in rows", || pending() == 1).await;
+    assert!(!log.has_accepted("all", "behind it"), "it has no way of knowing that the other one still has no route");
+
+    allow(&database);
+    relay.stop().await;
+    let relay = Running::start(relay_on(&database).destination(log.accepting("all").topics(["t"]))).await;
+    log.until_accepted("all", &["behind it"]).await;
+    relay.stop().await;
+}
+for_each_database!(a_message_without_a_route_that_cannot_be_written_stops_its_key_only);

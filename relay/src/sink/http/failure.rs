@@ -64,6 +64,7 @@ const UNKNOWN: &[&str] = &[
     "nodename nor servname provided",
     // musl
     "Name does not resolve",
+    "Name has no usable address",
     // Windows
     "No such host is known",
     NO_ADDRESS,
@@ -109,6 +110,7 @@ mod tests {
             "No address associated with hostname",
             "nodename nor servname provided, or not known",
             "Name does not resolve",
+            "Name has no usable address",
             "No such host is known. (os error 11001)",
             "the name has no address",
         ] {
