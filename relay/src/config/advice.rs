@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use reqwest::Url;
 
 use super::{Config, Problem};
-use crate::sink::http::{Mode, Network};
+use crate::sink::http::{Mode, Network, address};
 
 /// What names end in that mean nothing outside a network of one's own.
 const PRIVATE_SUFFIXES: &[&str] = &[".home.arpa", ".internal", ".lan", ".local", ".localhost", ".svc", ".test"];
@@ -36,10 +36,10 @@ impl Config {
 fn seems_public(url: &str) -> bool {
     let url = Url::parse(url).ok();
     let Some(host) = url.as_ref().and_then(Url::host_str) else { return false };
-    match host.trim_matches(['[', ']']).parse() {
-        Ok(IpAddr::V4(ip)) => !(ip.is_private() || ip.is_loopback() || ip.is_link_local()),
-        Ok(IpAddr::V6(ip)) => !(ip.is_unique_local() || ip.is_loopback() || ip.is_unicast_link_local()),
-        Err(_) => {
+    match address::literal(host) {
+        Some(IpAddr::V4(ip)) => !(ip.is_private() || ip.is_loopback() || ip.is_link_local()),
+        Some(IpAddr::V6(ip)) => !(ip.is_unique_local() || ip.is_loopback() || ip.is_unicast_link_local()),
+        None => {
             let name = host.trim_end_matches('.');
             name.contains('.') && !PRIVATE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
         }

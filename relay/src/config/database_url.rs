@@ -73,7 +73,7 @@ pub fn unsuitable(url: &str) -> Option<(&'static str, &'static str)> {
 }
 
 /// The url without the parameters of these names, and what they were, unescaped. Of two of one name the last counts, so
-/// that `contradicted` has to be asked before.
+/// that `refuse_contradicted` has to be asked before.
 pub(crate) fn take_parameters(url: &str, names: &[&str]) -> (String, BTreeMap<String, String>) {
     take_parameters_by(url, |name| names.contains(&name).then(|| name.to_owned()))
 }
@@ -96,8 +96,33 @@ pub(crate) fn take_parameters_by(
     (url, taken)
 }
 
+/// What is wrong with an address, and what to write instead.
+pub(crate) type Problem = (String, String);
+
+/// Refuses a parameter that [`contradicted`] finds.
+pub(crate) fn refuse_contradicted(url: &str, known: impl Fn(&str) -> Option<String>) -> Result<(), Problem> {
+    let Some(name) = contradicted(url, known) else { return Ok(()) };
+    let problem = format!("the database url has `{name}` twice, with different values");
+    Err((problem, "leave the one that is meant".to_owned()))
+}
+
+/// Takes the files of a client certificate and its key from what the url says: both or none.
+pub(crate) fn take_identity(
+    parameters: &mut BTreeMap<String, String>,
+    [certificate, key]: [&str; 2],
+) -> Result<Option<(String, String)>, Problem> {
+    match (parameters.remove(certificate), parameters.remove(key)) {
+        (Some(certificate), Some(key)) => Ok(Some((certificate, key))),
+        (None, None) => Ok(None),
+        _ => {
+            let problem = format!("the database url names only one of `{certificate}` and `{key}`");
+            Err((problem, "name the client certificate and its private key, both or none".to_owned()))
+        }
+    }
+}
+
 /// The first parameter that `known` has a name for and that stands in the url with two different values.
-pub(crate) fn contradicted(url: &str, known: impl Fn(&str) -> Option<String>) -> Option<String> {
+fn contradicted(url: &str, known: impl Fn(&str) -> Option<String>) -> Option<String> {
     let (_, parameters) = url.split_once('?')?;
     let mut seen = BTreeMap::new();
     for (name, value) in parameters.split('&').map(unescaped) {

@@ -296,6 +296,13 @@ impl Engine {
         }
     }
 
+    /// Tells who listens, if anybody does.
+    pub(super) fn tell_event(&self, event: &Event) {
+        if let Some(listener) = &self.listener {
+            listener(event);
+        }
+    }
+
     /// A message is given up that never had a destination.
     pub(super) fn tell_expired(&self, message: &Message) {
         if let Some(listener) = &self.listener {

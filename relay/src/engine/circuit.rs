@@ -35,27 +35,24 @@ impl Engine {
         now: Instant,
     ) {
         let state = &mut self.lanes[lane];
+        let turn = state.breaker.judged(judgement.verdict, work.message.id, took, now, &mut rand::rng());
+        let Some(turn) = turn else { return };
         let destination = state.served.name.to_string();
-        match state.breaker.judged(judgement.verdict, work.message.id, took, now, &mut rand::rng()) {
-            None => return,
-            Some(Turn::Opened(pause)) => {
+        match turn {
+            Turn::Opened(pause) => {
                 state.cause = judgement.said();
-                let (cause, pause_text) = (&state.cause, duration::format(whole(pause)).to_string());
+                // For people, and never less than a second.
+                let (cause, seconds) = (&state.cause, Duration::from_secs(pause.as_secs()));
+                let pause_text = duration::format(seconds).to_string();
                 warn!(destination, cause, pause = pause_text, "the circuit opens: nothing is attempted for that long");
                 self.tell_event(&Event::CircuitOpened { destination, pause });
             }
-            Some(Turn::Closed) => {
+            Turn::Closed => {
                 info!(destination, "the circuit closes: the destination answers again");
                 self.tell_event(&Event::CircuitClosed { destination });
             }
         }
         self.open_or_close(lane, self.is_paused(lane), now);
-    }
-
-    fn tell_event(&self, event: &Event) {
-        if let Some(listener) = &self.listener {
-            listener(event);
-        }
     }
 
     /// Writes what has changed.
@@ -67,11 +64,9 @@ impl Engine {
             .lanes
             .iter()
             .filter_map(|state| {
-                Some(Circuit {
-                    destination: state.served.name.to_string(),
-                    state: state.breaker.word()?.to_owned(),
-                    cause: state.cause.clone(),
-                })
+                let word = state.breaker.word()?;
+                let (destination, cause) = (state.served.name.to_string(), state.cause.clone());
+                Some(Circuit { destination, state: word.to_owned(), cause })
             })
             .collect();
         if circuits == self.circuits.told {
@@ -97,14 +92,5 @@ impl Engine {
                 self.circuits.again_at = Some(Instant::now() + pause);
             }
         }
-    }
-}
-
-/// For people: in milliseconds below a second, else in seconds.
-fn whole(pause: Duration) -> Duration {
-    if pause < Duration::from_secs(1) {
-        Duration::from_millis(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX))
-    } else {
-        Duration::from_secs(pause.as_secs())
     }
 }

@@ -504,9 +504,7 @@ impl Engine {
             return;
         }
         warn!(outcomes, "outcomes came too late and were refused: their partitions belong to another relay");
-        if let Some(listener) = &self.listener {
-            listener(&Event::Refused { outcomes });
-        }
+        self.tell_event(&Event::Refused { outcomes });
     }
 
     /// A row now stands in a table: the lane's keys and looks have to know. The key comes with the number of a message

@@ -359,7 +359,7 @@ impl HttpSink {
         if matches!(judgement.code.as_str(), "dns" | "address") {
             return judgement;
         }
-        let literal = self.url.host_str().and_then(|host| host.trim_matches(['[', ']']).parse().ok());
+        let literal = self.url.host_str().and_then(address::literal);
         let address = literal.or_else(|| self.known.address());
         let remote = address.zip(self.url.port_or_known_default()).map(SocketAddr::from);
         Judgement { remote, ..judgement }
@@ -367,6 +367,9 @@ impl HttpSink {
 
     /// Without what the receiver repeats of our secrets: pages for developers show the whole request.
     fn masked(&self, mut judgement: Judgement) -> Judgement {
+        if judgement.text.is_empty() {
+            return judgement;
+        }
         let headers = self.setup.headers.values().filter_map(|value| value.to_str().ok());
         let headers = headers.flat_map(|value| [value, value.rsplit(' ').next().unwrap_or_default()]);
         let query = self.url.query().into_iter().flat_map(|query| query.split('&'));

@@ -83,8 +83,8 @@ impl Engine {
 
     /// Outcomes were left, and what they were about will be attempted again.
     pub(in crate::engine) fn tell_unwritten(&self, outcomes: usize) {
-        if let Some(listener) = self.listener.as_ref().filter(|_| outcomes > 0) {
-            listener(&Event::Unwritten { outcomes });
+        if outcomes > 0 {
+            self.tell_event(&Event::Unwritten { outcomes });
         }
     }
 

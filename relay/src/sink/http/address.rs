@@ -107,7 +107,7 @@ impl Policy {
 }
 
 /// The address that stands in place of a name. Parsing has brought it into its usual form, and brackets around IPv6.
-fn literal(host: &str) -> Option<IpAddr> {
+pub(crate) fn literal(host: &str) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 

@@ -21,12 +21,9 @@ use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::config::database_url;
+use crate::config::database_url::{self, Problem};
 use crate::tls::refusal::{About, refusal};
 use crate::tls::{self, FileError};
-
-/// What is wrong with an address, and what to write instead.
-pub(crate) type Problem = (String, String);
 
 /// A server, and how it is spoken to.
 #[derive(Clone)]
@@ -60,10 +57,7 @@ const FORM: &str = "write it as mysql://user:password@host:3306/database";
 impl Address {
     /// Reads the url and the files it names. Connects to nothing.
     pub(crate) fn parse(url: &str) -> Result<Address, Problem> {
-        if let Some(name) = database_url::contradicted(url, known) {
-            let problem = format!("the database url has `{name}` twice, with different values");
-            return Err((problem, "leave the one that is meant".to_owned()));
-        }
+        database_url::refuse_contradicted(url, known)?;
         let (url, mut ours) = database_url::take_parameters_by(url, known);
         let (url, foreign) = database_url::take_parameters(&url, &OF_THE_DRIVER);
         if let Some(name) = foreign.into_keys().next() {
@@ -89,14 +83,7 @@ impl Address {
             (problem, FORM.to_owned())
         })?;
         let authority = ours.remove("ssl-ca");
-        let identity = match (ours.remove("ssl-cert"), ours.remove("ssl-key")) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => {
-                let problem = "the database url names only one of `ssl-cert` and `ssl-key`".to_owned();
-                return Err((problem, "name the client certificate and its private key, both or none".to_owned()));
-            }
-        };
+        let identity = database_url::take_identity(&mut ours, ["ssl-cert", "ssl-key"])?;
         let mode = mode(ours.remove("ssl-mode").as_deref(), authority.is_some(), identity.is_some())?;
         // A socket file is this machine's own. Otherwise the driver leaves the address it was given for a socket file
         // when that address is local.

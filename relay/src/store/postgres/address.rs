@@ -23,15 +23,12 @@ use tokio_postgres::{Client, Config, Connection, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::cause::chain;
-use crate::config::database_url;
+use crate::config::database_url::{self, Problem};
 use crate::tls::refusal::{About, refusal};
 use crate::tls::{self, FileError, Identity, Proof, Roots};
 
 /// What the driver gives beside a client.
 pub(crate) type Driver = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
-
-/// What is wrong with an address, and what to write instead.
-pub(crate) type Problem = (String, String);
 
 type Cause = Box<dyn Error + Send + Sync>;
 
@@ -63,10 +60,7 @@ impl Address {
     pub(crate) fn parse(url: &str) -> Result<Address, Problem> {
         let about_tls =
             |name: &str| (PARAMETERS.contains(&name) || OF_THE_DRIVER.contains(&name)).then(|| name.to_owned());
-        if let Some(name) = database_url::contradicted(url, about_tls) {
-            let problem = format!("the database url has `{name}` twice, with different values");
-            return Err((problem, "leave the one that is meant".to_owned()));
-        }
+        database_url::refuse_contradicted(url, about_tls)?;
         let (url, mut ours) = database_url::take_parameters(url, &PARAMETERS);
         let mut config: Config = url.parse().map_err(|error| {
             let problem = format!("the database address cannot be understood: {}", chain(&error));
@@ -80,14 +74,7 @@ impl Address {
             return Err((problem, format!("leave it out, or {FULL}")));
         }
         let (mode, proof) = mode(ours.remove("sslmode").as_deref(), ours.remove("sslrootcert"))?;
-        let identity = match (ours.remove("sslcert"), ours.remove("sslkey")) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => {
-                let problem = "the database url names only one of `sslcert` and `sslkey`".to_owned();
-                return Err((problem, "name the client certificate and its private key, both or none".to_owned()));
-            }
-        };
+        let identity = database_url::take_identity(&mut ours, ["sslcert", "sslkey"])?;
         if config.get_ssl_negotiation() == SslNegotiation::Direct && mode != SslMode::Require {
             let problem = "`sslnegotiation=direct` in the database url needs a connection that is always encrypted";
             return Err((problem.to_owned(), "add `sslmode=verify-full`".to_owned()));
