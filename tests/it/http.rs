@@ -16,7 +16,7 @@ use uuid::Uuid;
 const RETRY: Verdict = Verdict::Retry { after: None };
 const LIMIT: Duration = Duration::from_secs(10);
 
-fn message(payload: impl Into<Bytes>) -> Message {
+pub(crate) fn message(payload: impl Into<Bytes>) -> Message {
     Message {
         seq: 1207,
         id: Uuid::from_u128(0x0193_5a7e_0000_7000_8000_0000_0000_002a),

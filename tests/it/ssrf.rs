@@ -4,14 +4,12 @@
 //! included, with a name server that says what it is told and another thing the next time. Only root on Linux can make
 //! such a network; elsewhere that test says that it was skipped, and the urls are judged without being connected to.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use relay::message::{Headers, Message};
+use relay::message::Message;
 use relay::sink::http::{Http, HttpError, HttpSink, Network};
 use relay::sink::{Attempt, Judgement, Sink, Unit};
 use relay::verdict::Verdict;
@@ -293,20 +291,5 @@ async fn answer(mut stream: TcpStream) {
 }
 
 fn message() -> Message {
-    Message {
-        seq: 1,
-        id: Uuid::now_v7(),
-        partition_no: 0,
-        topic: "order.placed".into(),
-        ordering_key: None,
-        payload: Bytes::from_static(b"{}"),
-        content_type: "application/json".into(),
-        headers: Headers::Decoded(BTreeMap::new()),
-        only_destination: None,
-        scheduled: false,
-        expired: false,
-        tracked: false,
-        version: 1,
-        created_at: chrono::Utc::now(),
-    }
+    Message { id: Uuid::now_v7(), ..crate::http::message("{}") }
 }

@@ -11,6 +11,8 @@ use outbox_tests::certificates::{Authority, Certificate, Validity};
 use outbox_tests::database::TestDatabase;
 use outbox_tests::process::{Ended, Process};
 use outbox_tests::receiver::{Answer, Receiver};
+use outbox_tests::server::{Server, Tls};
+use tempfile::TempDir;
 
 use crate::cli;
 
@@ -19,6 +21,58 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Whom a server on this machine is called by.
 const NAMES: [&str; 2] = ["localhost", "127.0.0.1"];
+
+/// A server of a database with an authority of its own, and a client certificate in the folder of the files.
+struct Stage {
+    authority: Authority,
+    folder: TempDir,
+    server: Server,
+    database: TestDatabase,
+    scheme: &'static str,
+    /// Of every user, with its colon.
+    password: &'static str,
+}
+
+impl Stage {
+    fn new(
+        authority: Authority,
+        server: Server,
+        scheme: &'static str,
+        password: &'static str,
+        client: &Certificate,
+    ) -> Stage {
+        let (database, folder) = (TestDatabase::on(&server), tempfile::tempdir().unwrap());
+        file(folder.path(), "ca.crt", &authority.pem());
+        client.write(folder.path(), "client");
+        Stage { authority, folder, server, database, scheme, password }
+    }
+
+    /// With a certificate that is as it should be.
+    fn encrypted(mut self) -> Stage {
+        self.restart(Some(&good(&self.authority)), false);
+        self
+    }
+
+    fn restart(&mut self, certificate: Option<&Certificate>, is_old: bool) {
+        self.server.stop();
+        let clients = self.authority.pem();
+        let tls = certificate.map(|certificate| Tls { certificate, clients: &clients, is_old });
+        self.server.set_tls(tls.as_ref());
+        self.server.resume();
+    }
+
+    /// The url of a user, with these parameters in which `{}` is the folder of the files.
+    fn url(&self, user: &str, parameters: &str) -> String {
+        let Stage { scheme, password, .. } = self;
+        let place = format!("{user}{password}@{}/{}", self.server.address(), self.database.name());
+        let parameters = parameters.replace("{}", &self.folder().display().to_string());
+        format!("{scheme}://{place}?{parameters}")
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
 
 fn good(authority: &Authority) -> Certificate {
     authority.server(&NAMES, Validity::Now)

@@ -1,6 +1,5 @@
 //! TLS to HTTP destinations.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +8,6 @@ use bytes::Bytes;
 use outbox_tests::certificates::{Authority, Certificate, Validity};
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::process::{Process, Signal};
-use relay::message::{Headers, Message};
 use relay::sink::http::Http;
 use relay::sink::{Attempt, Judgement, Sink, Unit};
 use relay::verdict::Verdict;
@@ -22,7 +20,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use uuid::Uuid;
 
 use super::{LIMIT, NAMES, file, good};
 
@@ -170,22 +167,7 @@ async fn answer(stream: TlsStream<TcpStream>, seen: Arc<Mutex<Vec<Seen>>>) {
 }
 
 async fn attempt(http: &Http) -> Judgement {
-    let message = Message {
-        seq: 1,
-        id: Uuid::from_u128(1),
-        partition_no: 3,
-        topic: "order.placed".into(),
-        ordering_key: None,
-        payload: Bytes::from_static(b"{}"),
-        content_type: "application/json".into(),
-        headers: Headers::Decoded(BTreeMap::new()),
-        only_destination: None,
-        scheduled: false,
-        expired: false,
-        tracked: false,
-        version: 1,
-        created_at: chrono::Utc::now(),
-    };
+    let message = crate::http::message("{}");
     let timeout = Duration::from_secs(20);
     let attempt = Attempt { destination: "billing".into(), number: 1, timeout, unit: Unit::Shared };
     // Who answered is another test's affair.

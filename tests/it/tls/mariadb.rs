@@ -3,53 +3,24 @@
 use diesel_async::{AsyncMysqlConnection, RunQueryDsl};
 use outbox::Message;
 use outbox_tests::certificates::{Authority, Certificate, Validity};
-use outbox_tests::database::{Kind, TestDatabase};
-use outbox_tests::server::{Server, Tls};
+use outbox_tests::database::Kind;
+use outbox_tests::server::Server;
 use relay::{Context, Handler, Relay};
 use serde::{Deserialize, Serialize};
 
-use super::{COMMANDS, LIMIT, command_on, commands_work, delivers, file, good, is_refused};
+use super::{COMMANDS, LIMIT, Stage, command_on, commands_work, delivers, good, is_refused};
 use crate::cli;
 
-struct Stage {
-    authority: Authority,
-    folder: tempfile::TempDir,
-    server: Server,
-    database: TestDatabase,
-}
-
-impl Stage {
-    /// A server that proves who it is and asks the same of one of its users.
-    fn new() -> Stage {
-        let authority = Authority::new("Shop");
-        let server = Server::start(Kind::Mariadb);
-        let database = TestDatabase::on(&server);
-        for (user, demands) in [("certified", "X509"), ("encrypted", "SSL"), ("anybody", "NONE")] {
-            database.exec(&format!("CREATE USER '{user}'@'%' IDENTIFIED BY 's3cret' REQUIRE {demands}"));
-            database.exec(&format!("GRANT ALL ON *.* TO '{user}'@'%'"));
-        }
-        let folder = tempfile::tempdir().unwrap();
-        file(folder.path(), "ca.crt", &authority.pem());
-        authority.client_with_rsa("certified").write(folder.path(), "client");
-        let mut stage = Stage { authority, folder, server, database };
-        stage.restart(Some(&good(&stage.authority)), false);
-        stage
+/// A server that proves who it is and asks the same of one of its users.
+fn stage() -> Stage {
+    let (authority, server) = (Authority::new("Shop"), Server::start(Kind::Mariadb));
+    let client = authority.client_with_rsa("certified");
+    let stage = Stage::new(authority, server, "mysql", ":s3cret", &client);
+    for (user, demands) in [("certified", "X509"), ("encrypted", "SSL"), ("anybody", "NONE")] {
+        stage.database.exec(&format!("CREATE USER '{user}'@'%' IDENTIFIED BY 's3cret' REQUIRE {demands}"));
+        stage.database.exec(&format!("GRANT ALL ON *.* TO '{user}'@'%'"));
     }
-
-    fn restart(&mut self, certificate: Option<&Certificate>, is_old: bool) {
-        self.server.stop();
-        let clients = self.authority.pem();
-        let tls = certificate.map(|certificate| Tls { certificate, clients: &clients, is_old });
-        self.server.set_tls(tls.as_ref());
-        self.server.resume();
-    }
-
-    /// The url of a user, with these parameters in which `{}` is the folder of the files.
-    fn url(&self, user: &str, parameters: &str) -> String {
-        let place = format!("{user}:s3cret@{}/{}", self.server.address(), self.database.name());
-        let parameters = parameters.replace("{}", &self.folder.path().display().to_string());
-        format!("mysql://{place}?{parameters}")
-    }
+    stage.encrypted()
 }
 
 const IDENTITY: &str = "ssl-mode=VERIFY_IDENTITY&ssl-ca={}/ca.crt";
@@ -66,7 +37,7 @@ impl Message for Placed {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_a_handler_and_commands_work_over_tls_and_show_their_certificate() {
-    let stage = Stage::new();
+    let stage = stage();
     // The server lets this user in with a certificate only, so whatever works is encrypted.
     let url = stage.url("certified", CERTIFIED);
     delivers(&stage.database, &url, |_database| {}).await;
@@ -90,7 +61,7 @@ async fn a_relay_a_handler_and_commands_work_over_tls_and_show_their_certificate
 
 #[test]
 fn a_server_that_does_not_prove_who_it_is_is_refused_with_the_reason() {
-    let mut stage = Stage::new();
+    let mut stage = stage();
     let identity = stage.url("encrypted", IDENTITY);
     commands_work(&identity);
     commands_work(&stage.url("encrypted", "ssl-mode=REQUIRED"));

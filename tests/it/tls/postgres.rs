@@ -1,16 +1,14 @@
 //! TLS to PostgreSQL.
 
-use std::path::Path;
-
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use outbox::Message;
 use outbox_tests::certificates::{Authority, Certificate, Validity};
 use outbox_tests::database::{Kind, TestDatabase};
-use outbox_tests::server::{Server, Tls};
+use outbox_tests::server::Server;
 use relay::{Context, Handler, Relay};
 use serde::{Deserialize, Serialize};
 
-use super::{COMMANDS, LIMIT, command_on, commands_work, delivers, file, good, is_refused};
+use super::{COMMANDS, LIMIT, Stage, command_on, commands_work, delivers, good, is_refused};
 use crate::cli;
 
 /// Roles that come by TLS only: one by its certificate, one by its password.
@@ -21,47 +19,14 @@ const ACCESS: &str = "host all postgres 127.0.0.1/32 trust\n\
 const ROLES: &str = "CREATE ROLE certified LOGIN SUPERUSER; \
                      SET password_encryption = 'scram-sha-256'; CREATE ROLE sworn LOGIN SUPERUSER PASSWORD 's3cret'";
 
-struct Stage {
-    authority: Authority,
-    folder: tempfile::TempDir,
-    server: Server,
-    database: TestDatabase,
-}
-
-impl Stage {
-    /// A server that proves who it is and asks the same of one of its roles.
-    fn new() -> Stage {
-        let authority = Authority::new("Shop");
-        let server = Server::start(Kind::Postgres);
-        let database = TestDatabase::on(&server);
-        database.exec(ROLES);
-        server.set_access(ACCESS);
-        let folder = tempfile::tempdir().unwrap();
-        file(folder.path(), "ca.crt", &authority.pem());
-        authority.client("certified").write(folder.path(), "client");
-        let mut stage = Stage { authority, folder, server, database };
-        stage.restart(Some(&good(&stage.authority)), false);
-        stage
-    }
-
-    fn restart(&mut self, certificate: Option<&Certificate>, is_old: bool) {
-        self.server.stop();
-        let clients = self.authority.pem();
-        let tls = certificate.map(|certificate| Tls { certificate, clients: &clients, is_old });
-        self.server.set_tls(tls.as_ref());
-        self.server.resume();
-    }
-
-    /// The url of a role, with these parameters in which `{}` is the folder of the files.
-    fn url(&self, role: &str, parameters: &str) -> String {
-        let place = format!("{role}@{}/{}", self.server.address(), self.database.name());
-        let parameters = parameters.replace("{}", &self.folder.path().display().to_string());
-        format!("postgres://{place}?{parameters}")
-    }
-
-    fn folder(&self) -> &Path {
-        self.folder.path()
-    }
+/// A server that proves who it is and asks the same of one of its roles.
+fn stage() -> Stage {
+    let (authority, server) = (Authority::new("Shop"), Server::start(Kind::Postgres));
+    let client = authority.client("certified");
+    let stage = Stage::new(authority, server, "postgres", "", &client);
+    stage.database.exec(ROLES);
+    stage.server.set_access(ACCESS);
+    stage.encrypted()
 }
 
 const FULL: &str = "sslmode=verify-full&sslrootcert={}/ca.crt";
@@ -80,7 +45,7 @@ fn is_encrypted(database: &TestDatabase, role: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_and_commands_work_over_tls_and_show_their_certificate() {
-    let stage = Stage::new();
+    let stage = stage();
     let url = stage.url("certified", CERTIFIED);
     delivers(&stage.database, &url, |database| is_encrypted(database, "certified")).await;
     commands_work(&url);
@@ -102,7 +67,7 @@ impl Message for Placed {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transactional_handler_of_a_program_works_over_tls() {
-    let stage = Stage::new();
+    let stage = stage();
     stage.database.exec("CREATE TABLE handled (id bigint, encrypted bool)");
     let handler =
         Handler::transactional("handled", async |placed: Placed, conn: &mut AsyncPgConnection, _context: Context| {
@@ -118,7 +83,7 @@ async fn a_transactional_handler_of_a_program_works_over_tls() {
 
 #[test]
 fn weaker_modes_accept_what_they_say_and_no_more() {
-    let mut stage = Stage::new();
+    let mut stage = stage();
     let other = stage.authority.server(&["other.example"], Validity::Now);
     stage.restart(Some(&other), false);
     commands_work(&stage.url("sworn:s3cret", "sslmode=verify-ca&sslrootcert={}/ca.crt"));
@@ -139,7 +104,7 @@ fn weaker_modes_accept_what_they_say_and_no_more() {
 
 #[test]
 fn a_server_that_does_not_prove_who_it_is_is_refused_with_the_reason() {
-    let mut stage = Stage::new();
+    let mut stage = stage();
     let full = stage.url("sworn:s3cret", FULL);
     commands_work(&full);
 
