@@ -23,7 +23,7 @@ use crate::transaction::require_server_transaction;
 /// Part of the transaction that is open on `conn`. `false` means that it was delivered, given up, cancelled before, or
 /// never committed. `true` means that it is not attempted again once the transaction has committed. **It may have been
 /// delivered all the same**: a relay that has it in hands finishes its attempt, and with several destinations some may
-/// have it already. Dead letters stay; see [`dead_letters::discard`](crate::dead_letters::discard). A dedup key stays
+/// have it already, or be tried again until the first attempts at the others have ended. Dead letters stay; see [`dead_letters::discard`](crate::dead_letters::discard). A dedup key stays
 /// taken until the end of its window.
 ///
 /// Holds the lock of the message's partition until the transaction ends, and relays wait for it: cancel last, and commit

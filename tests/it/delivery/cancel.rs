@@ -97,7 +97,7 @@ async fn messages_taken_back_while_they_are_delivered_do_not_come_back(database:
     relay.stop().await;
     assert_eq!(log.arrivals().len(), settled);
     let arrivals = log.arrivals();
-    let (mut lost, mut after, mut again) = (0, 0, 0);
+    let (mut lost, mut after, mut again, mut back) = (0, 0, 0, 0);
     for n in 0..MESSAGES / KEYS {
         for key in 0..KEYS {
             let body = "x".repeat(1 + (n * KEYS + key) % 7) + &format!(" {n} {key}");
@@ -108,8 +108,10 @@ async fn messages_taken_back_while_they_are_delivered_do_not_come_back(database:
                 let of_unit = arrivals.iter().filter(|other| other.destination == destination && other.body == body);
                 let late = of_unit.filter(is_late).count();
                 after += usize::from(late > 0);
-                // What was read before may be attempted, and nothing of that can be written.
+                // What was read before may be attempted, and nothing of that can be written. Twice while the first attempt
+                // at the other destination is under way: then a retry goes out from memory.
                 again += usize::from(late > 1);
+                back += usize::from(late > 2);
             }
         }
     }
@@ -118,7 +120,8 @@ async fn messages_taken_back_while_they_are_delivered_do_not_come_back(database:
     println!(
         "{kind}: {taken} of {MESSAGES} taken back, {after} of their deliveries attempted once more, {again} twice, lost {lost}"
     );
-    assert_eq!((lost, again), (0, 0));
+    // Of two attempts in a row one is accepted, so a third would be of something that had come back.
+    assert_eq!((lost, back), (0, 0));
     assert!(taken > 0, "there was no race");
 }
 for_each_database!(messages_taken_back_while_they_are_delivered_do_not_come_back);

@@ -45,7 +45,8 @@ async fn watched(database: &TestDatabase, log: &Log, back_secs: &Arc<AtomicI64>)
     (Running::start(relay).await, calls)
 }
 
-/// By how much the hours in a column lie before this one, in seconds, the least and the most.
+/// By how much the hours in a column lie before this one, in whole seconds, the least and the most. Rounded: what a relay
+/// measures is right to the difference between two clocks of the machine.
 fn before(database: &TestDatabase, hour: chrono::DateTime<Utc>, column: &str, table: &str) -> (i64, i64) {
     let millis = match database.kind() {
         Kind::Postgres => format!("CAST(extract(epoch FROM {column}) * 1000 AS bigint)"),
@@ -54,7 +55,7 @@ fn before(database: &TestDatabase, hour: chrono::DateTime<Utc>, column: &str, ta
     };
     let ask = |which| database.query_i64(&format!("SELECT {which}({millis}) FROM {table}"));
     let hour = hour.timestamp_millis();
-    ((hour - ask("max")) / 1000, (hour - ask("min")) / 1000)
+    ((hour - ask("max") + 500) / 1000, (hour - ask("min") + 500) / 1000)
 }
 
 async fn each_row_and_hold_comes_forward_once_whoever_notices(database: TestDatabase) {
