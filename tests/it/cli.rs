@@ -329,7 +329,7 @@ fn the_printed_schema_is_plain_sql(kind: Kind) {
             ("postgres", client)
         }
         Kind::Mariadb => {
-            let url = reqwest::Url::parse(database.url()).unwrap();
+            let url = url::Url::parse(database.url()).unwrap();
             let mut client = Command::new("mariadb");
             client.args(["--no-defaults", "--host", url.host_str().unwrap(), "--user", url.username()]);
             client.args([format!("--port={}", url.port().unwrap_or(3306)), database.name().to_owned()]);

@@ -45,7 +45,7 @@ fn is_turned_away(url: &str, said: &str, help: &str) {
 
 /// The server's url with another name in it.
 fn elsewhere(kind: Kind, user: &str, database: &str) -> String {
-    let mut url = reqwest::Url::parse(&kind.server_url()).unwrap();
+    let mut url = url::Url::parse(&kind.server_url()).unwrap();
     if !user.is_empty() {
         url.set_username(user).unwrap();
         url.set_password(Some("s3cret")).unwrap();
@@ -82,7 +82,7 @@ async fn check_says_which_right_is_missing_and_leaves_nothing_behind(database: T
             database.exec(&format!(
                 "REVOKE INSERT ON outbox_audit FROM {name}; REVOKE UPDATE, DELETE ON outbox_deliveries FROM {name}"
             ));
-            let mut url = reqwest::Url::parse(database.url()).unwrap();
+            let mut url = url::Url::parse(database.url()).unwrap();
             url.set_username(&name).unwrap();
             url.set_password(Some("s3cret")).unwrap();
             url.to_string()
@@ -102,7 +102,7 @@ async fn check_says_which_right_is_missing_and_leaves_nothing_behind(database: T
             ] {
                 database.exec(&format!("GRANT {rights} ON outbox_{table} TO '{name}'@'%', '{name}'@'localhost'"));
             }
-            let mut url = reqwest::Url::parse(database.url()).unwrap();
+            let mut url = url::Url::parse(database.url()).unwrap();
             url.set_username(&name).unwrap();
             url.set_password(Some("s3cret")).unwrap();
             url.to_string()

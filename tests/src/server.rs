@@ -312,7 +312,7 @@ impl Pooler {
     /// Starts it in this `pool_mode`.
     pub fn start(server_url: &str, pool_mode: &str) -> Pooler {
         let (folder, address) = (private_folder(), free_address());
-        let url = reqwest::Url::parse(server_url).unwrap();
+        let url = url::Url::parse(server_url).unwrap();
         let mut target = format!("host={} port={}", url.host_str().unwrap(), url.port().unwrap_or(5432));
         target.push_str(&format!(" user={}", url.username()));
         if let Some(password) = url.password() {
@@ -341,7 +341,7 @@ impl Pooler {
 
     /// `url` with the pooler in the place of its server.
     pub fn url(&self, url: &str) -> String {
-        let mut url = reqwest::Url::parse(url).unwrap();
+        let mut url = url::Url::parse(url).unwrap();
         url.set_port(Some(self.address.port())).unwrap();
         url.set_host(Some("127.0.0.1")).unwrap();
         url.to_string()

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use reqwest::Url;
+use url::Url;
 
 use super::{Config, Problem};
 use crate::sink::http::{Mode, Network, address};

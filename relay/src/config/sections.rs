@@ -220,7 +220,7 @@ fn url(into: &mut Destination, section: &Section<'_, '_>) {
         section.problem("url", message, Some("it says where to POST: `url = \"https://…\"`"));
         return;
     };
-    let parsed = given.text().and_then(|text| reqwest::Url::parse(text).ok());
+    let parsed = given.text().and_then(|text| url::Url::parse(text).ok());
     // The value is not repeated in messages: a path or a query may be a secret.
     let wrong = match &parsed {
         Some(url) if !matches!(url.scheme(), "http" | "https") => Some("must begin with `https://` or `http://`"),

@@ -1,7 +1,6 @@
 //! HTTP destinations: one POST for one attempt.
 //!
 //! Invariants
-//! - One attempt is at most one request on the wire. Nothing here follows, resends or asks a proxy.
 //! - The verdict is known when the head of the answer is. The body is only read for what it says to people, within
 //!   limits of its own, and cannot change the verdict.
 //! - Whatever cannot be told apart counts as "the receiver may have it": only a connection that was never made proves
@@ -13,14 +12,16 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use hyper::Uri;
+use hyper::header::HeaderValue;
 use outbox::signature::Secret;
-use reqwest::header::HeaderValue;
-use reqwest::{Client, Url};
 use tokio::time::Instant;
+use url::Url;
 
 use self::address::Policy;
 use self::address::resolver::{Known, Resolver};
 use self::classes::Classes;
+use self::client::Client;
 use self::request::{Request, Setup};
 use self::response::Excerpt;
 use self::tls::Tls;
@@ -35,6 +36,7 @@ pub(crate) mod address;
 mod attributes;
 mod body;
 mod classes;
+mod client;
 mod data;
 mod failure;
 mod mode;
@@ -52,16 +54,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// From this length on a value of ours is masked where a receiver repeats it.
 const SECRET_BYTES_MIN: usize = 6;
 
-/// How long a connection is kept for the next request. Common servers close theirs after five seconds, and a request
-/// that meets a closing connection is an attempt whose outcome nobody knows.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
-
 /// How long the body of an answer is read once its head has arrived.
 const BODY_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How many headers an answer may have, and how large they may be together where the protocol lets us say so.
-const ANSWER_HEADERS_MAX: usize = 100;
-const ANSWER_HEADERS_BYTES_MAX: u32 = 64 * 1024;
 
 /// An HTTP destination under its name.
 ///
@@ -249,7 +243,9 @@ impl Http {
         let headers = request::fixed(&self.headers)?;
         let connect = CONNECT_TIMEOUT.min(timeout / 5 * 4);
         let known = Known::default();
-        let client = client(&url, &self.tls, Resolver::new(self.policy.clone(), known.clone()), connect)?;
+        let resolver = Resolver::new(self.policy.clone(), known.clone());
+        let uri = Uri::try_from(url.as_str()).map_err(|problem| HttpError::Url { problem: problem.to_string() })?;
+        let client = Client::new(uri, self.tls.config(&url)?, resolver, connect);
         let setup = Setup { mode: self.mode, source: source.to_owned(), headers, keys: self.keys.clone() };
         Ok(HttpSink { client, url, known, setup, classes: self.classes.clone() })
     }
@@ -291,9 +287,6 @@ pub enum HttpError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The HTTP client cannot be set up.
-    #[error("the HTTP client cannot be set up")]
-    Client(#[source] reqwest::Error),
 }
 
 fn address(text: &str) -> Result<Url, HttpError> {
@@ -307,22 +300,6 @@ fn address(text: &str) -> Result<Url, HttpError> {
     }
     url.set_fragment(None);
     Ok(url)
-}
-
-fn client(url: &Url, tls: &Tls, resolver: Resolver, connect: Duration) -> Result<Client, HttpError> {
-    Client::builder()
-        .tls_backend_preconfigured(tls.config(url)?)
-        .dns_resolver(resolver)
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .no_proxy()
-        .referer(false)
-        .connect_timeout(connect)
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .http1_max_headers(ANSWER_HEADERS_MAX)
-        .http2_max_header_list_size(ANSWER_HEADERS_BYTES_MAX)
-        .build()
-        .map_err(HttpError::Client)
 }
 
 /// Sends messages to an address.
@@ -400,21 +377,20 @@ impl HttpSink {
     /// One request, and the judgement of its answer with the beginning of the body; or the judgement of there being none.
     async fn send(&self, request: Request, attempt: &Attempt) -> Result<(Judgement, Excerpt), Judgement> {
         let deadline = Instant::now() + attempt.timeout;
-        let request = self.client.post(self.url.clone()).headers(request.headers).body(request.body);
-        let mut response = match tokio::time::timeout_at(deadline, request.send()).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(failure::judge(error)),
+        let mut answer = match tokio::time::timeout_at(deadline, self.client.post(request)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => return Err(failure::judge(&error)),
             Err(_elapsed) => return Err(failure::timeout(attempt.timeout)),
         };
         let judgement = Judgement {
-            remote: response.remote_addr(),
-            ..response::judge(response.status().as_u16(), response.headers(), &self.classes, SystemTime::now())
+            remote: answer.remote(),
+            ..response::judge(answer.status(), answer.headers(), &self.classes, SystemTime::now())
         };
-        let mut excerpt = Excerpt::of(response.headers());
+        let mut excerpt = Excerpt::of(answer.headers());
         let until = deadline.min(Instant::now() + BODY_TIMEOUT);
         while excerpt.wants_more() {
             // A short body is read even where nobody wants it: only then can the connection serve the next request.
-            match tokio::time::timeout_at(until, response.chunk()).await {
+            match tokio::time::timeout_at(until, answer.chunk()).await {
                 Ok(Ok(Some(chunk))) => excerpt.push(&chunk),
                 Ok(Ok(None)) | Ok(Err(_)) | Err(_) => break,
             }

@@ -167,8 +167,8 @@ fn heads() -> Vec<Case> {
         Case::http("headers_endless", [send("HTTP/1.1 200 OK\r\n"), flood(b"x: y\r\n")], RESET),
         Case::http("header_name_with_nul", [send("HTTP/1.1 200 OK\r\nx\0y: z\r\n\r\n")], RESET),
         Case::http("header_value_with_nul", [send("HTTP/1.1 200 OK\r\nx: \0\r\n\r\n")], RESET),
-        Case::http("continue_for_ever", [Act::Pour("HTTP/1.1 100 Continue\r\n\r\n".into())], TIMED_OUT),
-        Case::http("hints_for_ever", [Act::Pour(hints.into())], TIMED_OUT),
+        Case::http("continue_for_ever", [Act::Flood("HTTP/1.1 100 Continue\r\n\r\n".into())], TIMED_OUT),
+        Case::http("hints_for_ever", [Act::Flood(hints.into())], TIMED_OUT),
         Case::http("hints_then_ok", [send(hints.repeat(3)), status("200", "")], OK),
         Case::http(
             "switching",
@@ -356,19 +356,19 @@ fn http2() -> Vec<Case> {
         Case::http2("h2_goaway_before_the_answer", [Act::Frames(|id| [goaway(id), ok(id)].concat())], OK),
         Case::http2("h2_refused_stream", [Act::Frames(|id| frame(RST_STREAM, 0, id, &[0, 0, 0, 7]))], RESET),
         Case::http2("h2_reset_stream", [Act::Frames(|id| frame(RST_STREAM, 0, id, &[0, 0, 0, 2]))], RESET),
-        Case::http2("h2_reset_storm", [Act::PourFrames(|id| frame(RST_STREAM, 0, id, &[0, 0, 0, 8]))], RESET)
+        Case::http2("h2_reset_storm", [Act::FloodFrames(|id| frame(RST_STREAM, 0, id, &[0, 0, 0, 8]))], RESET)
             .or(TIMED_OUT),
-        Case::http2("h2_settings_flood", [Act::PourFrames(|_| frame(SETTINGS, 0, 0, &[]))], TIMED_OUT),
-        Case::http2("h2_ping_flood", [Act::PourFrames(|_| frame(PING, 0, 0, &[0; 8]))], TIMED_OUT),
+        Case::http2("h2_settings_flood", [Act::FloodFrames(|_| frame(SETTINGS, 0, 0, &[]))], TIMED_OUT),
+        Case::http2("h2_ping_flood", [Act::FloodFrames(|_| frame(PING, 0, 0, &[0; 8]))], TIMED_OUT),
         Case::http2(
             "h2_empty_data_flood",
-            [Act::Frames(ok_with_body), Act::PourFrames(|id| frame(DATA, 0, id, &[]))],
+            [Act::Frames(ok_with_body), Act::FloodFrames(|id| frame(DATA, 0, id, &[]))],
             OK,
         )
         .or(TIMED_OUT),
         Case::http2(
             "h2_hints_for_ever",
-            [Act::PourFrames(|id| frame(HEADERS, END_HEADERS, id, b"\x08\x03103"))],
+            [Act::FloodFrames(|id| frame(HEADERS, END_HEADERS, id, b"\x08\x03103"))],
             TIMED_OUT,
         ),
         Case::http2("h2_zero_window", [], TIMED_OUT).greeted([Act::Frames(|_| setting(INITIAL_WINDOW_SIZE, 0))]),

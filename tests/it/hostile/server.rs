@@ -40,14 +40,11 @@ pub(super) enum Act {
     Send(Bytes),
     /// Writes this again and again, as fast as it is taken.
     Flood(Bytes),
-    /// The same as fast as a slow line: four KiB every ten milliseconds.
-    Pour(Bytes),
     /// Writes this byte by byte, again and again.
     Drip(Bytes, Duration),
-    /// The first three for frames of HTTP/2, which name the stream of the request.
+    /// The first two for frames of HTTP/2, which name the stream of the request.
     Frames(fn(u32) -> Vec<u8>),
     FloodFrames(fn(u32) -> Vec<u8>),
-    PourFrames(fn(u32) -> Vec<u8>),
     Wait(Duration),
     /// Closes the connection.
     Close,
@@ -185,8 +182,6 @@ async fn act(writer: &mut (impl AsyncWrite + Unpin), acts: &[Act], stream: u32) 
             Act::Frames(frames) => writer.write_all(&frames(stream)).await,
             Act::Flood(bytes) => flood(writer, bytes).await,
             Act::FloodFrames(frames) => flood(writer, &frames(stream)).await,
-            Act::Pour(bytes) => pour(writer, bytes).await,
-            Act::PourFrames(frames) => pour(writer, &frames(stream)).await,
             Act::Drip(bytes, pause) => drip(writer, bytes, *pause).await,
             Act::Wait(pause) => {
                 tokio::time::sleep(*pause).await;
@@ -211,15 +206,6 @@ async fn flood(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io:
     let piece = bytes.repeat((64 * 1024 / bytes.len()).max(1));
     loop {
         writer.write_all(&piece).await?;
-    }
-}
-
-async fn pour(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Result<()> {
-    let piece = bytes.repeat((4 * 1024 / bytes.len()).max(1));
-    loop {
-        writer.write_all(&piece).await?;
-        writer.flush().await?;
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -4,7 +4,8 @@ use std::error::Error;
 use std::time::Duration;
 
 use super::address::Refusal;
-use super::address::resolver::NO_ADDRESS;
+use super::address::resolver::{NO_ADDRESS, Unresolved};
+use super::client::{Failure, cause};
 use crate::duration;
 use crate::sink::{Judgement, text};
 use crate::tls::refusal;
@@ -19,22 +20,20 @@ pub(super) fn timeout(after: Duration) -> Judgement {
 }
 
 /// Judges an attempt the client gave up.
-pub(super) fn judge(error: reqwest::Error) -> Judgement {
-    // The address may hold a token.
-    let error = error.without_url();
+pub(super) fn judge(error: &Failure) -> Judgement {
     // Also after the handshake: a server judges a client certificate when the first request may be on its way.
-    if let Some(refused) = refusal::refusal(&error) {
+    if let Some(refused) = refusal::refusal(error) {
         return refused_tls(&refused, error.is_connect());
     }
-    let said = said(&error);
+    let said = said(error);
     if !error.is_connect() {
         // The connection stood, so the request may have arrived, whole or in part.
         return Judgement { maybe: true, ..Judgement::failed(RETRY, "reset", said) };
     }
-    if let Some(refusal) = refusal(&error) {
+    if let Some(refusal) = cause::<Refusal>(error) {
         return Judgement::failed(Verdict::Misconfigured, "address", refusal.to_string());
     }
-    if error.is_dns() {
+    if cause::<Unresolved>(error).is_some() {
         return Judgement::failed(dns(&said), "dns", said);
     }
     Judgement::failed(RETRY, "connect", said)
@@ -47,9 +46,9 @@ fn refused_tls(refused: &refusal::Refusal, is_connect: bool) -> Judgement {
     Judgement { maybe: !is_connect, ..judgement }
 }
 
-/// What happened, without the two outer layers, which only say that it happened to a request of a client.
-fn said(error: &reqwest::Error) -> String {
-    match error.source().and_then(Error::source) {
+/// What happened, without the outer layer, which only says that it happened to a client.
+fn said(error: &Failure) -> String {
+    match error.source() {
         Some(cause) => text::chain(cause),
         None => text::chain(error),
     }
@@ -76,18 +75,6 @@ const UNKNOWN: &[&str] = &[
 fn dns(said: &str) -> Verdict {
     let is_unknown = UNKNOWN.iter().any(|unknown| said.contains(unknown));
     if is_unknown { Verdict::Misconfigured } else { RETRY }
-}
-
-/// Why the address was not connected to, if that is what happened.
-fn refusal(error: &reqwest::Error) -> Option<&Refusal> {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if let Some(refusal) = error.downcast_ref() {
-            return Some(refusal);
-        }
-        cause = error.source();
-    }
-    None
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use outbox::limits::HeaderOwner;
 use outbox::signature::{self, Secret};
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
 use super::attributes::attributes;
 use super::body::{Body, body};

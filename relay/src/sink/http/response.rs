@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{CONTENT_ENCODING, HeaderMap, LOCATION, RETRY_AFTER};
+use hyper::header::{CONTENT_ENCODING, HeaderMap, LOCATION, RETRY_AFTER};
 
 use super::classes::Classes;
 use crate::retry::ASKED_MAX;
@@ -227,7 +227,7 @@ mod tests {
     fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
-            headers.append(*name, reqwest::header::HeaderValue::from_bytes(value.as_bytes()).unwrap());
+            headers.append(*name, hyper::header::HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         headers
     }

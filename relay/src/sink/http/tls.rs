@@ -2,8 +2,8 @@
 //!
 //! Absent: the protocol, which is rustls' affair, and the words for its refusals; see [`crate::tls`].
 
-use reqwest::Url;
 use rustls::{ClientConfig, RootCertStore};
+use url::Url;
 
 use super::HttpError;
 use crate::tls::{self, Proof, Roots, Unusable};
@@ -40,9 +40,7 @@ impl Tls {
             }
             None => None,
         };
-        let mut config = tls::client(proof, identity).map_err(HttpError::Tls)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(config)
+        tls::client(proof, identity).map_err(HttpError::Tls)
     }
 
     /// Without redirects a plain address never comes to speak TLS, and must work on a system without certificates: nobody

@@ -7,16 +7,31 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use hyper_util::client::legacy::connect::dns::Name;
+use tower_service::Service;
 
 use super::{Policy, Refusal};
 
 /// What is said of a name the system knows, without an address for it.
 pub(in crate::sink::http) const NO_ADDRESS: &str = "the name has no address";
 
+/// Why a name leads nowhere.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::sink::http) enum Unresolved {
+    /// The system does not know where, or cannot be asked.
+    #[error(transparent)]
+    Lookup(#[from] io::Error),
+    /// It leads where nothing may be connected to.
+    #[error("the address is refused")]
+    Refused(#[source] Refusal),
+}
+
 /// The system's resolver behind a policy.
+#[derive(Clone)]
 pub(in crate::sink::http) struct Resolver {
     policy: Policy,
     known: Known,
@@ -43,8 +58,16 @@ impl Resolver {
     }
 }
 
-impl Resolve for Resolver {
-    fn resolve(&self, name: Name) -> Resolving {
+impl Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = Unresolved;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Unresolved>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Unresolved>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
         let (policy, known) = (self.policy.clone(), self.known.clone());
         Box::pin(async move {
             // The port is the url's; the client puts it in.
@@ -52,9 +75,9 @@ impl Resolve for Resolver {
             if found.is_empty() {
                 return Err(io::Error::new(io::ErrorKind::NotFound, NO_ADDRESS).into());
             }
-            judged(&policy, name.as_str(), &found)?;
+            judged(&policy, name.as_str(), &found).map_err(Unresolved::Refused)?;
             known.note(&found);
-            Ok(Box::new(found.into_iter()) as Addrs)
+            Ok(found.into_iter())
         })
     }
 }

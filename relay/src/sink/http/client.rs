@@ -1,0 +1,116 @@
+//! Connections to one destination, and requests over them.
+//!
+//! Invariants
+//! - One attempt is at most one request on the wire. Nothing here follows, resends or asks a proxy.
+//! - What a destination says is read no faster than its [`Allowance`] lets it, over all its connections together. So one
+//!   that pours costs others neither processors nor memory, and none of its connections outlives its attempt for long.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::HeaderMap;
+use hyper::{Method, Uri};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpInfo;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::ClientConfig;
+use tokio::time::Instant;
+
+use self::allowance::Allowance;
+use self::connect::Connector;
+use super::address::resolver::Resolver;
+use super::request::Request;
+
+mod allowance;
+mod connect;
+
+/// How long a connection is kept for the next request. Common servers close theirs after five seconds, and a request
+/// that meets a closing connection is an attempt whose outcome nobody knows.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// A connection that carries several requests is asked so often whether it still stands, and has so long to say so. A
+/// request on one that broke without a word would otherwise wait for its timeout, and so would those after it.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How many headers an answer may have, and how large they may be together.
+const HEADERS_MAX: usize = 100;
+const HEADERS_BYTES_MAX: u32 = 64 * 1024;
+
+/// Sends requests to one address.
+#[derive(Clone)]
+pub(super) struct Client {
+    inner: legacy::Client<Connector, Full<Bytes>>,
+    allowance: Arc<Mutex<Allowance>>,
+    uri: Uri,
+}
+
+/// Why no answer came.
+pub(super) type Failure = legacy::Error;
+
+impl Client {
+    /// A client for the address; a connection may take so long to be made.
+    pub(super) fn new(uri: Uri, tls: ClientConfig, resolver: Resolver, connect: Duration) -> Client {
+        let allowance = Arc::new(Mutex::new(Allowance::new(Instant::now())));
+        let connector = Connector::new(tls, resolver, connect, allowance.clone());
+        let inner = legacy::Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .http1_max_headers(HEADERS_MAX)
+            .http1_max_buf_size(HEADERS_BYTES_MAX as usize)
+            .http2_max_header_list_size(HEADERS_BYTES_MAX)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .http2_keep_alive_timeout(PING_TIMEOUT)
+            .build(connector);
+        Client { inner, allowance, uri }
+    }
+
+    /// Sends a request; the answer is there when its head is.
+    pub(super) async fn post(&self, Request { headers, body }: Request) -> Result<Answer, Failure> {
+        allowance::locked(&self.allowance).attempt(Instant::now());
+        let mut request = hyper::Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = headers;
+        self.inner.request(request).await.map(Answer)
+    }
+}
+
+/// The head of an answer, and its body as it comes.
+pub(super) struct Answer(hyper::Response<Incoming>);
+
+impl Answer {
+    pub(super) fn status(&self) -> u16 {
+        self.0.status().as_u16()
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        self.0.headers()
+    }
+
+    /// Who answered.
+    pub(super) fn remote(&self) -> Option<SocketAddr> {
+        self.0.extensions().get().map(HttpInfo::remote_addr)
+    }
+
+    /// The next piece of the body; none at its end.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, hyper::Error> {
+        while let Some(frame) = self.0.body_mut().frame().await {
+            if let Ok(data) = frame?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The first cause of a kind.
+pub(super) fn cause<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    std::iter::successors(Some(error), |&error| error.source()).find_map(|error| error.downcast_ref())
+}

@@ -1,0 +1,154 @@
+//! Makes connections, and counts what comes in over them.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::Uri;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+use tower_service::Service;
+
+use super::allowance::{self, Allowance};
+use crate::duration;
+use crate::sink::http::address::resolver::Resolver;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+
+/// Makes connections of either kind within a time.
+#[derive(Clone)]
+pub(super) struct Connector {
+    https: HttpsConnector<Tcp>,
+    timeout: Duration,
+}
+
+impl Connector {
+    pub(super) fn new(
+        tls: ClientConfig,
+        resolver: Resolver,
+        timeout: Duration,
+        allowance: Arc<Mutex<Allowance>>,
+    ) -> Connector {
+        let mut http = HttpConnector::new_with_resolver(resolver);
+        http.enforce_http(false);
+        http.set_nodelay(true);
+        // Shared out among the addresses of a name.
+        http.set_connect_timeout(Some(timeout));
+        let tcp = Tcp { http, allowance };
+        let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions();
+        Connector { https: https.wrap_connector(tcp), timeout }
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = MaybeHttpsStream<TokioIo<Metered>>;
+    type Error = BoxError;
+    type Future = Connecting<Self::Response>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.https.poll_ready(cx)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connecting, timeout) = (self.https.call(uri), self.timeout);
+        Box::pin(async move {
+            match tokio::time::timeout(timeout, connecting).await {
+                Ok(connected) => connected,
+                Err(_elapsed) => {
+                    let said = format!("no connection within {}", duration::format(timeout));
+                    Err(io::Error::new(io::ErrorKind::TimedOut, said).into())
+                }
+            }
+        })
+    }
+}
+
+/// Makes connections below TLS.
+#[derive(Clone)]
+struct Tcp {
+    http: HttpConnector<Resolver>,
+    allowance: Arc<Mutex<Allowance>>,
+}
+
+impl Service<Uri> for Tcp {
+    type Response = TokioIo<Metered>;
+    type Error = BoxError;
+    type Future = Connecting<Self::Response>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.http.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let (connecting, allowance) = (self.http.call(uri), self.allowance.clone());
+        Box::pin(async move {
+            let tcp = connecting.await?.into_inner();
+            Ok(TokioIo::new(Metered { tcp, allowance, pause: None }))
+        })
+    }
+}
+
+/// A connection that is read no faster than is allowed.
+pub(super) struct Metered {
+    tcp: TcpStream,
+    allowance: Arc<Mutex<Allowance>>,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Connection for Metered {
+    fn connected(&self) -> Connected {
+        self.tcp.connected()
+    }
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // Asked anew after each pause: others may have read what had become free meanwhile.
+        while let Some(pause) = allowance::locked(&this.allowance).pause(Instant::now()) {
+            let until = Instant::now() + pause;
+            let sleep = this.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+            ready!(sleep.as_mut().poll(cx));
+            this.pause = None;
+        }
+        this.pause = None;
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.tcp).poll_read(cx, buf))?;
+        allowance::locked(&this.allowance).read(buf.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().tcp).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().tcp).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+    }
+}
