@@ -55,20 +55,23 @@ pub struct Relay {
     pub draining: bool,
     /// The destinations it serves.
     pub serves: Vec<String>,
-    /// Those of them it attempts nothing at, or one message at a time, because they kept failing.
+    /// Those of them it attempts nothing at, or one message at a time, because they kept failing; and those whose rate limit
+    /// has been in the way.
     pub circuits: Vec<Circuit>,
     /// When it registered.
     pub started_at: DateTime<Utc>,
 }
 
-/// A circuit breaker that is not closed, as its relay tells it.
+/// A circuit breaker that is not closed, or a rate limit that attempts have waited for, for some seconds now, as its relay
+/// tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Circuit {
     /// The destination.
     pub destination: String,
-    /// `open`: nothing is attempted for a while. `half_open`: the next attempt decides.
+    /// `open`: nothing is attempted for a while. `half_open`: the next attempt decides. `limited`: attempts wait for the
+    /// rate limit.
     pub state: String,
-    /// How the last attempt failed.
+    /// How the last attempt failed, or the limit, like `10/h`.
     pub cause: String,
 }
 

@@ -63,6 +63,8 @@ pub(crate) struct Pacer {
     interval: Duration,
     /// When the last one was to start.
     last: Option<Instant>,
+    /// Since when there has always been something that had to wait, and when that was seen last.
+    pressed: Option<(Instant, Instant)>,
 }
 
 impl Pacer {
@@ -83,6 +85,19 @@ impl Pacer {
         self.last.map(|last| last + self.interval).filter(|next| now < *next)
     }
 
+    /// Something has to wait now.
+    pub(crate) fn presses(&mut self, now: Instant) {
+        let since = self.pressed.filter(|(_, seen)| now.saturating_duration_since(*seen) < BREAK);
+        self.pressed = Some((since.map_or(now, |(since, _)| since), now));
+    }
+
+    /// The limit, when it is what attempts have waited for: for a while, without a break.
+    pub(crate) fn in_the_way(&self, now: Instant) -> Option<RateLimit> {
+        let (since, seen) = self.pressed?;
+        let is_lasting = seen.saturating_duration_since(since) >= BREAK && now.saturating_duration_since(seen) < BREAK;
+        self.limit.filter(|_| is_lasting)
+    }
+
     /// One starts now.
     pub(crate) fn started(&mut self, now: Instant) {
         if self.limit.is_some() {
@@ -94,6 +109,8 @@ impl Pacer {
 
 /// More than anybody can mean.
 const COUNT_MAX: u32 = 1_000_000;
+/// A limit that was in the way for less is not spoken of, nor is one that has not been for so long.
+const BREAK: Duration = Duration::from_secs(5);
 /// What a timer that fires late may make up for.
 const LATE: Duration = Duration::from_millis(10);
 
@@ -148,6 +165,29 @@ mod tests {
         assert_eq!(pacer.wait(later), None);
         pacer.started(later);
         assert_eq!(pacer.wait(later), Some(later + Duration::from_millis(90)), "a late timer is made up for, no more");
+    }
+
+    #[test]
+    fn a_limit_is_spoken_of_when_it_lasts() {
+        let (mut pacer, start) = (Pacer::new(RateLimit::parse("10/h")), Instant::now());
+        let at = |secs: u64| start + Duration::from_secs(secs);
+        for (presses, now, told) in [
+            (true, 0, false),
+            (true, 4, false),
+            (false, 6, false),
+            (true, 8, true),
+            (false, 12, true),
+            (false, 13, false),
+            // Something waits again, after a break.
+            (true, 14, false),
+            (true, 18, false),
+            (true, 19, true),
+        ] {
+            if presses {
+                pacer.presses(at(now));
+            }
+            assert_eq!(pacer.in_the_way(at(now)).is_some(), told, "after {now} s");
+        }
     }
 
     #[test]

@@ -73,7 +73,7 @@ fn attention(status: &Status, beats: &Beats, options: &Options) -> Vec<(&'static
         let help = format!("see `relay messages list --destination {name}`");
         found.push(("unserved", format!("no running relay serves {name}, for which {count} wait: {help}")));
     }
-    for (relay, circuit) in circuits(status, beats) {
+    for (relay, circuit) in circuits(status, beats).filter(|(_, circuit)| circuit.state != LIMITED) {
         let name = &circuit.destination;
         let text = format!("{name} fails at every attempt of {}: {}", relay.name, circuit.cause);
         found.push(("circuit", text));
@@ -97,7 +97,10 @@ fn is_served(status: &Status, beats: &Beats, destination: &str) -> bool {
     living(status, beats).any(|relay| relay.serves.iter().any(|served| served == destination))
 }
 
-/// Circuit breakers that are not closed, of relays that are not known to be dead.
+/// The state of a destination that is as slow as somebody wanted it to be.
+pub(super) const LIMITED: &str = "limited";
+
+/// Circuit breakers that are not closed, and rate limits that are in the way, of relays that are not known to be dead.
 fn circuits<'s>(status: &'s Status, beats: &'s Beats) -> impl Iterator<Item = (&'s RelaySeen, &'s Circuit)> {
     status.circuits.iter().filter_map(|(id, circuit)| {
         let relay = living(status, beats).find(|relay| relay.id == *id)?;
@@ -153,7 +156,7 @@ pub(super) fn as_text(status: &Status, beats: &Beats) -> String {
             .collect(),
     );
     part(
-        &["CIRCUIT", "STANDS", "AT RELAY", "LAST FAILURE"],
+        &["CIRCUIT", "STANDS", "AT RELAY", "LAST FAILURE OR LIMIT"],
         circuits(status, beats)
             .map(|(relay, circuit)| {
                 let stands = circuit.state.replace('_', " ");
@@ -437,16 +440,22 @@ mod tests {
             state: state.into(),
             cause: "connect: connection refused".into(),
         };
+        status.circuits = vec![(a, circuit("limited"))];
+        let span = Duration::from_secs(300);
+        let look = crate::cli::args::Look { wait: None };
+        let options = Options { exit_code: true, dead_max: 0, due_max: span, pending_max: span, look };
+        let told = |status: &Status, beats: &Beats| -> Vec<&str> {
+            attention(status, beats, &options).into_iter().map(|(code, _)| code).collect()
+        };
+        let told_of_limits = told(&status, &Beats::default());
+        assert!(!told_of_limits.contains(&"circuit"), "somebody wanted it so: {told_of_limits:?}");
         status.circuits = vec![(a, circuit("half_open")), (b, circuit("open"))];
         let dead = Beats::still_for(&[b], LEASE, LEASE);
         let text = as_text(&status, &dead);
         let shown: Vec<&str> = text.lines().filter(|line| line.starts_with("billing")).collect();
         assert_eq!(shown, ["billing  half open  shop-1    connect: connection refused"], "{text}");
         assert_eq!(as_json(&status, &dead)["circuits"][0]["state"], "half_open");
-        let span = Duration::from_secs(300);
-        let look = crate::cli::args::Look { wait: None };
-        let options = Options { exit_code: true, dead_max: 0, due_max: span, pending_max: span, look };
-        let told: Vec<_> = attention(&status, &dead, &options).into_iter().map(|(code, _)| code).collect();
+        let told = told(&status, &dead);
         assert!(told.contains(&"circuit"), "{told:?}");
     }
 

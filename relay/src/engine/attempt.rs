@@ -63,6 +63,10 @@ impl Engine {
                 }
                 self.begin(lane, work, now);
             }
+            let state = &mut self.lanes[lane];
+            if state.lane.queued() > 0 && !state.lane.is_closed() && state.pacer.wait(now).is_some() {
+                state.pacer.presses(now);
+            }
         }
         if turn == Turn::One {
             self.start_alone(now);

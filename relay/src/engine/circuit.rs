@@ -1,7 +1,7 @@
 //! What follows from the circuit breakers of the destinations.
 //!
 //! Each relay judges for itself: one that cannot reach a destination from where it runs must not stop the others. What
-//! stands open is told in the relay's row, for people to see.
+//! stands open is told in the relay's row, for people to see, and so are rate limits that attempts have to wait for.
 
 use std::time::{Duration, Instant};
 
@@ -64,9 +64,9 @@ impl Engine {
             .lanes
             .iter()
             .filter_map(|state| {
-                let word = state.breaker.word()?;
-                let (destination, cause) = (state.served.name.to_string(), state.cause.clone());
-                Some(Circuit { destination, state: word.to_owned(), cause })
+                let limited = || state.pacer.in_the_way(now).map(|limit| ("limited", limit.to_string()));
+                let (word, cause) = state.breaker.word().map(|word| (word, state.cause.clone())).or_else(limited)?;
+                Some(Circuit { destination: state.served.name.to_string(), state: word.to_owned(), cause })
             })
             .collect();
         if circuits == self.circuits.told {

@@ -164,6 +164,22 @@ async fn a_rate_limit_is_kept_by_all_relays_together(database: TestDatabase) {
 }
 for_each_database!(a_rate_limit_is_kept_by_all_relays_together);
 
+async fn a_rate_limit_that_is_in_the_way_is_told(database: TestDatabase) {
+    let receiver = Receiver::always(Answer::status(200)).await;
+    let limit = relay::RateLimit::parse("10/h").unwrap();
+    let relay = relay_on(&database).destination(Http::new("limited", receiver.url("/")).rate_limit(limit));
+    let relay = Running::start(relay).await;
+    let told = r#"SELECT count(*) FROM outbox_relays WHERE circuits LIKE '%"limited","cause":"10/h"%'"#;
+    enqueue(&database, [plain("1")]);
+    receiver.wait_until(LIMIT, "the first", |requests| requests.len() == 1).await;
+    assert_eq!(database.query_i64(told), 0, "nothing waits");
+    enqueue(&database, (2..5).map(|n| plain(&n.to_string())));
+    until(&database, "the limit is told", || database.query_i64(told) == 1).await;
+    assert_eq!(receiver.requests().len(), 1);
+    relay.stop().await;
+}
+for_each_database!(a_rate_limit_that_is_in_the_way_is_told);
+
 #[tokio::test]
 async fn one_answer_may_mean_something_else_to_one_destination() {
     let database = TestDatabase::with_schema(Kind::Sqlite);

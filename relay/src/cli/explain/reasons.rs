@@ -14,7 +14,7 @@ use outbox::relays::Relays;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::cli::status::rounded;
+use crate::cli::status::{LIMITED, rounded};
 use crate::cli::stored::time;
 use crate::config::suggestion;
 use crate::duration;
@@ -361,12 +361,17 @@ impl Reasons<'_> {
             let circuit = relay.circuits.iter().find(|circuit| circuit.destination == name)?;
             Some((&relay.name, circuit))
         }) {
-            let text = format!(
-                "{name} failed at every attempt of relay {relay} ({}): that relay tries one message now and then, at least \
-                 once a minute, and sends the others when one succeeds",
-                circuit.cause
-            );
-            self.add("circuit", text, Some(format!("repair {name}, or the way to it")));
+            let cause = &circuit.cause;
+            if circuit.state == LIMITED {
+                let text = format!("{name} is called {cause} by all relays together, and what is more than that waits");
+                self.add("rate_limit", text, Some(format!("wait, or raise `rate_limit` of {name}")));
+            } else {
+                let text = format!(
+                    "{name} failed at every attempt of relay {relay} ({cause}): that relay tries one message now and then, at \
+                     least once a minute, and sends the others when one succeeds"
+                );
+                self.add("circuit", text, Some(format!("repair {name}, or the way to it")));
+            }
         }
         let relays = &self.facts.relays.relays;
         if !relays.is_empty() && !relays.iter().any(|relay| relay.serves.iter().any(|served| served == name)) {
@@ -389,7 +394,7 @@ impl Reasons<'_> {
 
 /// True for reasons that keep a delivery from being attempted.
 fn is_obstacle(reason: &Reason) -> bool {
-    matches!(reason.code, "paused" | "held" | "circuit" | "unserved" | "unknown_destination" | "expired")
+    matches!(reason.code, "paused" | "held" | "circuit" | "rate_limit" | "unserved" | "unknown_destination" | "expired")
 }
 
 fn matches(pattern: &str, topic: &str) -> bool {
