@@ -23,8 +23,7 @@ use crate::retry::RetryPolicy;
 use crate::route::Pattern;
 use crate::sink::AfterDeadLetter;
 use crate::sink::Ordering;
-use crate::sink::http::Network;
-use crate::sink::http::{Class, Status};
+use crate::sink::http::{Class, Network, Status, is_source};
 use crate::tls::Unusable;
 
 /// What is wrong with the configuration of a relay without destinations.
@@ -143,9 +142,8 @@ fn relay(into: &mut RelayOptions, section: Section<'_, '_>) {
     section.set("shutdown_grace", &mut into.shutdown_grace, duration_in(Duration::ZERO..=HOUR));
     section.set("in_hands", &mut into.in_hands, number_in(1..=100_000));
     section.set("in_hands_bytes", &mut into.in_hands_bytes, bytes_in(1 << 20..=64 << 30));
-    let source = text("a URI reference such as `/shop`", "^[!-~]+$", |source| {
-        (!source.is_empty() && source.chars().all(|c| c.is_ascii_graphic())).then(|| source.to_owned())
-    });
+    let source =
+        text("a URI reference such as `/shop`", "^[!-~]+$", |source| is_source(source).then(|| source.to_owned()));
     section.set("source", &mut into.source, source);
     if into.poll_idle < into.poll_busy {
         section.problem(

@@ -45,6 +45,7 @@ mod response;
 mod tls;
 
 pub use self::address::Network;
+pub(crate) use self::attributes::is_source;
 pub use self::classes::{Class, Status};
 pub use self::mode::Mode;
 
@@ -238,6 +239,9 @@ impl Http {
     /// The same where an attempt may take so long. Making the connection may take less of it, so that what was never sent
     /// is told from what may have arrived.
     pub(crate) fn sink_within(&self, source: &str, timeout: Duration) -> Result<HttpSink, HttpError> {
+        if !is_source(source) {
+            return Err(HttpError::Source { source_name: source.to_owned() });
+        }
         let url = address(&self.url)?;
         self.policy.url(&url).map_err(|refusal| HttpError::Url { problem: refusal.to_string() })?;
         let headers = request::fixed(&self.headers)?;
@@ -267,6 +271,12 @@ pub enum HttpError {
     Url {
         /// What is wrong with it.
         problem: String,
+    },
+    /// The source is none that CloudEvents allows.
+    #[error("the source `{source_name}` cannot be used: it is no URI reference such as `/shop`")]
+    Source {
+        /// What was given.
+        source_name: String,
     },
     /// A header cannot be sent, or is one the relay sets itself.
     #[error("the header `{name}` cannot be used: {problem}")]

@@ -19,9 +19,9 @@ pub(crate) fn cleaned(text: &str) -> String {
                 skip_sequence(&mut chars);
                 continue;
             }
-            '\n' | '\r' | '\t' => ' ',
+            '\n' | '\r' | '\t' | '\u{2028}' | '\u{2029}' => ' ',
             // A body that is not UTF-8 arrives as replacement characters; a line of them tells nobody anything.
-            c if c.is_control() || is_direction_mark(c) || c == char::REPLACEMENT_CHARACTER => continue,
+            c if c.is_control() || is_unseen(c) || c == char::REPLACEMENT_CHARACTER => continue,
             c => c,
         };
         if c == ' ' && (clean.is_empty() || clean.ends_with(' ')) {
@@ -78,8 +78,17 @@ fn skip_sequence(chars: &mut std::str::Chars<'_>) {
     }
 }
 
-fn is_direction_mark(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// Marks that turn the direction of writing, and characters that show nothing and may say something all the same.
+fn is_unseen(c: char) -> bool {
+    matches!(
+        c,
+        '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
 }
 
 #[cfg(test)]
@@ -99,6 +108,8 @@ mod tests {
             ("a\u{1b}[12\u{e9}b", "a\u{e9}b"),
             ("nul\0bell\u{7}c1\u{9b}31m", "nulbellc131m"),
             ("\u{202e}evil", "evil"),
+            ("\u{feff}no\u{200b}thing\u{e0041}\u{e007f} hid\u{2060}den", "nothing hidden"),
+            ("one\u{2028}two\u{2029}three", "one two three"),
             ("caf\u{e9} \u{1f980}", "caf\u{e9} \u{1f980}"),
             ("\u{fffd}\u{fffd}PNG\u{fffd}", "PNG"),
         ] {

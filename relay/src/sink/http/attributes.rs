@@ -48,6 +48,29 @@ pub(super) fn attributes(message: &Message, source: &str, traceparent: Option<&s
     attributes
 }
 
+/// True for what CloudEvents allows as a source: a URI reference (RFC 3986), and not an empty one.
+pub(crate) fn is_source(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/?#[]@!$&'()*+,;=%".contains(&byte);
+    let escapes = text.split('%').skip(1);
+    let mut escapes = escapes.map(|after| after.get(..2).is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit())));
+    // A colon in the first segment ends a scheme.
+    let first = text.split(['/', '?', '#']).next().unwrap_or_default();
+    let has_scheme = |scheme: &str| {
+        scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+    };
+    // Brackets stand around an IPv6 address and nowhere else.
+    let brackets = |part: &str| part.contains(['[', ']']);
+    let authority =
+        text.split_once("//").map_or("", |(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or_default());
+    !text.is_empty()
+        && text.bytes().all(is_allowed)
+        && escapes.all(|is_right| is_right)
+        && text.matches('#').count() <= 1
+        && first.split_once(':').is_none_or(|(scheme, _)| has_scheme(scheme))
+        && !brackets(&text.replacen(authority, "", 1))
+}
+
 /// An instant as RFC 3339 writes it, to the microsecond, which is what databases keep.
 pub(super) fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Micros, true)
@@ -82,6 +105,41 @@ mod tests {
             assert_eq!(of_key(bytes), [("ce-partitionkeybase64", encoded)], "{bytes:?}");
         }
         assert_eq!(of_key(b""), [], "an attribute is never empty");
+    }
+
+    #[test]
+    fn a_source_is_a_uri_reference() {
+        for source in [
+            "/",
+            "/shop",
+            "shop",
+            "urn:shop:1",
+            "https://shop.example/a?b#c",
+            "//h:1/x",
+            "mailto:a@b",
+            "%20",
+            "http://[::1]:8/",
+        ] {
+            assert!(is_source(source), "{source}");
+        }
+        for source in [
+            "",
+            "my shop",
+            "<shop>",
+            "{shop}",
+            "1:2",
+            ":",
+            "a%2",
+            "100%",
+            "%zz",
+            "a#b#c",
+            "a\\b",
+            "caf\u{e9}",
+            "/[x]",
+            "a|b",
+        ] {
+            assert!(!is_source(source), "{source}");
+        }
     }
 
     #[test]

@@ -23,10 +23,15 @@ pub(super) struct Body {
 /// The body of a message with these attributes.
 pub(super) fn body(mode: Mode, message: &Message, attributes: &[Attribute]) -> Body {
     match mode {
-        Mode::Binary | Mode::Raw => Body { bytes: message.payload.clone(), content_type: message.content_type.clone() },
+        Mode::Binary | Mode::Raw => Body { bytes: message.payload.clone(), content_type: declared(message).to_owned() },
         Mode::Structured => structured(message, attributes),
         Mode::Standard => standard(message),
     }
+}
+
+/// The content type without the blanks around it, which no header keeps; of blanks alone nothing is left.
+fn declared(message: &Message) -> &str {
+    message.content_type.trim_matches([' ', '\t'])
 }
 
 /// A CloudEvent in the JSON format.
@@ -35,8 +40,8 @@ fn structured(message: &Message, attributes: &[Attribute]) -> Body {
     for (name, value) in attributes {
         object.text(bare(name), value);
     }
-    if !message.content_type.is_empty() {
-        object.text("datacontenttype", &message.content_type);
+    if !declared(message).is_empty() {
+        object.text("datacontenttype", declared(message));
     }
     object.data(Data::of(message));
     object.end("application/cloudevents+json")

@@ -35,12 +35,59 @@ impl Data<'_> {
         // Whatever its type says: it is packed.
         let kind = if is_encoded(&message.headers) { Kind::Bytes } else { kind(&message.content_type) };
         match from_utf8(payload) {
-            Ok(text) if kind == Kind::Json && serde_json::from_str::<IgnoredAny>(text).is_ok() => Data::Json(text),
+            Ok(text) if kind == Kind::Json && is_readable(text) => Data::Json(text),
             Ok(text) if kind == Kind::Text => Data::Text(text),
             _ => Data::Bytes(payload),
         }
     }
 }
+
+/// True for JSON that a receiver's parser can read within an envelope. Many refuse the whole of it for one value that is
+/// nested too deeply, or for half of a surrogate pair.
+fn is_readable(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_ok() && depth(text) <= DEPTH_MAX && !has_lone_surrogate(text)
+}
+
+/// How deeply arrays and objects of valid JSON are nested.
+fn depth(text: &str) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut is_escaped) = (0_usize, 0, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// True when an escape of valid JSON names one half of a character that takes two.
+fn has_lone_surrogate(text: &str) -> bool {
+    let mut rest = text;
+    let mut high = false;
+    while let Some(at) = rest.find('\\') {
+        let escape = &rest[at + 1..];
+        let unit = escape.strip_prefix('u').and_then(|digits| u16::from_str_radix(digits.get(..4)?, 16).ok());
+        let is_low = unit.is_some_and(|unit| (0xdc00..=0xdfff).contains(&unit));
+        // The second half follows at once.
+        if high != is_low || high && at > 0 {
+            return true;
+        }
+        high = unit.is_some_and(|unit| (0xd800..=0xdbff).contains(&unit));
+        rest = &escape[if unit.is_some() { 5 } else { 1 }..];
+    }
+    high
+}
+
+/// With the envelope around it this is 64, what .NET's parser reads unless it is told otherwise
+/// (`JsonReaderOptions.MaxDepth`); the others read more.
+const DEPTH_MAX: usize = 63;
 
 fn is_encoded(headers: &Headers) -> bool {
     let Headers::Decoded(headers) = headers else { return false };
@@ -117,6 +164,29 @@ mod tests {
         for (encoding, expected) in [("gzip", Data::Bytes(b"{}")), ("Identity", Data::Json("{}"))] {
             let headers = Headers::Decoded([("Content-Encoding".to_owned(), encoding.to_owned())].into());
             assert_eq!(Data::of(&Message { headers, ..message() }), expected);
+        }
+    }
+
+    #[test]
+    fn what_many_parsers_refuse_is_carried_as_bytes() {
+        let nested = |depth: usize| format!("{}\"[{{\\\"[[\"{}", "[".repeat(depth), "]".repeat(depth));
+        for (payload, is_json) in [
+            (nested(63), true),
+            (nested(64), false),
+            (nested(100_000), false),
+            (format!("[{}{{}}]", "[],".repeat(1000)), true),
+            (r#""\ud83d\ude00 \u20ac \n\\""#.to_owned(), true),
+            (r#""\uD83D\uDE00\uD83D\uDE00""#.to_owned(), true),
+            (r#""\\ud83d""#.to_owned(), true),
+            (r#""\ud83d""#.to_owned(), false),
+            (r#""\ude00""#.to_owned(), false),
+            (r#""\ud83d \ude00""#.to_owned(), false),
+            (r#""\ud83d\n""#.to_owned(), false),
+            (r#"["\ud83d","\ude00"]"#.to_owned(), false),
+        ] {
+            let message = Message { payload: payload.clone().into(), ..message() };
+            let payload = &payload[..payload.len().min(200)];
+            assert_eq!(matches!(Data::of(&message), Data::Json(_)), is_json, "{payload}");
         }
     }
 

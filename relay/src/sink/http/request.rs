@@ -51,7 +51,10 @@ pub(super) struct Request {
 /// Builds a request, or says what in the message cannot be a header.
 pub(super) fn request(message: &Message, attempt: &Attempt, setup: &Setup, now: SystemTime) -> Result<Request, String> {
     let mut headers = stored(&message.headers)?;
-    let traceparent = headers.get(TRACEPARENT).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
+    // Of several none is the right one (W3C Trace Context, 3.2.1); they are sent as they are.
+    let mut contexts = headers.get_all(TRACEPARENT).iter();
+    let traceparent = contexts.next().filter(|_| contexts.next().is_none());
+    let traceparent = traceparent.and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
     let attributes = attributes(message, &setup.source, traceparent);
     // Also where it travels in the body, so that a message is not a good one in one mode and a bad one in another.
     HeaderValue::from_bytes(message.content_type.as_bytes())
@@ -334,12 +337,28 @@ x-tenant: caf\u{e9}
 
     #[test]
     fn an_empty_payload_has_a_length_and_an_unknown_type_none() {
-        let message = Message { payload: Bytes::new(), content_type: String::new(), ..message() };
-        let headers = build(&message, &[]).unwrap();
-        assert_eq!(headers[CONTENT_LENGTH], "0");
-        assert!(!headers.contains_key(CONTENT_TYPE), "an attribute is never empty");
+        let empty = Message { payload: Bytes::new(), content_type: String::new(), ..message() };
+        let message = Message { content_type: " \t".to_owned(), ..empty.clone() };
+        for message in [&empty, &message] {
+            let headers = build(message, &[]).unwrap();
+            assert_eq!(headers[CONTENT_LENGTH], "0");
+            assert!(!headers.contains_key(CONTENT_TYPE), "an attribute is never empty");
+        }
         let sent = request(&message, &attempt(), &setup(Mode::Structured, &[]), now()).unwrap();
         assert!(!sent.headers.contains_key(CONTENT_LENGTH));
+    }
+
+    #[test]
+    fn of_several_trace_contexts_none_becomes_an_attribute() {
+        const CONTEXT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let of = |names: &[&str]| {
+            let headers = names.iter().map(|name| ((*name).to_owned(), CONTEXT.to_owned())).collect();
+            build(&Message { headers: Headers::Decoded(headers), ..message() }, &[]).unwrap()
+        };
+        assert_eq!(of(&["TraceParent"])["ce-traceparent"], CONTEXT);
+        let several = of(&["traceparent", "TraceParent"]);
+        assert_eq!(several.get_all(TRACEPARENT).iter().count(), 2);
+        assert!(!several.contains_key("ce-traceparent"));
     }
 
     #[test]
