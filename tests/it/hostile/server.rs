@@ -101,6 +101,10 @@ impl Endpoint {
         format!("{scheme}://{}/hooks", self.address)
     }
 
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// How many attempts arrived, as far as this endpoint can tell them: by requests, or by connections where none is read.
     pub(super) fn attempts(&self) -> Option<usize> {
         match self.speaks {
