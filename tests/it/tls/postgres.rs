@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{COMMANDS, LIMIT, Stage, command_on, commands_work, delivers, good, is_refused};
 use crate::cli;
+use crate::delivery::stage::{Running, millis, until, until_waiting};
 
 /// Roles that come by TLS only: one by its certificate, one by its password.
 const ACCESS: &str = "host all postgres 127.0.0.1/32 trust\n\
@@ -79,6 +80,23 @@ async fn a_transactional_handler_of_a_program_works_over_tls() {
     let drained = tokio::time::timeout(LIMIT, relay.drain()).await.unwrap().unwrap();
     assert_eq!(drained.delivered, 1);
     assert_eq!(stage.database.query_i64("SELECT count(*) FROM handled WHERE id = 7 AND encrypted"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_whose_time_is_up_is_stopped_over_tls() {
+    let stage = stage();
+    let handler = Handler::transactional("slow", async |_: Placed, conn: &mut AsyncPgConnection, _context: Context| {
+        diesel::sql_query("SELECT pg_sleep(600)").execute(conn).await.map(drop)
+    });
+    stage.database.exec("INSERT INTO outbox_messages (topic, payload) VALUES ('t', '{\"id\": 7}')");
+    let relay = Relay::builder(stage.url("certified", CERTIFIED)).destination(handler.timeout(millis(700)));
+    let relay = Running::start(relay).await;
+    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'certified' AND query LIKE 'SELECT pg_sleep%' \
+                  AND state = 'active'";
+    until(&stage.database, "it sleeps", || stage.database.query_i64(asleep) == 1).await;
+    until_waiting(&stage.database, &["slow retry"]).await;
+    until(&stage.database, "it was woken", || stage.database.query_i64(asleep) == 0).await;
+    relay.stop().await;
 }
 
 #[test]
