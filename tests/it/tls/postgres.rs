@@ -86,6 +86,8 @@ async fn a_transactional_handler_of_a_program_works_over_tls() {
 async fn a_statement_whose_time_is_up_is_stopped_over_tls() {
     let stage = stage();
     let handler = Handler::transactional("slow", async |_: Placed, conn: &mut AsyncPgConnection, _context: Context| {
+        // Without the limit that stops it as well, where nobody could be asked.
+        diesel::sql_query("SET LOCAL statement_timeout = 0").execute(conn).await?;
         diesel::sql_query("SELECT pg_sleep(600)").execute(conn).await.map(drop)
     });
     stage.database.exec("INSERT INTO outbox_messages (topic, payload) VALUES ('t', '{\"id\": 7}')");
