@@ -34,7 +34,11 @@ async fn body_is_the_same_bytes_on_every_attempt_and_after_a_redrive(database: T
         builder = builder.destination(http.signing_key(pair.clone()).signing_key(shared.clone()));
     }
     let relay = Running::start(builder).await;
-    let payloads: [(&str, &[u8]); 4] = [
+    let nested = format!("{}{}", "[".repeat(2_000), "]".repeat(2_000));
+    let payloads: [(&str, &[u8]); 7] = [
+        ("application/json", nested.as_bytes()),
+        ("application/json", br#"["\ud83d", 1e999, -0.0, 12345678901234567890123]"#),
+        ("application/problem+json; charset=latin1", b"{\"a\":1,\"a\":2}"),
         ("application/json", b" {\"n\": 1.0, \"text\": \"\\u20ac\"}\n"),
         ("application/json", b"{broken"),
         ("text/plain", "Grüße \u{1f600}\r\n".as_bytes()),
@@ -45,7 +49,7 @@ async fn body_is_the_same_bytes_on_every_attempt_and_after_a_redrive(database: T
     });
     enqueue(&database, messages);
     let rejected: Vec<String> =
-        Mode::ALL.iter().flat_map(|(name, _)| std::iter::repeat_n(format!("{name} rejected"), 4)).collect();
+        Mode::ALL.iter().flat_map(|(name, _)| std::iter::repeat_n(format!("{name} rejected"), payloads.len())).collect();
     let mut rejected: Vec<&str> = rejected.iter().map(String::as_str).collect();
     rejected.sort_unstable();
     until_dead(&database, &rejected).await;
