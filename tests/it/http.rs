@@ -74,6 +74,7 @@ async fn a_message_arrives_byte_for_byte_under_its_headers() {
     headers.retain(|line| !line.starts_with("webhook-timestamp: "));
     headers.sort();
     let expected = [
+        "accept: */*".to_owned(),
         "authorization: Bearer 1".to_owned(),
         "ce-id: 01935a7e-0000-7000-8000-00000000002a".to_owned(),
         "ce-partitionkey: customer%20%E2%82%AC".to_owned(),

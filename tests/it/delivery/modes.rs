@@ -48,8 +48,10 @@ async fn body_is_the_same_bytes_on_every_attempt_and_after_a_redrive(database: T
         Envelope::raw("t", payload).content_type(content_type).key("Euro \u{20ac}").header("x-tenant", "eu")
     });
     enqueue(&database, messages);
-    let rejected: Vec<String> =
-        Mode::ALL.iter().flat_map(|(name, _)| std::iter::repeat_n(format!("{name} rejected"), payloads.len())).collect();
+    let rejected: Vec<String> = Mode::ALL
+        .iter()
+        .flat_map(|(name, _)| std::iter::repeat_n(format!("{name} rejected"), payloads.len()))
+        .collect();
     let mut rejected: Vec<&str> = rejected.iter().map(String::as_str).collect();
     rejected.sort_unstable();
     until_dead(&database, &rejected).await;

@@ -23,6 +23,10 @@ use tokio_rustls::server::TlsStream;
 
 use super::{LIMIT, NAMES, file, good};
 
+/// Where a server answers with this much.
+const LARGE: &str = "/large";
+const LARGE_BYTES: usize = 300 * 1024;
+
 /// What a server was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
@@ -142,7 +146,11 @@ async fn answer(stream: TlsStream<TcpStream>, seen: Arc<Mutex<Vec<Seen>>>) {
             // A body arrives only while the connection is asked for the next request.
             tokio::spawn(async move {
                 saw(request.body_mut().data().await.unwrap().unwrap());
-                respond.send_response(axum::http::Response::new(()), true).unwrap();
+                let is_large = request.uri().path() == LARGE;
+                let mut body = respond.send_response(axum::http::Response::new(()), !is_large).unwrap();
+                if is_large {
+                    body.send_data(Bytes::from(vec![b'x'; LARGE_BYTES]), true).unwrap();
+                }
             });
         }
         return;
@@ -164,6 +172,32 @@ async fn answer(stream: TlsStream<TcpStream>, seen: Arc<Mutex<Vec<Seen>>>) {
     saw(Bytes::copy_from_slice(&read[end..]));
     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
     let _ = stream.shutdown().await;
+}
+
+#[tokio::test]
+async fn large_answers_over_http_2_do_not_slow_a_destination_down() {
+    const ATTEMPTS: usize = 256;
+    let authority = Authority::new("Shop");
+    let server = Endpoint::start(spoken(&good(&authority), None, &MODERN, &["h2"])).await;
+    let http = Http::new("billing", format!("https://{}{LARGE}", server.address)).ca(authority.pem());
+    let sink = http.sink("/shop").unwrap();
+    let began = std::time::Instant::now();
+    let mut attempts = tokio::task::JoinSet::new();
+    for n in 0..ATTEMPTS {
+        if n >= 16 {
+            attempts.join_next().await.unwrap().unwrap();
+        }
+        let sink = sink.clone();
+        attempts.spawn(async move {
+            let (message, timeout) = (crate::http::message("{}"), Duration::from_secs(20));
+            let attempt = Attempt { destination: "billing".into(), number: 1, timeout, unit: Unit::Shared };
+            assert_eq!(sink.attempt(&message, &attempt).await.verdict, Verdict::Delivered);
+        });
+    }
+    attempts.join_all().await;
+    assert_eq!(server.seen().len(), ATTEMPTS);
+    // Nobody reads them to their end. Were they read at the pace of what nobody has asked for, it would take minutes.
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
 }
 
 async fn attempt(http: &Http) -> Judgement {

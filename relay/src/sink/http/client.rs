@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::header::HeaderMap;
+use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
 use hyper::{Method, Uri};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpInfo;
@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
 use tokio::time::Instant;
 
-use self::allowance::Allowance;
+use self::allowance::{Allowance, UnderWay};
 use self::connect::Connector;
 use super::address::resolver::Resolver;
 use super::request::Request;
@@ -33,14 +33,17 @@ mod connect;
 /// that meets a closing connection is an attempt whose outcome nobody knows.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// A connection that carries several requests is asked so often whether it still stands, and has so long to say so. A
-/// request on one that broke without a word would otherwise wait for its timeout, and so would those after it.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How many headers an answer may have, and how large they may be together.
+/// How many headers an answer may have where the protocol lets us say so, and how large they may be together.
 const HEADERS_MAX: usize = 100;
 const HEADERS_BYTES_MAX: u32 = 64 * 1024;
+
+/// How much of a body is sent over HTTP/2 before anybody has read of it. Most of a large one is never read, and what was
+/// sent all the same comes before the other answers.
+///
+/// Smaller windows would cost less still, but Node.js ends the connection when what it could not send of many answers adds
+/// up (`maxSessionMemory`).
+const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
 /// Sends requests to one address.
 #[derive(Clone)]
@@ -65,43 +68,49 @@ impl Client {
             .http1_max_headers(HEADERS_MAX)
             .http1_max_buf_size(HEADERS_BYTES_MAX as usize)
             .http2_max_header_list_size(HEADERS_BYTES_MAX)
-            .http2_keep_alive_interval(PING_INTERVAL)
-            .http2_keep_alive_timeout(PING_TIMEOUT)
+            .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .build(connector);
         Client { inner, allowance, uri }
     }
 
     /// Sends a request; the answer is there when its head is.
     pub(super) async fn post(&self, Request { headers, body }: Request) -> Result<Answer, Failure> {
-        allowance::locked(&self.allowance).attempt(Instant::now());
+        let under_way = UnderWay::begins(&self.allowance);
         let mut request = hyper::Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = headers;
-        self.inner.request(request).await.map(Answer)
+        // Whatever they answer is taken. Some firewalls take a request that does not say so for an attack.
+        request.headers_mut().entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
+        let response = self.inner.request(request).await?;
+        Ok(Answer { response, _under_way: under_way })
     }
 }
 
 /// The head of an answer, and its body as it comes.
-pub(super) struct Answer(hyper::Response<Incoming>);
+pub(super) struct Answer {
+    response: hyper::Response<Incoming>,
+    _under_way: UnderWay,
+}
 
 impl Answer {
     pub(super) fn status(&self) -> u16 {
-        self.0.status().as_u16()
+        self.response.status().as_u16()
     }
 
     pub(super) fn headers(&self) -> &HeaderMap {
-        self.0.headers()
+        self.response.headers()
     }
 
     /// Who answered.
     pub(super) fn remote(&self) -> Option<SocketAddr> {
-        self.0.extensions().get().map(HttpInfo::remote_addr)
+        self.response.extensions().get().map(HttpInfo::remote_addr)
     }
 
     /// The next piece of the body; none at its end.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, hyper::Error> {
-        while let Some(frame) = self.0.body_mut().frame().await {
+        while let Some(frame) = self.response.body_mut().frame().await {
             if let Ok(data) = frame?.into_data() {
                 return Ok(Some(data));
             }

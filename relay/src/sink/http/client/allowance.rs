@@ -5,7 +5,7 @@
 //! Each attempt allows for more than its answer is read, so whoever answers is never slowed down. Without an attempt it is a
 //! steady trickle. What was said beyond that stays in the buffers of the network until its time has come.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,24 +16,35 @@ pub(super) struct Allowance {
     /// Below zero, more was read at once than was allowed.
     left: i64,
     at: Instant,
+    under_way: u32,
 }
 
-/// For an attempt: the head of an answer, what is read of its body, and what comes with them.
-const PER_ATTEMPT: i64 = 128 * 1024;
+/// For an attempt: the head of an answer, which may come to twice its limit before that is looked at, a window's worth of
+/// its body, and what comes with them.
+const PER_ATTEMPT: i64 = 768 * 1024;
 /// For a second: certificates, and words of the protocol.
 const PER_SECOND: i64 = 512 * 1024;
-/// What is not used adds up to this.
-const MAX: i64 = 4 * 1024 * 1024;
+/// What is not used adds up to this, beside what the attempts under way allow for.
+const SPARE_MAX: i64 = 4 * 1024 * 1024;
 
 impl Allowance {
     pub(super) fn new(now: Instant) -> Allowance {
-        Allowance { left: PER_SECOND, at: now }
+        Allowance { left: PER_SECOND, at: now, under_way: 0 }
     }
 
-    /// An attempt begins.
-    pub(super) fn attempt(&mut self, now: Instant) {
+    fn begins(&mut self, now: Instant) {
         self.pass(now);
-        self.left = (self.left + PER_ATTEMPT).min(MAX);
+        self.under_way += 1;
+        self.left = self.left.saturating_add(PER_ATTEMPT).min(self.max());
+    }
+
+    fn ends(&mut self) {
+        self.under_way = self.under_way.saturating_sub(1);
+        self.left = self.left.min(self.max());
+    }
+
+    fn max(&self) -> i64 {
+        SPARE_MAX + i64::from(self.under_way) * PER_ATTEMPT
     }
 
     /// So many bytes were read.
@@ -55,8 +66,24 @@ impl Allowance {
         // What is less than a byte adds up until it is one.
         if more > 0 {
             self.at = now;
-            self.left = self.left.saturating_add(more).min(MAX.max(self.left));
+            self.left = self.left.saturating_add(more).min(self.max());
         }
+    }
+}
+
+/// An attempt that is under way until this is dropped.
+pub(super) struct UnderWay(Arc<Mutex<Allowance>>);
+
+impl UnderWay {
+    pub(super) fn begins(allowance: &Arc<Mutex<Allowance>>) -> UnderWay {
+        locked(allowance).begins(Instant::now());
+        UnderWay(Arc::clone(allowance))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        locked(&self.0).ends();
     }
 }
 
@@ -76,11 +103,18 @@ mod tests {
     fn whoever_answers_is_never_slowed_down() {
         let start = Instant::now();
         let mut allowance = Allowance::new(start);
-        for n in 0..100_000 {
-            let now = start + Duration::from_micros(n);
-            allowance.attempt(now);
-            allowance.read(PER_ATTEMPT as usize - 1);
-            assert_eq!(allowance.pause(now), None);
+        for at_once in [1, 16, 1024, 20_000] {
+            // All ask before the first one answers.
+            for _ in 0..at_once {
+                allowance.begins(start);
+            }
+            for _ in 0..at_once {
+                allowance.read(PER_ATTEMPT as usize);
+                assert_eq!(allowance.pause(start), None, "{at_once} at once");
+            }
+            for _ in 0..at_once {
+                allowance.ends();
+            }
         }
     }
 
@@ -89,7 +123,7 @@ mod tests {
         let start = Instant::now();
         let mut allowance = Allowance::new(start);
         let (mut now, mut read) = (start, 0);
-        allowance.attempt(now);
+        allowance.begins(now);
         while now < after(start, 10_000) {
             match allowance.pause(now) {
                 Some(pause) => now += pause,
@@ -109,9 +143,12 @@ mod tests {
         let mut allowance = Allowance::new(start);
         assert_eq!(allowance.pause(after(start, 1_000_000)), None);
         for _ in 0..1000 {
-            allowance.attempt(after(start, 1_000_000));
+            allowance.begins(after(start, 1_000_000));
         }
-        allowance.read(MAX as usize);
+        for _ in 0..1000 {
+            allowance.ends();
+        }
+        allowance.read(SPARE_MAX as usize);
         assert!(allowance.pause(after(start, 1_000_000)).is_some());
         // The clock of the machine never goes back; if it seemed to, nothing would be given twice.
         assert!(allowance.pause(start).is_some());

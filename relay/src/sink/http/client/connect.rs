@@ -23,6 +23,13 @@ use crate::sink::http::address::resolver::Resolver;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
+/// A machine that is gone, or cannot be reached any more, is found out by asking it so often, and by what it does not
+/// acknowledge for so long. A receiver that is busy is not: its kernel answers.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 3;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
+
 /// Makes connections of either kind within a time.
 #[derive(Clone)]
 pub(super) struct Connector {
@@ -40,6 +47,11 @@ impl Connector {
         let mut http = HttpConnector::new_with_resolver(resolver);
         http.enforce_http(false);
         http.set_nodelay(true);
+        http.set_keepalive(Some(KEEPALIVE));
+        http.set_keepalive_interval(Some(KEEPALIVE));
+        http.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        http.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
         // Shared out among the addresses of a name.
         http.set_connect_timeout(Some(timeout));
         let tcp = Tcp { http, allowance };
