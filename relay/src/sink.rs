@@ -23,8 +23,8 @@ pub(crate) mod text;
 pub trait Sink: Send + Sync + 'static {
     /// Makes one attempt.
     ///
-    /// The caller bounds the time as well and may drop the future at any moment, for instance when ownership of the
-    /// partition was lost.
+    /// It keeps to the time it is given: only it knows what the time went by on. The caller ends it a second later in any
+    /// case, and may drop the future at any moment, for instance when ownership of the partition was lost.
     async fn attempt(&self, message: &Message, attempt: &Attempt) -> Judgement;
 
     /// True when it may delete the delivery's row itself, in a transaction of its own ([`Row::Deleted`]). Then it is only

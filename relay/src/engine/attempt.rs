@@ -7,6 +7,7 @@ use tokio::task::{Id, JoinError};
 use tracing::{debug, error};
 
 use super::{Answer, Engine};
+use crate::duration;
 use crate::event::{DeliveryRef, Event};
 use crate::lane::{Care, Fate, Origin, Work};
 use crate::message::{Message, PartitionSet, Seq};
@@ -108,13 +109,14 @@ impl Engine {
         let (sink, message) = (served.sink.clone(), work.message.clone());
         let abort = self.attempts.spawn(async move {
             let began = Instant::now();
-            let judgement = match tokio::time::timeout(timeout, sink.attempt(&message, &attempt)).await {
-                Ok(judgement) => judgement,
-                Err(_) => {
-                    let said = format!("no answer within {timeout:?}");
-                    Judgement { maybe: true, ..Judgement::failed(Verdict::Retry { after: None }, "timeout", said) }
-                }
-            };
+            let judgement =
+                match tokio::time::timeout(timeout.saturating_add(GRACE), sink.attempt(&message, &attempt)).await {
+                    Ok(judgement) => judgement,
+                    Err(_) => {
+                        let said = format!("no answer within {}", duration::format(timeout));
+                        Judgement { maybe: true, ..Judgement::failed(Verdict::Retry { after: None }, "timeout", said) }
+                    }
+                };
             (judgement, began.elapsed())
         });
         self.running.insert(abort.id(), Running { lane, work, began: now, abort });
@@ -371,6 +373,9 @@ impl Engine {
         }
     }
 }
+
+/// How much longer an attempt may take whose sink does not keep to its time.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Between two tries to record a pause.
 const PAUSE_AGAIN: Duration = Duration::from_secs(1);

@@ -191,7 +191,8 @@ async fn large_answers_over_http_2_do_not_slow_a_destination_down() {
         attempts.spawn(async move {
             let (message, timeout) = (crate::http::message("{}"), Duration::from_secs(20));
             let attempt = Attempt { destination: "billing".into(), number: 1, timeout, unit: Unit::Shared };
-            assert_eq!(sink.attempt(&message, &attempt).await.verdict, Verdict::Delivered);
+            let judgement = sink.attempt(&message, &attempt).await;
+            assert_eq!(judgement.verdict, Verdict::Delivered, "{judgement:?}");
         });
     }
     attempts.join_all().await;

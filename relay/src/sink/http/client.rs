@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
-use hyper::{Method, Uri};
+use hyper::{Method, Uri, Version};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpInfo;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -45,6 +45,11 @@ const HEADERS_BYTES_MAX: u32 = 64 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
+/// Answers that are cut off whose last pieces, still on their way then, are known for what they are; and how many pieces
+/// may come that are not, before a connection over which they come counts as an attack and ends.
+const CUT_OFF_MAX: usize = 1024;
+const UNKNOWN_PIECES_MAX: usize = 16 * 1024;
+
 /// Sends requests to one address.
 #[derive(Clone)]
 pub(super) struct Client {
@@ -70,6 +75,8 @@ impl Client {
             .http2_max_header_list_size(HEADERS_BYTES_MAX)
             .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
             .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_max_concurrent_reset_streams(CUT_OFF_MAX)
+            .http2_max_local_error_reset_streams(UNKNOWN_PIECES_MAX)
             .build(connector);
         Client { inner, allowance, uri }
     }
@@ -84,6 +91,9 @@ impl Client {
         // Whatever they answer is taken. Some firewalls take a request that does not say so for an attack.
         request.headers_mut().entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
         let response = self.inner.request(request).await?;
+        if response.version() == Version::HTTP_2 {
+            allowance::locked(&self.allowance).answered();
+        }
         Ok(Answer { response, _under_way: under_way })
     }
 }

@@ -10,26 +10,29 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
+
 /// Bytes a destination may say, at a moment.
 #[derive(Debug)]
 pub(super) struct Allowance {
     /// Below zero, more was read at once than was allowed.
     left: i64,
+    /// Bodies that are on their way, whether anybody still reads them or not.
+    bodies: i64,
     at: Instant,
     under_way: u32,
 }
 
-/// For an attempt: the head of an answer, which may come to twice its limit before that is looked at, a window's worth of
-/// its body, and what comes with them.
-const PER_ATTEMPT: i64 = 768 * 1024;
-/// For a second: certificates, and words of the protocol.
-const PER_SECOND: i64 = 512 * 1024;
+/// For an attempt: a handshake, and the head of an answer, which may come to twice its limit before that is looked at.
+const PER_ATTEMPT: i64 = 192 * 1024;
+/// For a second: words of the protocol.
+const PER_SECOND: i64 = 64 * 1024;
 /// What is not used adds up to this, beside what the attempts under way allow for.
-const SPARE_MAX: i64 = 4 * 1024 * 1024;
+const SPARE_MAX: i64 = 256 * 1024;
 
 impl Allowance {
     pub(super) fn new(now: Instant) -> Allowance {
-        Allowance { left: PER_SECOND, at: now, under_way: 0 }
+        Allowance { left: SPARE_MAX, bodies: 0, at: now, under_way: 0 }
     }
 
     fn begins(&mut self, now: Instant) {
@@ -47,15 +50,23 @@ impl Allowance {
         SPARE_MAX + i64::from(self.under_way) * PER_ATTEMPT
     }
 
+    /// An answer came over HTTP/2, so the beginning of its body comes, too, beside other answers.
+    pub(super) fn answered(&mut self) {
+        self.bodies = (self.bodies + i64::from(STREAM_WINDOW_BYTES)).min(CONNECTION_WINDOW_BYTES.into());
+    }
+
     /// So many bytes were read.
     pub(super) fn read(&mut self, bytes: usize) {
-        self.left = self.left.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let of_bodies = bytes.min(self.bodies);
+        self.bodies -= of_bodies;
+        self.left = self.left.saturating_sub(bytes - of_bodies);
     }
 
     /// For how long nothing more is read, if so.
     pub(super) fn pause(&mut self, now: Instant) -> Option<Duration> {
         self.pass(now);
-        let missing = u64::try_from(1 - self.left).ok().filter(|missing| *missing > 0)?;
+        let missing = u64::try_from(1 - self.left - self.bodies).ok().filter(|missing| *missing > 0)?;
         // Not for every byte.
         Some(Duration::from_secs(missing).div_f64(PER_SECOND as f64).max(Duration::from_millis(10)))
     }
@@ -133,8 +144,27 @@ mod tests {
                 }
             }
         }
-        let fair = PER_ATTEMPT + 11 * PER_SECOND;
+        let fair = SPARE_MAX + PER_ATTEMPT + 10 * PER_SECOND;
         assert!((fair - 65_536..=fair + 131_072).contains(&read), "{read} of {fair}");
+    }
+
+    #[test]
+    fn a_body_nobody_reads_to_its_end_takes_nothing_from_the_other_answers() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        for _ in 0..1000 {
+            allowance.begins(start);
+            allowance.answered();
+            allowance.ends();
+            allowance.read(PER_ATTEMPT as usize + STREAM_WINDOW_BYTES as usize);
+            assert_eq!(allowance.pause(start), None);
+        }
+        // Nor does what was never sent of them add up.
+        for _ in 0..1000 {
+            allowance.answered();
+        }
+        allowance.read((CONNECTION_WINDOW_BYTES as i64 + SPARE_MAX) as usize);
+        assert!(allowance.pause(start).is_some());
     }
 
     #[test]

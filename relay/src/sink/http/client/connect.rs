@@ -103,7 +103,7 @@ impl Service<Uri> for Tcp {
         let (connecting, allowance) = (self.http.call(uri), self.allowance.clone());
         Box::pin(async move {
             let tcp = connecting.await?.into_inner();
-            Ok(TokioIo::new(Metered { tcp, allowance, pause: None }))
+            Ok(TokioIo::new(Metered { tcp, allowance, pause: None, in_a_row: 0 }))
         })
     }
 }
@@ -113,7 +113,12 @@ pub(super) struct Metered {
     tcp: TcpStream,
     allowance: Arc<Mutex<Allowance>>,
     pause: Option<Pin<Box<Sleep>>>,
+    /// Bytes read since others had their turn.
+    in_a_row: usize,
 }
+
+/// What is read of a connection at a stretch: somebody who pours would keep the thread otherwise.
+const IN_A_ROW_MAX: usize = 32 * 1024;
 
 impl Connection for Metered {
     fn connected(&self) -> Connected {
@@ -132,9 +137,16 @@ impl AsyncRead for Metered {
             this.pause = None;
         }
         this.pause = None;
+        if this.in_a_row >= IN_A_ROW_MAX {
+            this.in_a_row = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.tcp).poll_read(cx, buf))?;
-        allowance::locked(&this.allowance).read(buf.filled().len() - before);
+        let read = buf.filled().len() - before;
+        this.in_a_row += read;
+        allowance::locked(&this.allowance).read(read);
         Poll::Ready(Ok(()))
     }
 }
