@@ -21,7 +21,7 @@ use url::Url;
 use self::address::Policy;
 use self::address::resolver::{Known, Resolver};
 use self::classes::Classes;
-use self::client::Client;
+use self::client::{Client, Times};
 use self::request::{Request, Setup};
 use self::response::Excerpt;
 use self::tls::Tls;
@@ -245,11 +245,11 @@ impl Http {
         let url = address(&self.url)?;
         self.policy.url(&url).map_err(|refusal| HttpError::Url { problem: refusal.to_string() })?;
         let headers = request::fixed(&self.headers)?;
-        let connect = CONNECT_TIMEOUT.min(timeout / 5 * 4);
+        let times = Times { connect: CONNECT_TIMEOUT.min(timeout / 5 * 4), attempt: timeout };
         let known = Known::default();
         let resolver = Resolver::new(self.policy.clone(), known.clone());
         let uri = Uri::try_from(url.as_str()).map_err(|problem| HttpError::Url { problem: problem.to_string() })?;
-        let client = Client::new(uri, self.tls.config(&url)?, resolver, connect);
+        let client = Client::new(uri, self.tls.config(&url)?, resolver, times);
         let setup = Setup { mode: self.mode, source: source.to_owned(), headers, keys: self.keys.clone() };
         Ok(HttpSink { client, url, known, setup, classes: self.classes.clone() })
     }

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use self::allowance::{Allowance, UnderWay};
 use self::connect::Connector;
+pub(super) use self::connect::Times;
 use super::address::resolver::Resolver;
 use super::request::Request;
 
@@ -62,10 +63,10 @@ pub(super) struct Client {
 pub(super) type Failure = legacy::Error;
 
 impl Client {
-    /// A client for the address; a connection may take so long to be made.
-    pub(super) fn new(uri: Uri, tls: ClientConfig, resolver: Resolver, connect: Duration) -> Client {
+    /// A client for the address.
+    pub(super) fn new(uri: Uri, tls: ClientConfig, resolver: Resolver, times: Times) -> Client {
         let allowance = Arc::new(Mutex::new(Allowance::new(Instant::now())));
-        let connector = Connector::new(tls, resolver, connect, allowance.clone());
+        let connector = Connector::new(tls, resolver, times, allowance.clone());
         let inner = legacy::Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())

@@ -23,12 +23,32 @@ use crate::sink::http::address::resolver::Resolver;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
-/// A machine that is gone, or cannot be reached any more, is found out by asking it so often, and by what it does not
-/// acknowledge for so long. A receiver that is busy is not: its kernel answers.
+/// A machine that is gone, or cannot be reached any more, is found out by asking it so often when nothing is on its way.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 3;
+
+/// For how long a connection may have bytes on their way that nobody acknowledges, at least.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
+const UNACKNOWLEDGED_MIN: Duration = Duration::from_secs(30);
+
+/// For how long it may, where an attempt may take so long.
+///
+/// Linux counts what the receiver has no room for as well, although its kernel answers: a receiver that is busy must not lose
+/// its connection before the attempt has had its time.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn unacknowledged_max(attempt: Duration) -> Duration {
+    attempt.max(UNACKNOWLEDGED_MIN)
+}
+
+/// How long things may take.
+#[derive(Clone, Copy)]
+pub(in crate::sink::http) struct Times {
+    /// Making a connection.
+    pub(in crate::sink::http) connect: Duration,
+    /// An attempt as a whole.
+    #[cfg_attr(not(any(target_os = "linux", target_os = "android")), expect(dead_code))]
+    pub(in crate::sink::http) attempt: Duration,
+}
 
 /// Makes connections of either kind within a time.
 #[derive(Clone)]
@@ -41,7 +61,7 @@ impl Connector {
     pub(super) fn new(
         tls: ClientConfig,
         resolver: Resolver,
-        timeout: Duration,
+        times: Times,
         allowance: Arc<Mutex<Allowance>>,
     ) -> Connector {
         let mut http = HttpConnector::new_with_resolver(resolver);
@@ -51,12 +71,12 @@ impl Connector {
         http.set_keepalive_interval(Some(KEEPALIVE));
         http.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        http.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
+        http.set_tcp_user_timeout(Some(unacknowledged_max(times.attempt)));
         // Shared out among the addresses of a name.
-        http.set_connect_timeout(Some(timeout));
+        http.set_connect_timeout(Some(times.connect));
         let tcp = Tcp { http, allowance };
         let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions();
-        Connector { https: https.wrap_connector(tcp), timeout }
+        Connector { https: https.wrap_connector(tcp), timeout: times.connect }
     }
 }
 
@@ -174,5 +194,17 @@ impl AsyncWrite for Metered {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+    }
+}
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_connection_is_given_up_before_its_attempt_for_a_receiver_that_has_no_room() {
+        for (attempt, unacknowledged) in [(0, 30), (15, 30), (30, 30), (31, 31), (600, 600)] {
+            assert_eq!(unacknowledged_max(Duration::from_secs(attempt)), Duration::from_secs(unacknowledged));
+        }
     }
 }
