@@ -67,6 +67,10 @@ impl Client {
     pub(super) fn new(uri: Uri, tls: ClientConfig, resolver: Resolver, times: Times) -> Client {
         let allowance = Arc::new(Mutex::new(Allowance::new(Instant::now())));
         let connector = Connector::new(tls, resolver, times, allowance.clone());
+        // What it repeats by itself (`retry_canceled_requests`) is what no connection has taken yet: where one that was kept
+        // ends before the first byte of a request is written over it, hyper gives the request back, and another connection
+        // gets it. So that is no second attempt, and without it one would be counted that nobody was asked in. Whatever was
+        // written, even in part, fails: `an_attempt_on_a_dying_connection_is_not_sent_again`.
         let inner = legacy::Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
