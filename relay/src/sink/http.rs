@@ -341,7 +341,8 @@ impl Sink for HttpSink {
 }
 
 impl HttpSink {
-    /// With the address the attempt was made at, where there was one and it is known although nobody has answered.
+    /// With the address the attempt was made at, where there was one and it is known although nobody has answered. While a
+    /// name is being looked up none is: it may lead elsewhere now.
     fn placed(&self, judgement: Judgement) -> Judgement {
         if matches!(judgement.code.as_str(), "dns" | "address") {
             return judgement;

@@ -37,7 +37,7 @@ pub(in crate::sink::http) struct Resolver {
     known: Known,
 }
 
-/// Where a name led to when it was looked up last, if that was one address.
+/// Where a name led to when it was looked up last, if that was one address and nobody looks it up anew.
 #[derive(Clone, Default)]
 pub(in crate::sink::http) struct Known(Arc<Mutex<Option<IpAddr>>>);
 
@@ -49,6 +49,10 @@ impl Known {
     fn note(&self, found: &[SocketAddr]) {
         let one = found.first().map(SocketAddr::ip).filter(|first| found.iter().all(|other| other.ip() == *first));
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = one;
+    }
+
+    fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -69,6 +73,7 @@ impl Service<Name> for Resolver {
 
     fn call(&mut self, name: Name) -> Self::Future {
         let (policy, known) = (self.policy.clone(), self.known.clone());
+        known.forget();
         Box::pin(async move {
             // The port is the url's; the client puts it in.
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
@@ -100,6 +105,19 @@ mod tests {
         assert_eq!(known.address(), Some(at("10.0.0.5").ip()));
         known.note(&[at("10.0.0.5"), at("10.0.0.6")]);
         assert_eq!(known.address(), None);
+    }
+
+    #[tokio::test]
+    async fn an_address_is_forgotten_when_its_name_is_looked_up_anew() {
+        let known = Known::default();
+        let mut resolver = Resolver::new(Policy::default(), known.clone());
+        known.note(&["10.0.0.5:0".parse().unwrap()]);
+        let looking = resolver.call("127.0.0.1".parse().unwrap());
+        assert_eq!(known.address(), None, "nothing is connected to before the look-up has ended");
+        looking.await.unwrap();
+        assert_eq!(known.address(), Some("127.0.0.1".parse().unwrap()));
+        drop(resolver.call("127.0.0.1".parse().unwrap()));
+        assert_eq!(known.address(), None, "this one never ended");
     }
 
     #[test]
