@@ -44,21 +44,30 @@ impl Allowance {
     fn ends(&mut self) {
         self.under_way = self.under_way.saturating_sub(1);
         self.left = self.left.min(self.max());
+        self.bodies = self.bodies.min(self.bodies_max());
     }
 
     fn max(&self) -> i64 {
         SPARE_MAX + i64::from(self.under_way) * PER_ATTEMPT
     }
 
+    /// What answers that were cut off had sent until then, which is no more than a connection takes unread, and what those
+    /// may send that are not.
+    fn bodies_max(&self) -> i64 {
+        i64::from(CONNECTION_WINDOW_BYTES) + i64::from(self.under_way) * i64::from(STREAM_WINDOW_BYTES)
+    }
+
     /// An answer came over HTTP/2, so the beginning of its body comes, too, beside other answers.
     pub(super) fn answered(&mut self) {
-        self.bodies = (self.bodies + i64::from(STREAM_WINDOW_BYTES)).min(CONNECTION_WINDOW_BYTES.into());
+        self.bodies = (self.bodies + i64::from(STREAM_WINDOW_BYTES)).min(self.bodies_max());
     }
 
     /// So many bytes were read.
     pub(super) fn read(&mut self, bytes: usize) {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        let of_bodies = bytes.min(self.bodies);
+        // Of what comes anew by itself first, and not of what the bodies were given that are still to come.
+        let at_hand = bytes.min(self.left.max(0));
+        let of_bodies = (bytes - at_hand).min(self.bodies);
         self.bodies -= of_bodies;
         self.left = self.left.saturating_sub(bytes - of_bodies);
     }
@@ -127,6 +136,45 @@ mod tests {
                 allowance.ends();
             }
         }
+    }
+
+    #[test]
+    fn whoever_answers_all_and_then_sends_the_bodies_is_never_slowed_down() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        for at_once in [1, 8, 9, 16, 100, 1024] {
+            for _ in 0..at_once {
+                allowance.begins(start);
+            }
+            for _ in 0..at_once {
+                allowance.read(PER_ATTEMPT as usize);
+                assert_eq!(allowance.pause(start), None, "{at_once} at once");
+                allowance.answered();
+            }
+            for _ in 0..at_once {
+                allowance.read(STREAM_WINDOW_BYTES as usize);
+                assert_eq!(allowance.pause(start), None, "{at_once} at once");
+                allowance.ends();
+            }
+        }
+    }
+
+    #[test]
+    fn the_bodies_of_answers_that_were_cut_off_take_nothing_from_those_that_follow() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        // They fill the connection, and are given up before anything of them is read.
+        for _ in 0..100 {
+            allowance.begins(start);
+            allowance.answered();
+        }
+        for _ in 0..100 {
+            allowance.ends();
+        }
+        allowance.begins(start);
+        allowance.answered();
+        allowance.read((CONNECTION_WINDOW_BYTES + STREAM_WINDOW_BYTES) as usize);
+        assert_eq!(allowance.pause(start), None);
     }
 
     #[test]
