@@ -343,6 +343,29 @@ async fn a_message_that_cannot_be_a_request_is_rejected_and_not_sent() {
 }
 
 #[tokio::test]
+async fn what_a_receiver_repeats_of_our_secrets_is_not_kept() {
+    let page = |request: &Request| {
+        format!("Cannot {}\nauthorization: {}", request.line, request.header("authorization").unwrap())
+    };
+    for status in [200, 302, 404] {
+        let receiver = Receiver::start(move |request| {
+            let place = request.line.split(' ').nth(1).unwrap();
+            Answer::status(status).header("location", &place.replace("/hooks", "/v2/hooks")).body(page(request))
+        })
+        .await;
+        let url = receiver.url("/hooks/T0123456789abcdef?token=hunter2hunter2");
+        let sink = Http::new("billing", url).header("authorization", "Bearer s3cr3ts3cr3t").sink("/shop").unwrap();
+        let judgement = attempt(&sink).await;
+        let told = match status {
+            200 => "",
+            302 => "redirected to `/v2(masked)?…`; redirects are not followed",
+            _ => "Cannot POST (masked) HTTP/1.1 authorization: (masked)",
+        };
+        assert_eq!((judgement.code, judgement.text.as_str()), (status.to_string(), told));
+    }
+}
+
+#[tokio::test]
 async fn an_attempt_that_is_dropped_ends_its_connection() {
     let receiver = Receiver::always(Answer::Never).await;
     let sink = sink(&receiver.url("/"));

@@ -11,7 +11,16 @@ pub(crate) const TEXT_BYTES_MAX: usize = 4 * 1024;
 /// The text without control characters, terminal sequences and marks that turn the direction of writing, on one line and
 /// cut to [`TEXT_BYTES_MAX`].
 pub(crate) fn cleaned(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len().min(TEXT_BYTES_MAX));
+    cleaned_within(text, TEXT_BYTES_MAX)
+}
+
+/// The same, not cut: for a text that is known to be short, and changed before it is cut.
+pub(crate) fn readable(text: &str) -> String {
+    cleaned_within(text, usize::MAX)
+}
+
+fn cleaned_within(text: &str, bytes_max: usize) -> String {
+    let mut clean = String::with_capacity(text.len().min(bytes_max));
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         let c = match c {
@@ -27,7 +36,7 @@ pub(crate) fn cleaned(text: &str) -> String {
         if c == ' ' && (clean.is_empty() || clean.ends_with(' ')) {
             continue;
         }
-        if clean.len() + c.len_utf8() > TEXT_BYTES_MAX {
+        if clean.len() + c.len_utf8() > bytes_max {
             break;
         }
         clean.push(c);
@@ -114,6 +123,7 @@ mod tests {
             ("\u{fffd}\u{fffd}PNG\u{fffd}", "PNG"),
         ] {
             assert_eq!(cleaned(raw), expected, "{raw:?}");
+            assert_eq!(cleaned(&readable(raw)), expected, "{raw:?}");
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use hyper::header::{CONTENT_ENCODING, HeaderMap, LOCATION, RETRY_AFTER};
 
 use super::classes::Classes;
+use super::mask::Mask;
 use crate::retry::ASKED_MAX;
 use crate::sink::{Judgement, text};
 use crate::verdict::Verdict;
@@ -18,7 +19,7 @@ const BODY_BYTES_MAX: usize = 16 * 1024;
 const OUTBOX_RETRY: &str = "outbox-retry";
 
 /// Judges the head of an answer.
-pub(super) fn judge(status: u16, headers: &HeaderMap, classes: &Classes, now: SystemTime) -> Judgement {
+pub(super) fn judge(status: u16, headers: &HeaderMap, classes: &Classes, mask: &Mask, now: SystemTime) -> Judgement {
     let asked = retry_after(headers, now);
     let verdict = match (receiver_retries(headers), classes.of(status)) {
         (None, Some(class)) => class.verdict(asked),
@@ -29,8 +30,8 @@ pub(super) fn judge(status: u16, headers: &HeaderMap, classes: &Classes, now: Sy
     }
     let text = match headers.get(LOCATION) {
         Some(location) if (300..400).contains(&status) => {
-            let location = without_secrets(&text::cleaned(&String::from_utf8_lossy(location.as_bytes())));
-            format!("redirected to `{location}`; redirects are not followed")
+            let location = mask.whole(&without_secrets(&text::readable(&String::from_utf8_lossy(location.as_bytes()))));
+            text::cleaned(&format!("redirected to `{location}`; redirects are not followed"))
         }
         _ => String::new(),
     };
@@ -98,6 +99,8 @@ fn pause(value: &str, now: SystemTime) -> Option<Duration> {
 pub(super) struct Excerpt {
     bytes: Vec<u8>,
     is_encoded: bool,
+    /// The body had nothing more.
+    is_whole: bool,
 }
 
 impl Excerpt {
@@ -107,7 +110,7 @@ impl Excerpt {
         let is_encoded = headers
             .get(CONTENT_ENCODING)
             .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
-        Excerpt { bytes: Vec::new(), is_encoded }
+        Excerpt { bytes: Vec::new(), is_encoded, is_whole: false }
     }
 
     /// True while more of the body is worth reading.
@@ -121,20 +124,26 @@ impl Excerpt {
         self.bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
     }
 
+    /// The body ends where the last piece did.
+    pub(super) fn end(&mut self) {
+        self.is_whole = true;
+    }
+
     /// What it says, fit to be shown.
-    pub(super) fn text(&self) -> String {
+    pub(super) fn text(&self, mask: &Mask) -> String {
         if self.is_encoded || self.bytes.contains(&0) {
             return if self.bytes.is_empty() { String::new() } else { "(the answer's body is not text)".to_owned() };
         }
-        text::cleaned(&String::from_utf8_lossy(&self.bytes))
+        let said = String::from_utf8_lossy(&self.bytes);
+        if self.is_whole { mask.whole(&said) } else { mask.beginning(&said) }
     }
 }
 
 impl Judgement {
     /// Adds what the receiver said, unless it was delivered: then nobody asks.
-    pub(super) fn with_words(mut self, excerpt: Excerpt) -> Judgement {
+    pub(super) fn with_words(mut self, excerpt: &Excerpt, mask: &Mask) -> Judgement {
         if self.verdict != Verdict::Delivered && self.text.is_empty() {
-            self.text = excerpt.text();
+            self.text = excerpt.text(mask);
         }
         self
     }
@@ -268,11 +277,17 @@ mod tests {
         }
     }
 
+    fn mask() -> Mask {
+        let url = url::Url::parse("https://hooks.example/services/hunter2hunter2hunter2").unwrap();
+        Mask::new(&url, &HeaderMap::new())
+    }
+
     fn words(status: u16, lines: &[(&'static str, &str)], body: &[u8]) -> String {
-        let headers = headers(lines);
+        let (headers, mask) = (headers(lines), mask());
         let mut excerpt = Excerpt::of(&headers);
         excerpt.push(body);
-        judge(status, &headers, &Classes::default(), SystemTime::UNIX_EPOCH).with_words(excerpt).text
+        excerpt.end();
+        judge(status, &headers, &Classes::default(), &mask, SystemTime::UNIX_EPOCH).with_words(&excerpt, &mask).text
     }
 
     #[test]
@@ -304,12 +319,44 @@ mod tests {
     }
 
     #[test]
+    fn a_token_in_the_path_is_told_by_neither_the_place_nor_the_page() {
+        let moved = "/services/hunter2hunter2hunter2/";
+        assert_eq!(words(308, &[("location", moved)], b""), "redirected to `(masked)/`; redirects are not followed");
+        let moved = "https://eu.hooks.example/v2/hunter2hunter2hunter2?x=hunter2";
+        let told = "redirected to `https://eu.hooks.example/v2/(masked)?…`; redirects are not followed";
+        assert_eq!(words(301, &[("location", moved)], b""), told);
+        assert_eq!(words(404, &[], b"Cannot POST /services/hunter2hunter2hunter2"), "Cannot POST (masked)");
+    }
+
+    #[test]
+    fn what_is_told_of_a_place_is_cut_behind_its_secrets() {
+        for length in 4000..4200 {
+            let moved = format!("/{}/services/hunter2hunter2hunter2", "x".repeat(length));
+            let told = words(302, &[("location", &moved)], b"");
+            assert!(told.len() <= 4 * 1024 && !told.contains("hunter"), "{length}: {told}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_was_cut_off_does_not_end_with_the_beginning_of_a_secret() {
+        // Nothing remains of most of it, so that its end is near enough to be kept.
+        let mut excerpt = Excerpt::of(&HeaderMap::new());
+        excerpt.push(&[b' '; BODY_BYTES_MAX - 9]);
+        excerpt.push(b"hunter2hunter2hunter2");
+        assert_eq!(excerpt.text(&mask()), "(masked)");
+        let mut ended = Excerpt::of(&HeaderMap::new());
+        ended.push(b"a hunt");
+        ended.end();
+        assert_eq!(ended.text(&mask()), "a hunt");
+    }
+
+    #[test]
     fn only_the_beginning_of_a_body_is_held() {
         let mut excerpt = Excerpt::of(&HeaderMap::new());
         while excerpt.wants_more() {
             excerpt.push(&[b'x'; 5_000]);
         }
         assert_eq!(excerpt.bytes.len(), BODY_BYTES_MAX);
-        assert_eq!(excerpt.text().len(), 4 * 1024);
+        assert_eq!(excerpt.text(&mask()).len(), 4 * 1024);
     }
 }
