@@ -41,10 +41,16 @@ impl Engine {
         match turn {
             Turn::Opened(pause) => {
                 state.cause = judgement.said();
-                // For people, and never less than a second.
-                let (cause, seconds) = (&state.cause, Duration::from_secs(pause.as_secs()));
+                // For people, and never less than a second. What was said stays where only people with rights in the
+                // database see it: it may repeat what was sent.
+                let (code, seconds) = (&judgement.code, Duration::from_secs(pause.as_secs()));
                 let pause_text = duration::format(seconds).to_string();
-                warn!(destination, cause, pause = pause_text, "the circuit opens: nothing is attempted for that long");
+                warn!(
+                    destination,
+                    code,
+                    pause = pause_text,
+                    "the circuit opens: nothing is attempted for that long; `relay status` says what the last attempt met"
+                );
                 self.tell_event(&Event::CircuitOpened { destination, pause });
             }
             Turn::Closed => {

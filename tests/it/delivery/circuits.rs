@@ -138,6 +138,56 @@ async fn a_destination_that_is_set_up_wrongly_is_left_alone_after_three_messages
 }
 for_each_database!(a_destination_that_is_set_up_wrongly_is_left_alone_after_three_messages);
 
+/// What is logged while this is held, by this thread.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+// On one thread, so that all that is logged is seen here.
+#[tokio::test]
+async fn what_a_receiver_says_is_for_the_status_and_not_for_the_log() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    let (turns, written) = (Turns::default(), Written::default());
+    let log = written.clone();
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false);
+    let _logging = tracing::subscriber::set_default(subscriber.with_writer(move || log.clone()).finish());
+    let receiver =
+        Receiver::start(|request| Answer::status(500).body(format!("you sent {}", text(&request.body)))).await;
+    let handler =
+        Log::default().handler("handler", |arrival| Err(HandlerError::retry(format!("{} it is", arrival.body))));
+    let seen = turns.clone();
+    let relay = relay_on(&database)
+        .destination(Http::new("page", receiver.url("/")))
+        .destination(handler)
+        .on_event(move |event| seen.note(event));
+    let relay = Running::start(relay).await;
+    enqueue(&database, (0..10).map(|n| plain(&format!("confidential {n}"))));
+    let has_opened = |name: &str| turns.all().iter().any(|(destination, _)| destination == name);
+    until(&database, "both open", || has_opened("page") && has_opened("handler")).await;
+    until(&database, "people see what was said", || {
+        circuits(&database).iter().any(|told| told.contains("500: you sent confi") && told.contains("error: confi"))
+    })
+    .await;
+    relay.stop().await;
+    let logged = text(&written.0.lock().unwrap());
+    for (destination, code) in [("page", "500"), ("handler", "error")] {
+        let is_told = |line: &str| line.contains(&format!("destination=\"{destination}\" code=\"{code}\""));
+        let mut opened = logged.lines().filter(|line| line.contains("the circuit opens"));
+        assert!(opened.any(is_told), "{destination}: {logged}");
+    }
+    assert!(!logged.contains("confidential"), "{logged}");
+}
+
 async fn a_rate_limit_is_kept_by_all_relays_together(database: TestDatabase) {
     let receiver = Receiver::always(Answer::status(200)).await;
     let relay = || {
