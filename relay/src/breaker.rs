@@ -69,6 +69,8 @@ impl Breaker {
             }
             // It answers, and says itself for how long it is to be left alone.
             Verdict::Hold { .. } => None,
+            // It was not asked. Half open stays half open, for the next one to decide.
+            Verdict::Undecodable => None,
             Verdict::Retry { .. } | Verdict::Misconfigured => {
                 self.count(verdict, message);
                 let opens = match self.phase {
@@ -211,6 +213,30 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_sent_says_nothing_about_the_receiver() {
+        let mut rig = Rig::new();
+        for n in 0..9 {
+            assert_eq!(rig.judged(RETRY, n), None);
+        }
+        assert_eq!(rig.judged(Verdict::Undecodable, 50), None);
+        let Some(Turn::Opened(pause)) = rig.judged(RETRY, 9) else { panic!("the row was not interrupted") };
+        assert_eq!(rig.judged(Verdict::Undecodable, 51), None, "nor does one that had begun before close it");
+        assert!(rig.breaker.is_open(rig.now));
+        rig.now += pause;
+        assert!(rig.breaker.probe(rig.now));
+        for n in 60..70 {
+            assert_eq!(rig.judged(Verdict::Undecodable, n), None);
+            assert!(rig.breaker.word() == Some("half_open") && !rig.breaker.is_open(rig.now), "the next one decides");
+        }
+        let Some(Turn::Opened(second)) = rig.judged(RETRY, 70) else { panic!("and it does: it opens") };
+        assert!(second >= 2 * PAUSE_FIRST, "{second:?}");
+        rig.now += second;
+        assert!(rig.breaker.probe(rig.now));
+        assert_eq!(rig.judged(Verdict::Undecodable, 71), None);
+        assert_eq!(rig.judged(Verdict::Delivered, 72), Some(Turn::Closed), "or closes");
+    }
+
+    #[test]
     fn pauses_grow_to_a_minute() {
         let mut rig = Rig::new();
         let mut last = rig.opens(RETRY).1;
@@ -273,7 +299,7 @@ mod tests {
     proptest! {
         /// Whatever happens, it is open for a bounded time, and opens only after failures since the last sign of life.
         #[test]
-        fn it_is_never_stuck(steps in proptest::collection::vec((0..5_u8, 0..20_u128, 0..90_u64), 1..400)) {
+        fn it_is_never_stuck(steps in proptest::collection::vec((0..6_u8, 0..20_u128, 0..90_u64), 1..400)) {
             let mut rig = Rig::new();
             let mut since_life = 0;
             for (what, message, seconds) in steps {
@@ -284,11 +310,12 @@ mod tests {
                     1 => Verdict::Reject { gone: false },
                     2 => Verdict::Hold { pause: None },
                     3 => Verdict::Misconfigured,
+                    4 => Verdict::Undecodable,
                     _ => RETRY,
                 };
                 let was_closed = rig.breaker.word().is_none();
                 let turn = rig.judged(verdict, message);
-                since_life = match what { 0 | 1 => 0, 2 => since_life, _ => since_life + 1 };
+                since_life = match what { 0 | 1 => 0, 2 | 4 => since_life, _ => since_life + 1 };
                 if let Some(Turn::Opened(pause)) = turn {
                     prop_assert!(pause <= PAUSE_MAX * 11 / 10);
                     prop_assert!(!was_closed || since_life >= 3);

@@ -61,8 +61,11 @@ pub(crate) fn outcome(
     rng: &mut impl Rng,
 ) -> Outcome {
     let verdict = judgement.verdict;
-    if verdict == Verdict::Delivered {
-        return Outcome::Delivered;
+    match verdict {
+        Verdict::Delivered => return Outcome::Delivered,
+        // Histories tell what was on the wire, and nothing was.
+        Verdict::Undecodable => return doomed(work, Reason::Undecodable, &judgement.text, policy, now),
+        Verdict::Retry { .. } | Verdict::Hold { .. } | Verdict::Misconfigured | Verdict::Reject { .. } => {}
     }
     let started = now.checked_sub(took).unwrap_or(now);
     let first = Some(work.first_attempt_at.unwrap_or(started));
@@ -90,7 +93,7 @@ pub(crate) fn outcome(
         Verdict::Hold { pause } if since_first <= policy.retry.age_max => Some(hold_pause(pause, rng)),
         Verdict::Retry { after } => policy.retry.next_delay(counted, since_first, after, rng),
         Verdict::Misconfigured => policy.retry.next_delay_misconfigured(counted, since_first, rng),
-        Verdict::Hold { .. } | Verdict::Reject { .. } | Verdict::Delivered => None,
+        Verdict::Hold { .. } | Verdict::Reject { .. } | Verdict::Delivered | Verdict::Undecodable => None,
     };
     let first_attempt_age = Some(since_first);
     Outcome::Remains(match pause {

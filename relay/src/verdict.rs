@@ -1,7 +1,7 @@
 //! How an attempt is judged.
 //!
-//! The same five words for handlers and HTTP. What an answer means is decided in the sink; what follows from a verdict
-//! is decided by the lane.
+//! The same five words for handlers and HTTP, and a sixth for what is no attempt at all. What an answer means is decided in
+//! the sink; what follows from a verdict is decided by the lane.
 
 use std::time::Duration;
 
@@ -27,6 +27,9 @@ pub enum Verdict {
         /// True when the receiver is gone for good: the destination pauses.
         gone: bool,
     },
+    /// What its producer stored cannot be sent: dead letter now. Nobody was asked, so it is no attempt, and says nothing
+    /// about the receiver.
+    Undecodable,
 }
 
 impl Verdict {
@@ -38,6 +41,7 @@ impl Verdict {
             Verdict::Hold { .. } => "hold",
             Verdict::Misconfigured => "misconfigured",
             Verdict::Reject { .. } => "reject",
+            Verdict::Undecodable => "undecodable",
         }
     }
 }

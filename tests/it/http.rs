@@ -333,12 +333,12 @@ async fn an_answer_after_the_time_is_none() {
 }
 
 #[tokio::test]
-async fn a_message_that_cannot_be_a_request_is_rejected_and_not_sent() {
+async fn a_message_that_cannot_be_a_request_is_no_attempt() {
     let receiver = Receiver::always(Answer::status(200)).await;
     let strange = Message { content_type: "text/plain\r\nx: y".into(), ..message("{}") };
     let attempt = Attempt { destination: "billing".into(), number: 1, timeout: LIMIT, unit: Unit::Shared };
     let judgement = sink(&receiver.url("/")).attempt(&strange, &attempt).await;
-    assert_eq!((judgement.verdict, judgement.code.as_str()), (Verdict::Reject { gone: false }, "undecodable"));
+    assert_eq!((judgement.verdict, judgement.code.as_str()), (Verdict::Undecodable, "undecodable"));
     assert_eq!(receiver.connections(), 0);
 }
 

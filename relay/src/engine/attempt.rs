@@ -162,22 +162,24 @@ impl Engine {
         if judgement.row == Row::NotFound {
             return self.not_claimed(lane, &work, &judgement, took, now);
         }
-        self.tell(
-            |delivery| Event::Attempted {
-                delivery,
-                attempt: work.attempts + 1,
-                verdict: judgement.verdict,
-                code: judgement.code.clone(),
-                took,
-            },
-            lane,
-            &work,
-        );
+        if judgement.verdict != Verdict::Undecodable {
+            self.tell(
+                |delivery| Event::Attempted {
+                    delivery,
+                    attempt: work.attempts + 1,
+                    verdict: judgement.verdict,
+                    code: judgement.code.clone(),
+                    took,
+                },
+                lane,
+                &work,
+            );
+        }
         let policy = &self.lanes[lane].served.policy;
         let outcome = outcome::outcome(&work, &judgement, policy, took, Utc::now(), now, &mut rand::rng());
         match judgement.verdict {
-            // It answers, and asks not to be asked.
-            Verdict::Hold { .. } => {}
+            // It answers, and asks not to be asked; or nobody was.
+            Verdict::Hold { .. } | Verdict::Undecodable => {}
             Verdict::Delivered | Verdict::Reject { .. } => self.lanes[lane].lane.attempted(true),
             Verdict::Retry { .. } | Verdict::Misconfigured => self.lanes[lane].lane.attempted(false),
         }

@@ -472,7 +472,7 @@ impl HandlerSink {
 impl Sink for HandlerSink {
     async fn attempt(&self, message: &Message, attempt: &Attempt) -> Judgement {
         if let Headers::Undecodable(problem) = &message.headers {
-            return Judgement::failed(Verdict::Reject { gone: false }, "undecodable", text::cleaned(problem));
+            return Judgement::failed(Verdict::Undecodable, "undecodable", text::cleaned(problem));
         }
         let Some(function) = self.function(&message.topic) else {
             return HandlerError::unknown_topic(&message.topic, &self.topics()).judgement();

@@ -336,7 +336,7 @@ impl Sink for HttpSink {
                 Ok((judgement, excerpt)) => judgement.with_words(&excerpt, &self.mask),
                 Err(judgement) => self.placed(judgement),
             },
-            Err(problem) => Judgement::failed(Verdict::Reject { gone: false }, "undecodable", problem),
+            Err(problem) => Judgement::failed(Verdict::Undecodable, "undecodable", problem),
         }
     }
 }

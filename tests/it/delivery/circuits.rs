@@ -1,13 +1,15 @@
 //! A destination that fails at everything is left alone; one that fails at one message is not.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use outbox::Envelope;
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
 use outbox_tests::receiver::{Answer, Receiver};
+use relay::retry::RetryPolicy;
 use relay::{Event, HandlerError, Http};
 
 use super::stage::{
@@ -137,6 +139,52 @@ async fn a_destination_that_is_set_up_wrongly_is_left_alone_after_three_messages
     assert_eq!(lines(&database, attempts), ["0 27", "1 3"]);
 }
 for_each_database!(a_destination_that_is_set_up_wrongly_is_left_alone_after_three_messages);
+
+/// A payload that is an event itself, which no request in mode `binary` can carry.
+fn unsendable(body: &str) -> Envelope {
+    plain(body).content_type("application/cloudevents+json")
+}
+
+async fn what_cannot_be_sent_says_nothing_about_the_receiver(database: TestDatabase) {
+    let (turns, attempts, is_down) = (Turns::default(), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(true)));
+    let (down, seen, counted) = (is_down.clone(), turns.clone(), attempts.clone());
+    let receiver = Receiver::start(move |_| Answer::status(if down.load(Ordering::SeqCst) { 500 } else { 200 })).await;
+    // What has failed stays away: who is attempted next is what comes after it.
+    let never = RetryPolicy::pauses(vec![Duration::from_secs(365 * 24 * 3600)]);
+    let relay =
+        relay_on(&database).destination(Http::new("down", receiver.url("/")).retry(never)).on_event(move |event| {
+            seen.note(event);
+            if let Event::Attempted { .. } = event {
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    let relay = Running::start(relay).await;
+    enqueue(&database, (0..10).map(|n| plain(&n.to_string())));
+    until(&database, "it opens", || turns.all().len() == 1).await;
+    let id = enqueue(&database, (0..3).map(|n| unsendable(&n.to_string())))[0];
+    until_dead(&database, &["down undecodable"; 3]).await;
+    until(&database, "it is half open", || circuits(&database).iter().any(|told| told.contains("half_open"))).await;
+    assert_eq!(turns.all().len(), 1, "nobody was asked, so nothing has opened or closed: {:?}", turns.all());
+    assert_eq!((receiver.requests().len(), attempts.load(Ordering::SeqCst)), (10, 10));
+
+    // The next one is the probe.
+    enqueue(&database, [plain("probe")]);
+    until(&database, "it opens again", || turns.all().len() == 2).await;
+    let [(_, Some(first)), (_, Some(second))] = turns.all()[..] else { panic!("{:?}", turns.all()) };
+    assert!(second > first, "{first:?} {second:?}");
+    is_down.store(false, Ordering::SeqCst);
+    enqueue(&database, [unsendable("last"), plain("good")]);
+    until_dead(&database, &["down undecodable"; 4]).await;
+    until(&database, "it closes", || turns.all().last() == Some(&("down".to_owned(), None))).await;
+    relay.stop().await;
+    assert_eq!((receiver.requests().len(), attempts.load(Ordering::SeqCst)), (12, 12));
+    let letters = dead_letters(&database);
+    let letter = letters.iter().find(|letter| letter.letter.message_id == id).unwrap();
+    assert_eq!((letter.letter.attempts, letter.history.as_str()), (0, "[]"), "nothing was on the wire");
+    let told = letter.letter.last_error.as_deref().unwrap();
+    assert!(told.contains("the payload is a CloudEvent itself"), "{told}");
+}
+for_each_database!(what_cannot_be_sent_says_nothing_about_the_receiver);
 
 /// What is logged while this is held, by this thread.
 #[derive(Clone, Default)]

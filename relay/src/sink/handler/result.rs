@@ -101,7 +101,7 @@ impl HandlerError {
     }
 
     pub(super) fn undecodable(text: String) -> HandlerError {
-        HandlerError { code: "undecodable", ..HandlerError::reject(text) }
+        HandlerError { code: "undecodable", ..HandlerError::new(Verdict::Undecodable, text) }
     }
 
     pub(super) fn unknown_version(topic: &str, written: u16, known: u16) -> HandlerError {

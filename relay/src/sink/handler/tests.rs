@@ -125,7 +125,7 @@ async fn each_message_goes_to_the_function_of_its_type() {
     assert_eq!(attempt_of(&handler, "order.placed", r#"{"order_id":1}"#).await, Judgement::delivered("ok"));
     assert_eq!(*told.lock().unwrap(), ["cancelled late", "placed 1"]);
     let wrong = attempt_of(&handler, "order.cancelled", r#"{"order_id":1}"#).await;
-    assert_eq!((wrong.verdict, wrong.code.as_str()), (Verdict::Reject { gone: false }, "undecodable"));
+    assert_eq!((wrong.verdict, wrong.code.as_str()), (Verdict::Undecodable, "undecodable"));
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn a_handler_that_never_returns_is_dropped_when_its_time_is_up() {
 }
 
 #[tokio::test]
-async fn a_payload_that_does_not_fit_is_rejected_unread() {
+async fn a_payload_that_does_not_fit_is_given_up_unread() {
     async fn unreachable(_: OrderPlaced, _: Context) -> HandlerResult {
         panic!("the handler was called");
     }
@@ -273,12 +273,12 @@ async fn a_payload_that_does_not_fit_is_rejected_unread() {
         ("", "the payload is not JSON: EOF while parsing a value at line 1 column 0"),
     ] {
         let judgement = attempt_at(Handler::new("invoices", unreachable), payload).await;
-        assert_eq!(judgement, Judgement::failed(Verdict::Reject { gone: false }, "undecodable", told));
+        assert_eq!(judgement, Judgement::failed(Verdict::Undecodable, "undecodable", told));
     }
 }
 
 #[tokio::test]
-async fn nesting_without_end_is_rejected_and_not_followed() {
+async fn nesting_without_end_is_given_up_and_not_followed() {
     #[derive(Serialize, Deserialize)]
     struct Any(serde_json::Value);
     impl outbox::Message for Any {
@@ -289,5 +289,5 @@ async fn nesting_without_end_is_rejected_and_not_followed() {
         Ok(())
     }
     let judgement = attempt_at(Handler::new("invoices", take), &"[".repeat(60_000)).await;
-    assert_eq!(judgement.verdict, Verdict::Reject { gone: false });
+    assert_eq!(judgement.verdict, Verdict::Undecodable);
 }
