@@ -70,11 +70,13 @@ pub(crate) fn outcome(
     let started = now.checked_sub(took).unwrap_or(now);
     let first = Some(work.first_attempt_at.unwrap_or(started));
     let since_first = age(first, now).unwrap_or_default();
-    // A hold is the destination's doing, not this message's: it costs no attempt.
-    let attempts = work.attempts + u32::from(!matches!(verdict, Verdict::Hold { .. }));
+    // What the receiver was told.
+    let n = work.attempts + 1;
+    // A hold is the destination's doing, not this message's: it costs no attempt, and the next one has the same number.
+    let attempts = if matches!(verdict, Verdict::Hold { .. }) { work.attempts } else { n };
     let mut history = work.history.clone();
     history.push(HistoryEntry {
-        n: attempts.max(1),
+        n,
         at,
         ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         verdict: verdict.name().to_owned(),
@@ -216,4 +218,145 @@ fn blocks_key(work: &Work, policy: &Policy) -> bool {
 
 fn described(code: &str, text: &str) -> String {
     if text.is_empty() { code.to_owned() } else { format!("{code}: {text}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+    use crate::lane::{Care, Origin};
+    use crate::message::{Headers, Message};
+
+    const HOUR: Duration = Duration::from_secs(60 * 60);
+    const RETRY: Verdict = Verdict::Retry { after: None };
+    const HOLD: Verdict = Verdict::Hold { pause: None };
+
+    fn work(attempts: u32, first_attempt_at: Option<Instant>) -> Work {
+        let message = Message {
+            seq: 1,
+            id: uuid::Uuid::from_u128(1),
+            partition_no: 0,
+            topic: "t".to_owned(),
+            ordering_key: None,
+            payload: "{}".into(),
+            content_type: "application/json".to_owned(),
+            headers: Headers::Decoded(std::collections::BTreeMap::new()),
+            only_destination: None,
+            scheduled: false,
+            expired: false,
+            tracked: false,
+            version: 1,
+            created_at: Utc::now(),
+        };
+        Work {
+            message: Arc::new(message),
+            origin: Origin::Waiting(1),
+            attempts,
+            in_order: true,
+            first_attempt_at,
+            history: Vec::new(),
+            doomed: None,
+            care: Care::Plain,
+            suspect: false,
+            deaths: 0,
+        }
+    }
+
+    fn policy() -> Policy {
+        Policy {
+            retry: RetryPolicy { age_max: HOUR, ..RetryPolicy::internal() },
+            after_dead_letter: AfterDeadLetter::Continue,
+            destination: "billing".to_owned(),
+            relay: "relay".to_owned(),
+        }
+    }
+
+    const TOOK: Duration = Duration::from_millis(250);
+
+    /// What becomes of it when an attempt ends now.
+    fn judged(work: &Work, verdict: Verdict, now: Instant) -> Remains {
+        let judgement = Judgement::failed(verdict, "429", "slowly");
+        let at = DateTime::from_timestamp_micros(1_795_000_000_123_456).unwrap();
+        let mut rng = SmallRng::seed_from_u64(7);
+        match outcome(work, &judgement, &policy(), TOOK, at, now, &mut rng) {
+            Outcome::Delivered => panic!("it was delivered"),
+            Outcome::Remains(remains) => remains,
+        }
+    }
+
+    fn waits(remains: Remains) -> Waits {
+        match remains {
+            Remains::Waits(waits) => waits,
+            Remains::Dies(dies) => panic!("it died: {dies:?}"),
+        }
+    }
+
+    fn dies(remains: Remains) -> Dies {
+        match remains {
+            Remains::Dies(dies) => dies,
+            Remains::Waits(waits) => panic!("it waits: {waits:?}"),
+        }
+    }
+
+    #[test]
+    fn a_history_has_the_numbers_that_were_on_the_wire() {
+        let now = Instant::now();
+        let mut work = work(0, None);
+        let mut numbers = Vec::new();
+        for verdict in [RETRY, RETRY, HOLD, HOLD, Verdict::Misconfigured] {
+            let sent = work.attempts + 1;
+            let waits = waits(judged(&work, verdict, now));
+            (work.attempts, work.history) = (waits.attempts, waits.history);
+            let entry = work.history.last().unwrap();
+            assert_eq!(entry.n, sent, "{verdict:?}");
+            numbers.push((entry.n, work.attempts));
+        }
+        assert_eq!(numbers, [(1, 1), (2, 2), (3, 2), (3, 2), (3, 3)], "a hold counts no attempt");
+        let dies = dies(judged(&work, Verdict::Reject { gone: false }, now));
+        assert_eq!((dies.attempts, dies.history.last().unwrap().n, dies.history.len()), (4, 4, 6));
+    }
+
+    #[test]
+    fn an_attempt_is_written_down_with_its_end_and_its_length() {
+        let waits = waits(judged(&work(0, None), RETRY, Instant::now()));
+        let [entry] = &waits.history[..] else { panic!("{:?}", waits.history) };
+        assert_eq!(entry.at.timestamp_micros(), 1_795_000_000_123_456);
+        assert_eq!((entry.ms, entry.code.as_str(), entry.text.as_str()), (250, "429", "slowly"));
+        assert_eq!(waits.first_attempt_age, Some(TOOK), "the first attempt began when it began");
+    }
+
+    #[test]
+    fn holds_end_when_the_first_attempt_is_too_long_ago() {
+        let first = Instant::now();
+        let work = work(2, Some(first));
+        for now in [first, first + HOUR / 2, first + HOUR] {
+            let waits = waits(judged(&work, HOLD, now));
+            assert!(matches!(waits.due, DueIn::Pause(pause) if pause >= Duration::from_secs(30)), "{waits:?}");
+            assert_eq!((waits.state, waits.attempts), (State::Retry, 2));
+        }
+        for now in [first + HOUR + Duration::from_millis(1), first + 100 * HOUR] {
+            let dies = dies(judged(&work, HOLD, now));
+            assert_eq!((dies.reason, dies.attempts, dies.last_verdict), (Reason::Exhausted, 2, Some("hold")));
+        }
+        // A message that has never been attempted is as old as this attempt.
+        waits(judged(&self::work(0, None), HOLD, first + 100 * HOUR));
+    }
+
+    #[test]
+    fn what_cannot_be_sent_dies_without_an_attempt() {
+        let mut work = work(0, None);
+        work.history = waits(judged(&work, RETRY, Instant::now())).history;
+        work.attempts = 1;
+        let dies = dies(judged(&work, Verdict::Undecodable, Instant::now()));
+        assert_eq!((dies.reason, dies.attempts, dies.last_verdict), (Reason::Undecodable, 1, None));
+        assert_eq!(
+            (dies.last_error.as_deref(), dies.history),
+            (Some("slowly"), work.history),
+            "nothing was on the wire"
+        );
+    }
 }

@@ -9,6 +9,7 @@ use outbox::Envelope;
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
 use outbox_tests::receiver::{Answer, Receiver};
+use relay::message::HistoryEntry;
 use relay::{AfterDeadLetter, Handler, HandlerError, Http};
 
 use super::stage::{
@@ -18,7 +19,9 @@ use super::stage::{
 
 async fn exhausted_and_rejected_deliveries_are_dead_letters_with_reason_and_history(database: TestDatabase) {
     let log = Log::default();
-    let receiver = Receiver::always(Answer::status(422).body("no such order")).await;
+    let takes = Duration::from_millis(50);
+    let receiver = Receiver::always(Answer::status(422).body("no such order").after(takes)).await;
+    let began = Utc::now();
     let relay = relay_on(&database)
         .destination(log.handler("strict", |_| Err(HandlerError::reject("no such customer"))))
         .destination(log.handler("tired", |_| Err(not_now())).retry(quick(2)))
@@ -29,6 +32,7 @@ async fn exhausted_and_rejected_deliveries_are_dead_letters_with_reason_and_hist
     until_dead(&database, &["http rejected", "strict rejected", "tired exhausted"]).await;
     until_waiting(&database, &[]).await;
     relay.stop().await;
+    let ended = Utc::now();
 
     let mut letters = dead_letters(&database);
     letters.sort_by(|a, b| a.letter.destination.cmp(&b.letter.destination));
@@ -39,8 +43,17 @@ async fn exhausted_and_rejected_deliveries_are_dead_letters_with_reason_and_hist
             let letter = &detail.letter;
             assert_eq!((letter.message_id, &detail.payload[..]), (id, &b"m"[..]));
             assert_eq!(letter.ordering_key.as_deref(), Some(&b"k"[..]));
-            let history: serde_json::Value = serde_json::from_str(&detail.history).unwrap();
-            let codes: Vec<_> = history.as_array().unwrap().iter().map(|e| e["code"].as_str().unwrap()).collect();
+            let history: Vec<HistoryEntry> = serde_json::from_str(&detail.history).unwrap();
+            let codes: Vec<_> = history.iter().map(|entry| entry.code.as_str()).collect();
+            assert!(history.iter().map(|entry| entry.n).eq(1..=letter.attempts), "{history:?}");
+            assert!(history.is_sorted_by_key(|entry| entry.at), "{history:?}");
+            for entry in &history {
+                assert!(entry.at > began && entry.at < ended, "{began} {ended}: {entry:?}");
+                // It had begun before it ended, and an answer takes its time.
+                let least = if letter.destination == "http" { takes } else { Duration::ZERO };
+                let most = (entry.at - began).to_std().unwrap();
+                assert!((least..=most).contains(&Duration::from_millis(entry.ms)), "{began}: {entry:?}");
+            }
             let error = letter.last_error.clone().unwrap();
             fingerprints.insert(letter.fingerprint.clone());
             (letter.attempts, letter.blocks_key, error, codes.join(" "))
@@ -60,6 +73,26 @@ async fn exhausted_and_rejected_deliveries_are_dead_letters_with_reason_and_hist
     assert_eq!((log.accepted("well"), receiver.requests().len(), log.attempts("tired", "m")), (vec!["m".into()], 1, 3));
 }
 for_each_database!(exhausted_and_rejected_deliveries_are_dead_letters_with_reason_and_history);
+
+async fn a_history_tells_the_numbers_that_were_on_the_wire(database: TestDatabase) {
+    let held = Answer::status(429).header("retry-after", "1");
+    let answers = [Answer::status(500), Answer::status(500), held, Answer::status(422)];
+    let receiver = Receiver::in_turn(answers).await;
+    let relay = Running::start(relay_on(&database).destination(Http::new("http", receiver.url("/")))).await;
+    enqueue(&database, [plain("m")]);
+    until_dead(&database, &["http rejected"]).await;
+    relay.stop().await;
+    let sent: Vec<String> =
+        receiver.requests().iter().map(|request| request.header("outbox-attempt").unwrap().to_owned()).collect();
+    assert_eq!(sent, ["1", "2", "3", "3"], "a hold counts no attempt");
+    let letter = &dead_letters(&database)[0];
+    let history: Vec<HistoryEntry> = serde_json::from_str(&letter.history).unwrap();
+    let written: Vec<(String, &str)> = history.iter().map(|entry| (entry.n.to_string(), entry.code.as_str())).collect();
+    let codes = ["500", "500", "429", "422"];
+    assert_eq!(written, sent.into_iter().zip(codes).collect::<Vec<_>>());
+    assert_eq!(letter.letter.attempts, 3);
+}
+for_each_database!(a_history_tells_the_numbers_that_were_on_the_wire);
 
 async fn letters_are_a_group_when_destination_and_cause_are_the_same(database: TestDatabase) {
     let log = Log::default();
