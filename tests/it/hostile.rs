@@ -40,6 +40,12 @@ const MARGIN: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(90);
 /// Far more than it takes, and far less than any of the floods has to give.
 const MEMORY_MAX: u64 = 128;
+/// The same of time: a relay that stands still for seconds, or a flood that is read as fast as it comes, takes more.
+const PROCESSOR_SECS_MAX: f64 = 6.0;
+const P50_MAX: Duration = Duration::from_millis(100);
+const P99_MAX: Duration = Duration::from_secs(2);
+/// Less says nothing about the neighbour.
+const BESIDE_MIN: usize = 100;
 const NEIGHBOUR: &str = "neighbour";
 /// How often the neighbour is sent something.
 const PACE: Duration = Duration::from_millis(20);
@@ -166,6 +172,7 @@ async fn in_a_process_of_its_own() {
         .filter(|(sent, _)| *sent < ended)
         .partition(|(sent, _)| *sent < begun);
     let memory = after.peak_mib.saturating_sub(before.resident_mib);
+    let processor_secs = after.processor_secs - before.processor_secs;
     println!(
         "hostile: contained {}/{} in {:.1?}: {on_the_wire} attempts on the wire of {recorded} recorded, {not_counted} where \
          nobody could count; slowest release {} after {:.1?} of {TIMEOUT:.1?}",
@@ -178,7 +185,7 @@ async fn in_a_process_of_its_own() {
     println!(
         "hostile: extra memory {memory} MiB, {:.1} s of processor time, the endpoints' included; neighbour p50 {:.1?}, p99 \
          {:.1?} alone and p50 {:.1?}, p99 {:.1?} beside them ({} and {} messages)",
-        after.processor_secs - before.processor_secs,
+        processor_secs,
         percentile(50, &alone),
         percentile(99, &alone),
         percentile(50, &together),
@@ -190,6 +197,13 @@ async fn in_a_process_of_its_own() {
     assert!(offences.is_empty(), "not contained:\n{}", offences.join("\n"));
     assert!(slowest.took < TIMEOUT + MARGIN, "{slowest:?}");
     assert!(memory < MEMORY_MAX, "{memory} MiB");
+    assert!(processor_secs < PROCESSOR_SECS_MAX, "{processor_secs} s of processor time");
+    // A run that is asked for one case alone may be over before the neighbour got enough.
+    assert!(together.len() >= BESIDE_MIN || cases.len() < cases::all().len(), "{} messages", together.len());
+    for (percent, max) in [(50, P50_MAX), (99, P99_MAX)] {
+        let latency = percentile(percent, &together);
+        assert!(latency < max, "the neighbour's p{percent} was {latency:?} beside the others");
+    }
     assert_eq!(neighbour.requests().len(), steady.len(), "the neighbour got each message once");
 }
 
