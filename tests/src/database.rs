@@ -13,7 +13,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Mutex, Once, PoisonError};
 
 use crate::server::Server;
 use diesel::connection::SimpleConnection;
@@ -86,6 +86,20 @@ pub struct TestDatabase {
     kind: Kind,
     place: Place,
     url: String,
+    looks: Looks,
+}
+
+/// Connections kept for looking: many tests look again and again, and to log in takes longer than the look.
+#[derive(Default)]
+struct Looks {
+    postgres: Mutex<Option<PgConnection>>,
+    mariadb: Mutex<Option<MysqlConnection>>,
+}
+
+impl fmt::Debug for Looks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Looks")
+    }
 }
 
 #[derive(Debug)]
@@ -110,7 +124,7 @@ impl TestDatabase {
     /// The same database, reached by another address.
     pub fn at(&self, url: &str) -> TestDatabase {
         let place = Place::Server { server: String::new(), name: self.name().to_owned() };
-        TestDatabase { kind: self.kind, place, url: url.to_owned() }
+        TestDatabase { kind: self.kind, place, url: url.to_owned(), looks: Looks::default() }
     }
 
     fn create_on(kind: Kind, server: String) -> TestDatabase {
@@ -119,7 +133,7 @@ impl TestDatabase {
                 let folder = tempfile::Builder::new().prefix("outbox-test-").tempdir().unwrap();
                 let path = folder.path().join("outbox.db");
                 let url = format!("sqlite:{}", path.display());
-                TestDatabase { kind, place: Place::File { path, _folder: folder }, url }
+                TestDatabase { kind, place: Place::File { path, _folder: folder }, url, looks: Looks::default() }
             }
             Kind::Postgres | Kind::Mariadb => {
                 let name = format!("outbox_test_{:016x}", rand::random::<u64>());
@@ -131,7 +145,8 @@ impl TestDatabase {
                     }
                 };
                 created.unwrap_or_else(|error| panic!("cannot create a database on {kind} at `{server}`: {error}"));
-                TestDatabase { kind, url: with_database(&server, &name), place: Place::Server { server, name } }
+                let url = with_database(&server, &name);
+                TestDatabase { kind, url, place: Place::Server { server, name }, looks: Looks::default() }
             }
         }
     }
@@ -257,8 +272,8 @@ impl TestDatabase {
             + 'static,
     {
         match self.kind {
-            Kind::Postgres => sql_query(sql).load(&mut self.postgres()),
-            Kind::Mariadb => sql_query(sql).load(&mut self.mariadb()),
+            Kind::Postgres => look(&self.looks.postgres, || self.postgres(), |conn| sql_query(sql).load(conn)),
+            Kind::Mariadb => look(&self.looks.mariadb, || self.mariadb(), |conn| sql_query(sql).load(conn)),
             Kind::Sqlite => sql_query(sql).load(&mut self.sqlite()),
         }
         .unwrap_or_else(|error| panic!("{} refused `{sql}`: {error}", self.kind))
@@ -281,6 +296,25 @@ impl Drop for TestDatabase {
             eprintln!("cannot drop {name} on {}: {error}", self.kind);
         }
     }
+}
+
+/// Asks over the connection that is kept, or over a new one when that has ended: tests end connections, and servers.
+fn look<C, R>(
+    kept: &Mutex<Option<C>>,
+    connect: impl Fn() -> C,
+    ask: impl Fn(&mut C) -> QueryResult<R>,
+) -> QueryResult<R> {
+    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(mut conn) = kept.take()
+        && let Ok(answer) = ask(&mut conn)
+    {
+        *kept = Some(conn);
+        return Ok(answer);
+    }
+    let mut conn = connect();
+    let answer = ask(&mut conn)?;
+    *kept = Some(conn);
+    Ok(answer)
 }
 
 fn on_postgres(server: &str, sql: &str) -> Result<(), Box<dyn std::error::Error>> {

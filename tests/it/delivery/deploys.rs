@@ -82,10 +82,11 @@ fn serving(database: &TestDatabase, log: &Log, name: &str, serves: &[&str]) -> R
     })
 }
 
-/// Waits until the tables are as wanted. Looks less often than other tests do: many wait at the same time.
+/// Waits until the tables are as wanted. Looks less often than other tests do: many wait at the same time, and the relays
+/// among them need the threads.
 async fn until(database: &TestDatabase, wanted: &str, condition: impl Fn() -> bool) {
     let end = std::time::Instant::now() + LIMIT;
-    while !condition() {
+    while !tokio::task::block_in_place(&condition) {
         assert!(std::time::Instant::now() < end, "not within {LIMIT:?}: {wanted}\n{}", Left::of(database));
         tokio::time::sleep(millis(50)).await;
     }
