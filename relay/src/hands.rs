@@ -304,7 +304,7 @@ mod tests {
             headers: Headers::Decoded(Default::default()),
             only_destination: None,
             scheduled: false,
-            expired: false,
+            expires: None,
             tracked: false,
             version: 1,
             created_at: chrono::DateTime::UNIX_EPOCH,

@@ -9,10 +9,11 @@
 //! - A row never passes an older message of its key that is about to become a row: the table names the head among its rows
 //!   only, and a message waits in memory until each of its destinations has an outcome. A look at the rows knows of it
 //!   when it began after the commit.
+//! - Rows that keep no order wait aside for their turn, a few of each key: they and the others of the key take turns.
 //! - A key stays parked until the rows that were written for it are known to every look-up of waiting keys: the look-up
 //!   has to begin after the commit. From then on the table answers instead of the gate.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use crate::message::Key;
 
@@ -27,6 +28,8 @@ pub(crate) struct KeyGate<W> {
     in_line: usize,
     /// What a row was refused for is over.
     freed: bool,
+    /// Keys with as many rows aside as there may be.
+    crowded: HashSet<Key>,
 }
 
 #[derive(Debug)]
@@ -35,6 +38,10 @@ struct KeyState<W> {
     out: bool,
     /// Those behind it, by number.
     line: VecDeque<(i64, W)>,
+    /// Rows behind it that keep no order.
+    aside: VecDeque<W>,
+    /// The one that is out keeps no order either.
+    out_aside: bool,
     /// Rows of this key that are being written.
     unsettled: u32,
     /// Messages that become rows, by number: the first look that knows the row, once it is written.
@@ -54,6 +61,8 @@ impl<W> Default for KeyState<W> {
         KeyState {
             out: false,
             line: VecDeque::new(),
+            aside: VecDeque::new(),
+            out_aside: false,
             unsettled: 0,
             new: BTreeMap::new(),
             leaving: 0,
@@ -68,6 +77,25 @@ impl<W> KeyState<W> {
     /// True when an older message becomes a row that look number `look` cannot have seen.
     fn knows_older(&self, seq: i64, look: u64) -> bool {
         self.new.range(..seq).any(|(_, known)| known.is_none_or(|first| look < first))
+    }
+
+    /// One goes out; with or without order.
+    fn goes(&mut self, aside: bool) {
+        (self.out, self.out_aside) = (true, aside);
+    }
+
+    /// The next one behind the one that was out. Those that keep an order and those that keep none take turns.
+    fn take_next(&mut self) -> Option<W> {
+        let is_turn_of_aside = !self.out_aside || self.line.is_empty();
+        let aside = if is_turn_of_aside { self.aside.pop_front() } else { None };
+        self.out_aside = aside.is_some();
+        aside.or_else(|| self.line.pop_front().map(|(_, work)| work))
+    }
+
+    /// All that are behind it.
+    fn take_all(&mut self) -> impl Iterator<Item = W> + use<W> {
+        let line = std::mem::take(&mut self.line).into_iter().map(|(_, work)| work);
+        line.chain(std::mem::take(&mut self.aside))
     }
 
     /// True when an older message becomes a row that is not written yet.
@@ -89,7 +117,14 @@ pub(crate) enum Admission<W> {
 
 impl<W> Default for KeyGate<W> {
     fn default() -> Self {
-        KeyGate { keys: HashMap::new(), leaving: VecDeque::new(), becoming: VecDeque::new(), in_line: 0, freed: false }
+        KeyGate {
+            keys: HashMap::new(),
+            leaving: VecDeque::new(),
+            becoming: VecDeque::new(),
+            in_line: 0,
+            freed: false,
+            crowded: HashSet::new(),
+        }
     }
 }
 
@@ -101,7 +136,7 @@ impl<W> KeyGate<W> {
             return Admission::Parked(work);
         }
         if !state.out {
-            state.out = true;
+            state.goes(false);
             return Admission::Go(work);
         }
         // Almost always the last; a late commit brings a lower number.
@@ -112,20 +147,49 @@ impl<W> KeyGate<W> {
     }
 
     /// A waiting row asks to pass. Look number `look` said that it is the head of its key's rows, so only a message that
-    /// is out stops it, or an older one whose row that look did not know. [`KeyGate::take_freed`] tells when that is over.
-    pub(crate) fn admit_row(&mut self, key: &Key, seq: i64, look: u64) -> bool {
+    /// is out stops it, or an older one whose row that look did not know. Parked: not now, and [`KeyGate::take_freed`] tells
+    /// when that is over.
+    pub(crate) fn admit_row(&mut self, key: &Key, seq: i64, look: u64, work: W) -> Admission<W> {
         let state = self.keys.entry(key.clone()).or_default();
-        if state.out || state.knows_older(seq, look) {
-            if state.out || state.waits_for_older(seq) {
-                state.refused = true;
-            } else {
-                // All that is older has its row by now; only this look is too old to know.
-                self.freed = true;
-            }
-            return false;
+        if state.knows_older(seq, look) && !state.out && !state.waits_for_older(seq) {
+            // All that is older has its row by now; only this look is too old to know.
+            self.freed = true;
+            return Admission::Parked(work);
         }
-        state.out = true;
-        true
+        if state.knows_older(seq, look) || state.out && !(state.out_aside && state.line.is_empty()) {
+            state.refused = true;
+            return Admission::Parked(work);
+        }
+        if !state.out {
+            state.goes(false);
+            return Admission::Go(work);
+        }
+        // It is the turn of the others of its key as soon as the one that is out has its fate.
+        state.line.push_back((seq, work));
+        self.in_line += 1;
+        Admission::InLine
+    }
+
+    /// A waiting row that keeps no order asks to pass. It waits for nothing but the one that is out: never are two of a key
+    /// out at a time. Parked: so many wait already; [`KeyGate::crowded`] names its key until there is room.
+    pub(crate) fn admit_aside(&mut self, key: &Key, max: usize, work: W) -> Admission<W> {
+        let state = self.keys.entry(key.clone()).or_default();
+        if !state.out {
+            state.goes(true);
+            return Admission::Go(work);
+        }
+        if state.aside.len() >= max {
+            self.crowded.insert(key.clone());
+            return Admission::Parked(work);
+        }
+        state.aside.push_back(work);
+        self.in_line += 1;
+        Admission::InLine
+    }
+
+    /// Keys whose rows that keep no order need not be looked for.
+    pub(crate) fn crowded(&self) -> impl Iterator<Item = &Key> {
+        self.crowded.iter()
     }
 
     /// A message that failed, and has not become a row, asks to pass once more. It went first when it failed, and what came
@@ -133,7 +197,9 @@ impl<W> KeyGate<W> {
     pub(crate) fn admit_again(&mut self, key: &Key, seq: i64) -> bool {
         let Some(state) = self.keys.get_mut(key) else { return false };
         let is_next = !state.out && state.new.first_key_value() == Some((&seq, &None));
-        state.out |= is_next;
+        if is_next {
+            state.goes(false);
+        }
         is_next
     }
 
@@ -159,7 +225,8 @@ impl<W> KeyGate<W> {
         if state.knows_older(seq, look) {
             return Admission::Parked(work);
         }
-        if !std::mem::replace(&mut state.out, true) {
+        if !state.out {
+            state.goes(false);
             return Admission::Go(work);
         }
         state.line.push_back((seq, work));
@@ -180,16 +247,21 @@ impl<W> KeyGate<W> {
     /// The message that was out is through. Returns the next of its key, which is out from now on.
     pub(crate) fn passed(&mut self, key: &Key) -> Option<W> {
         let state = self.keys.get_mut(key)?;
-        let next = state.line.pop_front();
+        let next = state.take_next();
         if next.is_some() {
             self.in_line -= 1;
         } else {
             state.out = false;
             state.moves = true;
-            self.freed |= std::mem::take(&mut state.refused);
-            self.forget_if_idle(key);
         }
-        next.map(|(_, work)| work)
+        if next.is_none() || state.out_aside {
+            self.freed |= std::mem::take(&mut state.refused);
+        }
+        if state.aside.len() <= ASIDE_MIN {
+            self.freed |= self.crowded.remove(key);
+        }
+        self.forget_if_idle(key);
+        next
     }
 
     /// The message that was out must wait, or died and blocks its key. Returns those behind it: they must become rows.
@@ -198,10 +270,10 @@ impl<W> KeyGate<W> {
         state.out = false;
         state.parked = true;
         state.moves = false;
-        self.freed |= std::mem::take(&mut state.refused);
-        let line = std::mem::take(&mut state.line);
-        self.in_line -= line.len();
-        line.into_iter().map(|(_, work)| work).collect()
+        self.freed |= std::mem::take(&mut state.refused) | self.crowded.remove(key);
+        let behind: Vec<W> = state.take_all().collect();
+        self.in_line -= behind.len();
+        behind
     }
 
     /// Parks a key none of whose messages is out (the table says that rows of it wait).
@@ -266,7 +338,9 @@ impl<W> KeyGate<W> {
     /// Takes out everything that waits in memory, in order within each key; what is out stays out.
     pub(crate) fn drain_lines(&mut self) -> Vec<W> {
         self.in_line = 0;
-        self.keys.values_mut().flat_map(|state| std::mem::take(&mut state.line)).map(|(_, work)| work).collect()
+        self.freed |= !self.crowded.is_empty();
+        self.crowded.clear();
+        self.keys.values_mut().flat_map(KeyState::take_all).collect()
     }
 
     /// Takes out those that wait in memory from the first wanted one of each key on: what becomes a row is followed by rows
@@ -292,6 +366,7 @@ impl<W> KeyGate<W> {
             && !state.out
             && !state.parked
             && state.line.is_empty()
+            && state.aside.is_empty()
             && state.leaving == 0
             && state.new.is_empty()
         {
@@ -300,204 +375,8 @@ impl<W> KeyGate<W> {
     }
 }
 
+/// With so few rows aside the next ones are looked for.
+const ASIDE_MIN: usize = 4;
+
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(name: &str) -> Key {
-        name.as_bytes().into()
-    }
-
-    #[test]
-    fn one_message_of_a_key_is_out_and_the_rest_follow_in_order() {
-        let mut gate = KeyGate::default();
-        let k = key("k");
-        assert_eq!(gate.admit(&k, 1, 1), Admission::Go(1));
-        assert_eq!(gate.admit(&k, 3, 3), Admission::InLine);
-        assert_eq!(gate.admit(&k, 2, 2), Admission::InLine, "a late commit takes its place");
-        assert_eq!(gate.admit(&key("other"), 4, 4), Admission::Go(4));
-        assert_eq!(gate.in_line(), 2);
-        assert_eq!(gate.passed(&k), Some(2));
-        assert_eq!(gate.passed(&k), Some(3));
-        assert_eq!(gate.passed(&k), None);
-        assert_eq!(gate.admit(&k, 5, 5), Admission::Go(5));
-    }
-
-    #[test]
-    fn followers_of_a_failed_head_become_rows_until_a_look_up_knows_them() {
-        let mut gate = KeyGate::default();
-        let k = key("k");
-        assert_eq!(gate.admit(&k, 1, 1), Admission::Go(1));
-        assert_eq!(gate.admit(&k, 2, 2), Admission::InLine);
-        assert_eq!(gate.park(&k), [2]);
-        gate.writing(&k, None);
-        gate.writing(&k, None);
-        assert_eq!(gate.admit(&k, 3, 3), Admission::Parked(3));
-        gate.written(&k, None, 7, 1);
-        assert_eq!(gate.admit(&k, 3, 3), Admission::Parked(3), "one row is not written yet");
-        gate.written(&k, None, 7, 1);
-        gate.read_done(6);
-        assert_eq!(gate.admit(&k, 3, 3), Admission::Parked(3), "look-up 6 began before the commit");
-        gate.read_done(7);
-        assert_eq!(gate.admit(&k, 3, 3), Admission::Go(3));
-    }
-
-    #[test]
-    fn a_key_parked_again_meanwhile_stays_parked() {
-        let mut gate = KeyGate::default();
-        let k = key("k");
-        gate.writing(&k, None);
-        gate.written(&k, None, 2, 1);
-        gate.writing(&k, None);
-        gate.read_done(5);
-        assert_eq!(gate.admit(&k, 9, ()), Admission::Parked(()));
-        gate.written(&k, None, 6, 1);
-        gate.read_done(6);
-        assert_eq!(gate.admit(&k, 9, ()), Admission::Go(()));
-    }
-
-    #[test]
-    fn a_row_waits_for_the_message_that_is_out() {
-        let mut gate: KeyGate<()> = KeyGate::default();
-        let k = key("k");
-        assert!(gate.admit_row(&k, 1, 0));
-        assert!(!gate.admit_row(&k, 1, 0));
-        assert_eq!(gate.passed(&k), None);
-        assert!(gate.admit_row(&k, 1, 0));
-    }
-
-    #[test]
-    fn a_row_waits_for_an_older_message_whose_row_is_not_written_yet() {
-        let mut gate: KeyGate<()> = KeyGate::default();
-        let k = key("k");
-        // 5 is still on its way to another destination, so its row comes later than the one of 6.
-        gate.writing(&k, Some(5));
-        gate.writing(&k, Some(6));
-        gate.written(&k, Some(6), 1, 1);
-        assert!(!gate.admit_row(&k, 6, 1), "5 would be overtaken");
-        gate.writing(&k, Some(7));
-        assert!(
-            gate.admit_row(&k, 4, 1),
-            "nothing older is on its way; a stream of younger ones must not stop the head"
-        );
-        gate.passed(&k);
-        gate.written(&k, Some(5), 2, 3);
-        assert!(!gate.admit_row(&k, 6, 2), "look 2 began before 5 was written and takes 6 for the head");
-        gate.look_done(2);
-        assert!(gate.admit_row(&k, 6, 3), "look 3 knows who is first");
-    }
-
-    #[test]
-    fn a_row_that_was_refused_is_told_of_once_when_its_key_is_free() {
-        let k = key("k");
-        // For the one that is out.
-        let mut gate: KeyGate<()> = KeyGate::default();
-        assert_eq!(gate.admit(&k, 1, ()), Admission::Go(()));
-        assert_eq!(gate.admit(&k, 2, ()), Admission::InLine);
-        assert!(!gate.admit_row(&k, 5, 1) && !gate.take_freed());
-        assert_eq!(gate.passed(&k), Some(()));
-        assert!(!gate.is_freed(), "the next of its line is out");
-        assert_eq!(gate.passed(&k), None);
-        assert!(gate.is_freed() && gate.take_freed() && !gate.take_freed());
-        assert!(gate.admit_row(&k, 5, 2));
-        gate.passed(&k);
-        assert!(!gate.is_freed(), "nobody was refused since");
-
-        // For one that fails.
-        assert_eq!(gate.admit(&k, 6, ()), Admission::Go(()));
-        assert!(!gate.admit_row(&k, 5, 3));
-        gate.park(&k);
-        assert!(gate.take_freed());
-
-        // For an older one without a row, however often it is looked at.
-        gate.writing(&k, Some(6));
-        for look in 4..9 {
-            assert!(!gate.admit_row(&k, 7, look) && !gate.take_freed());
-        }
-        gate.written(&k, Some(6), 1, 10);
-        assert!(gate.take_freed());
-        assert!(!gate.admit_row(&k, 7, 9), "look 9 began before 6 was written");
-        assert!(gate.take_freed(), "the next look knows");
-        assert!(gate.admit_row(&k, 7, 10));
-    }
-
-    #[test]
-    fn what_failed_and_has_no_row_yet_may_go_again_before_all_that_came_behind_it() {
-        let mut gate: KeyGate<()> = KeyGate::default();
-        let k = key("k");
-        assert!(!gate.admit_again(&k, 1), "nobody knows it");
-        assert_eq!(gate.admit(&k, 1, ()), Admission::Go(()));
-        assert_eq!(gate.admit(&k, 2, ()), Admission::InLine);
-        assert_eq!(gate.park(&k), [()]);
-        gate.writing(&k, Some(1));
-        gate.writing(&k, Some(2));
-        gate.written(&k, Some(2), 1, 1);
-        assert!(!gate.moves(&k) && !gate.admit_again(&k, 2), "1 goes first");
-        assert!(gate.admit_again(&k, 1) && !gate.admit_again(&k, 1), "one at a time");
-        assert!(!gate.admit_row(&k, 2, 1), "2 stands in a row by now");
-        assert_eq!(gate.admit(&k, 3, ()), Admission::Parked(()));
-
-        // It fails once more, and then it is through: it becomes no row.
-        gate.park(&k);
-        gate.writing(&k, Some(1));
-        assert!(gate.admit_again(&k, 1));
-        assert_eq!(gate.passed(&k), None);
-        gate.written(&k, Some(1), 5, 5);
-        assert!(gate.moves(&k) && !gate.admit_again(&k, 1));
-        gate.read_done(5);
-        gate.look_done(5);
-        assert!(gate.admit_row(&k, 2, 5));
-        gate.passed(&k);
-        assert!(gate.keys.is_empty(), "{:?}", gate.keys);
-
-        // Once it stands in a row it is the table's.
-        gate.writing(&k, Some(8));
-        gate.written(&k, Some(8), 6, 6);
-        assert!(!gate.admit_again(&k, 8));
-    }
-
-    #[test]
-    fn a_row_that_is_never_written_stops_nobody() {
-        let mut gate: KeyGate<()> = KeyGate::default();
-        let k = key("k");
-        gate.writing(&k, Some(5));
-        gate.written(&k, Some(5), 1, 1);
-        // Its partition was lost while it was being written: the answer comes all the same.
-        gate.written(&k, Some(5), 1, 1);
-        gate.read_done(1);
-        gate.look_done(1);
-        assert!(gate.keys.is_empty());
-    }
-
-    #[test]
-    fn a_line_is_cut_from_the_first_wanted_one_on_and_what_is_before_it_goes_on() {
-        let mut gate = KeyGate::default();
-        for name in ["a", "b"] {
-            for seq in 1..=5 {
-                let _ = gate.admit(&key(name), seq, (name, seq));
-            }
-        }
-        let cut = gate.cut_lines(|work| matches!(work, ("a", 3 | 5)));
-        assert_eq!(cut, [("a", 3), ("a", 4), ("a", 5)]);
-        assert_eq!(gate.in_line(), 5);
-        assert_eq!(gate.passed(&key("a")), Some(("a", 2)));
-        assert_eq!(gate.passed(&key("a")), None);
-        assert_eq!(gate.passed(&key("b")), Some(("b", 2)), "others stay as they are");
-        assert!(gate.cut_lines(|work| work.0 == "a").is_empty());
-    }
-
-    #[test]
-    fn idle_keys_cost_no_memory() {
-        let mut gate = KeyGate::default();
-        for n in 0..1000 {
-            let k = key(&n.to_string());
-            let _ = gate.admit(&k, n, ());
-            gate.passed(&k);
-            gate.writing(&k, Some(n));
-            gate.written(&k, Some(n), 1, 1);
-        }
-        gate.read_done(1);
-        gate.look_done(1);
-        assert!(gate.keys.is_empty());
-    }
-}
+mod tests;

@@ -145,16 +145,33 @@ impl Lane {
         None
     }
 
-    /// A waiting row that look number `look` found due arrives. False: not now, its key is out; it will be read again.
+    /// A waiting row that look number `look` found due arrives. False: not now, its key is not free; it will be read again.
     pub(crate) fn offer_row(&mut self, work: Work, look: u64) -> bool {
-        if let Some(key) = self.key_of(&work)
-            && !self.gate.admit_row(&key, work.message.seq, look)
-        {
-            return false;
+        let bytes = work.message.weight();
+        match self.key_of(&work) {
+            None => self.push(work),
+            Some(key) => {
+                // A full lane takes one of each key all the same: else it could hide what is behind it.
+                let aside_max = if self.is_full() { 1 } else { ASIDE_MAX };
+                let admission = match work.in_order {
+                    true => self.gate.admit_row(&key, work.message.seq, look, work),
+                    false => self.gate.admit_aside(&key, aside_max, work),
+                };
+                match admission {
+                    Admission::Go(work) => self.push(work),
+                    Admission::InLine => {}
+                    Admission::Parked(_) => return false,
+                }
+            }
         }
-        self.entered(&work);
-        self.push(work);
+        self.bytes += bytes;
+        self.row_bytes += bytes;
         true
+    }
+
+    /// Keys whose rows that keep no order need not be looked for: enough of them are here.
+    pub(crate) fn crowded(&self) -> Vec<Key> {
+        self.gate.crowded().take(CROWDED_MAX).cloned().collect()
     }
 
     /// A fresh message that failed, and has not become a row yet, may be tried again from memory. If so, it is to be given
@@ -367,9 +384,14 @@ impl Lane {
         back
     }
 
-    /// True when it would take another message at once and has none: starving.
+    /// True when it would take another message at once and has none: starving. What waits in line for its key does not
+    /// starve it, and it cannot be full at the same time.
     pub(crate) fn is_idle(&self) -> bool {
-        !self.closed && self.fresh.is_empty() && self.waiting.is_empty() && self.running < self.ramp.limit()
+        !self.closed
+            && !self.is_full()
+            && self.fresh.is_empty()
+            && self.waiting.is_empty()
+            && self.running < self.ramp.limit()
     }
 
     /// Messages in memory, those being attempted included.
@@ -462,6 +484,11 @@ impl Lane {
 
 /// What a row may cost before any was read.
 const TYPICAL_ROW_BYTES_FIRST: usize = 256 << 10;
+
+/// Rows that keep no order, of one key, that wait here for their turn.
+const ASIDE_MAX: usize = 16;
+/// Keys that are named to a look.
+const CROWDED_MAX: usize = 256;
 
 /// The time since `then`, or nothing when there was no such moment.
 pub(crate) fn age(then: Option<Instant>, now: Instant) -> Option<Duration> {

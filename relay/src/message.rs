@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -117,8 +117,9 @@ pub struct Message {
     pub only_destination: Option<String>,
     /// True when `deliver_at` lies in the future by the database's clock at the read.
     pub scheduled: bool,
-    /// True when `expires_at` had passed by the database's clock at the read.
-    pub expired: bool,
+    /// When `expires_at` has passed, by this machine's steady clock: as far ahead as it was by the database's clock at the
+    /// read, so never too early.
+    pub expires: Option<Instant>,
     /// True when somebody waits for a result.
     pub tracked: bool,
     /// The version of the message type.
@@ -128,6 +129,11 @@ pub struct Message {
 }
 
 impl Message {
+    /// True when `expires_at` has passed.
+    pub fn is_expired(&self, now: Instant) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
+    }
+
     /// What it costs in memory: its body, and a flat guess for the rest.
     pub(crate) fn weight(&self) -> usize {
         self.payload.len() + 512

@@ -226,6 +226,8 @@ pub struct LaneDemand {
     pub destination: String,
     /// The most rows to return.
     pub limit: u32,
+    /// Keys whose rows that keep no order are left out, as if they were not there.
+    pub without: Vec<Key>,
 }
 
 /// A place among the rows of a key.

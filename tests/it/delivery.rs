@@ -6,6 +6,7 @@
 #[macro_use]
 pub(crate) mod stage;
 
+mod aside;
 mod backpressure;
 mod cancel;
 mod circuits;

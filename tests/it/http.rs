@@ -28,7 +28,7 @@ pub(crate) fn message(payload: impl Into<Bytes>) -> Message {
         headers: Headers::Decoded(BTreeMap::from([("X-Tenant".into(), "eu".into())])),
         only_destination: None,
         scheduled: false,
-        expired: false,
+        expires: None,
         tracked: false,
         version: 2,
         created_at: chrono::DateTime::from_timestamp_micros(1_795_000_000_123_456).expect("the year 2026 has dates"),

@@ -112,7 +112,7 @@ fn messages() -> Vec<(Message, Payload)> {
                 headers: Headers::Decoded(headers),
                 only_destination: None,
                 scheduled: false,
-                expired: false,
+                expires: None,
                 tracked: false,
                 version: 1,
                 created_at: DateTime::from_timestamp_micros(1_795_000_000_000_000 + seq * 1_000_001).unwrap(),

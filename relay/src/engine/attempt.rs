@@ -6,6 +6,7 @@ use chrono::Utc;
 use tokio::task::{Id, JoinError};
 use tracing::{debug, error};
 
+use super::feed::doom;
 use super::{Answer, Engine};
 use crate::duration;
 use crate::event::{DeliveryRef, Event};
@@ -57,8 +58,9 @@ impl Engine {
                 continue;
             }
             while self.lanes[lane].pacer.wait(now).is_none()
-                && let Some(work) = self.lanes[lane].lane.start_next()
+                && let Some(mut work) = self.lanes[lane].lane.start_next()
             {
+                last_call(&mut work, now);
                 if work.doomed.is_none() {
                     self.lanes[lane].pacer.started(now);
                 }
@@ -374,6 +376,11 @@ impl Engine {
             }
         }
     }
+}
+
+/// What has waited here may have expired since it was read.
+pub(super) fn last_call(work: &mut Work, now: Instant) {
+    work.doomed = work.doomed.take().or_else(|| doom(&work.message, now));
 }
 
 /// How much longer an attempt may take whose sink does not keep to its time.

@@ -182,6 +182,11 @@ impl DueState {
         self.safety_next = self.safety_next.min(now);
     }
 
+    /// Something was scheduled: a look tells for when.
+    pub(super) fn learn_when(&mut self, now: Instant) {
+        self.look_soon(now + IN_HANDS_PAUSE);
+    }
+
     pub(super) fn pass_is_empty(&self) -> bool {
         self.pass_empty && self.search.is_done()
     }
@@ -219,11 +224,13 @@ impl Engine {
                 let not_certain = self.due.not_certain.get(&lane).copied().unwrap_or(0).min(NOT_CERTAIN_MAX);
                 let limit = state.lane.rows_to_ask(self.due.held_in(lane), not_certain);
                 let limit = u32::try_from(limit).unwrap_or(u32::MAX).min(ROWS_MAX);
-                (Some(lane), LaneDemand { destination: state.served.name.to_string(), limit })
+                let (destination, without) = (state.served.name.to_string(), state.lane.crowded());
+                (Some(lane), LaneDemand { destination, limit, without })
             })
             .collect();
         let unrouted = u32::try_from(UNROUTED_BYTES / self.due.typical_bytes).unwrap_or(u32::MAX);
-        demands.push((None, LaneDemand { destination: String::new(), limit: unrouted.clamp(1, UNROUTED_LIMIT) }));
+        let limit = unrouted.clamp(1, UNROUTED_LIMIT);
+        demands.push((None, LaneDemand { destination: String::new(), limit, without: Vec::new() }));
         let number = self.due.begin_look();
         self.due.safety_next = now + SAFETY_PERIOD;
         for state in &mut self.lanes {
@@ -347,7 +354,7 @@ impl Engine {
                 continue;
             }
             if row.destination.is_empty() {
-                if row.message.expired && self.routes.route(&row.message.topic).is_empty() {
+                if row.message.is_expired(now) && self.routes.route(&row.message.topic).is_empty() {
                     self.expire_row(row);
                 } else {
                     self.route_row(row.into());
@@ -375,16 +382,22 @@ impl Engine {
             again[lane] = again[lane].max(waits);
         }
         for ((lane, demand), waiting) in demands.iter().zip(&due.lanes) {
-            if let Some(lane) = lane {
-                self.note_waiting(*lane, demand, *waiting, again[*lane], number, now);
+            match lane {
+                Some(lane) => self.note_waiting(*lane, demand, *waiting, again[*lane], number, now),
+                // What is scheduled has no destination yet.
+                None => {
+                    let next = waiting.next_due_in.filter(|pause| !pause.is_zero());
+                    next.into_iter().for_each(|pause| self.due.look_soon(now + pause));
+                }
             }
         }
         self.due.not_yet_pause = match taken == 0 && again.contains(&Some(Again::Soon)) {
             true => (self.due.not_yet_pause * 2).min(IN_HANDS_PAUSE),
             false => NOT_YET_PAUSE,
         };
-        let is_held_back = again.iter().any(Option::is_some);
-        let nothing_held_back = returned == 0 || (taken == 0 && !is_held_back && self.holds_no_rows_but_aside());
+        let is_held_back = again.iter().any(Option::is_some) || demands.iter().any(|(_, d)| !d.without.is_empty());
+        let nothing_held_back =
+            returned == 0 && !is_held_back || (taken == 0 && !is_held_back && self.holds_no_rows_but_aside());
         if number >= self.due.pass_from && taken == 0 && nothing_held_back {
             self.due.pass_empty = true;
         }
@@ -461,7 +474,7 @@ impl Engine {
     pub(super) fn work(&self, lane: usize, row: WaitingDelivery, now: Instant) -> Work {
         let in_process = self.lanes[lane].in_process;
         let crashed = in_process && row.suspect && row.deaths >= DEATHS_MAX;
-        let doomed = doom(&row.message).or_else(|| crashed.then(|| (Reason::Crashed, crash_text(row.deaths))));
+        let doomed = doom(&row.message, now).or_else(|| crashed.then(|| (Reason::Crashed, crash_text(row.deaths))));
         let care = match in_process {
             _ if doomed.is_some() => Care::Plain,
             false => Care::Plain,

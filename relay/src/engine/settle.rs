@@ -517,6 +517,9 @@ impl Engine {
         next_read: u64,
         now: Instant,
     ) {
+        if destination.is_empty() && matches!(remains, Remains::Waits(Waits { due: DueIn::DeliverAt, .. })) {
+            return self.due.learn_when(now);
+        }
         let Some(&lane) = self.lane_by_name.get(destination) else { return };
         let parks = remains.parks_key();
         let due = match remains {

@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use tracing::debug;
 
+use super::attempt::last_call;
 use super::{Answer, Engine};
 use crate::lane::{Care, Fate, Origin, Work};
 use crate::message::{Key, Message, PartitionSet};
@@ -80,8 +81,9 @@ impl Engine {
     pub(super) fn start_alone(&mut self, now: Instant) {
         let first = (0..self.lanes.len()).filter_map(|lane| Some((self.lanes[lane].lane.first_alone()?, lane))).min();
         if let Some((_, lane)) = first
-            && let Some(work) = self.lanes[lane].lane.start_alone()
+            && let Some(mut work) = self.lanes[lane].lane.start_alone()
         {
+            last_call(&mut work, now);
             self.begin(lane, work, now);
         }
     }

@@ -124,7 +124,7 @@ impl Engine {
             in_order: waits.in_order,
             first_attempt_at: Some(waits.first_attempt_age.and_then(|age| since.checked_sub(age)).unwrap_or(since)),
             history: waits.history,
-            doomed: doom(&message),
+            doomed: doom(&message, Instant::now()),
             care: Care::Plain,
             suspect: false,
             deaths: 0,

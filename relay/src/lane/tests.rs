@@ -18,7 +18,7 @@ fn work(seq: Seq, key: Option<&str>) -> Work {
         headers: Headers::Decoded(std::collections::BTreeMap::new()),
         only_destination: None,
         scheduled: false,
-        expired: false,
+        expires: None,
         tracked: false,
         version: 1,
         created_at: Utc::now(),
@@ -145,4 +145,45 @@ fn what_failed_goes_again_from_memory_or_is_given_back_with_its_attempts() {
     assert_eq!((lane.bytes, lane.len()), (0, 0));
     lane.close();
     assert!(!lane.may_go_again(&work(5, None).message));
+}
+
+#[test]
+fn a_lane_full_of_one_key_is_not_starving() {
+    let mut lane = Lane::new(LaneLimits { concurrency: 4, queue_max: 3, bytes_max: 1 << 20, keyed: true });
+    for seq in 1..=3 {
+        assert!(lane.offer(work(seq, Some("k"))).is_none());
+    }
+    assert!(lane.start_next().is_some());
+    assert!(lane.is_full() && !lane.is_idle(), "there is more for it, but only one of a key at a time");
+}
+
+#[test]
+fn a_few_rows_of_a_key_that_keep_no_order_wait_here_and_take_no_room_from_others() {
+    let mut lane = lane(4);
+    let aside = |seq| Work { in_order: false, ..row(seq, Some("k")) };
+    let max = Seq::try_from(ASIDE_MAX).unwrap();
+    for seq in 0..=max {
+        assert!(lane.offer_row(aside(seq), 1));
+    }
+    assert!(lane.crowded().is_empty());
+    assert!(!lane.offer_row(aside(99), 1));
+    assert_eq!(lane.crowded(), [Key::from(&b"k"[..])]);
+    assert_eq!(lane.room_for_rows(), 7, "one of them is about to start");
+    for seq in 0..=max {
+        let work = lane.start_next().unwrap();
+        assert!(lane.start_next().is_none(), "one at a time");
+        assert_eq!(work.message.seq, seq);
+        assert!(lane.finished(&work, Fate::Stays).is_empty(), "one that fails stops no other");
+    }
+    assert!(lane.crowded().is_empty() && lane.take_freed());
+    assert_eq!((lane.len(), lane.bytes, lane.row_bytes, lane.rows_taken), (0, 0, 0, 0));
+
+    // What is let go of is let go of whole.
+    for seq in 0..=max {
+        assert!(lane.offer_row(aside(seq), 1));
+    }
+    assert!(!lane.offer_row(aside(99), 1));
+    assert_eq!(lane.clear().len(), ASIDE_MAX + 1);
+    assert!(lane.crowded().is_empty());
+    assert_eq!((lane.len(), lane.bytes, lane.row_bytes, lane.rows_taken), (0, 0, 0, 0));
 }

@@ -4,13 +4,18 @@
 //! understood becomes a value that says so, and its neighbours are not touched.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outbox::limits::HeaderOwner;
 use serde::de::IgnoredAny;
 
 use super::Circuit;
 use crate::message::{HISTORY_MAX, Headers, HistoryEntry, Key, WaitingDelivery};
+
+/// When a message expires that has so much time left. What is so far ahead that no clock can name it never does.
+pub(crate) fn expiry(left: Option<Duration>) -> Option<Instant> {
+    Instant::now().checked_add(left?)
+}
 
 /// Reads the `headers` column: a JSON object of strings that may travel as HTTP headers.
 ///

@@ -12,7 +12,9 @@ use relay::retry::RetryPolicy;
 use relay::testing::Clock;
 use relay::{AfterDeadLetter, HandlerError, RelayBuilder};
 
-use super::stage::{Left, Log, Running, dead_letters, enqueue, not_now, redrive_all, relay_on, until_dead};
+use super::stage::{
+    LIMIT, Left, Log, Running, dead_letters, enqueue, not_now, redrive_all, relay_on, until, until_dead,
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -102,3 +104,34 @@ async fn a_message_that_had_expired_before_anybody_took_its_topic_dies_at_once(d
     assert_eq!((letter.letter.attempts, letter.letter.destination.as_str()), (0, ""));
 }
 for_each_database!(a_message_that_had_expired_before_anybody_took_its_topic_dies_at_once);
+
+/// It was read in time, and waited behind another one: in its lane, or for its key.
+async fn what_expires_in_memory_is_not_sent(database: TestDatabase) {
+    let (log, (gate, opened)) = (Log::default(), tokio::sync::watch::channel(false));
+    let seen = log.clone();
+    let handler = relay::Handler::raw("d", move |message: relay::message::Message, context: relay::Context| {
+        let (log, mut opened) = (seen.clone(), opened.clone());
+        async move {
+            log.arrived(&message, &context);
+            let _ = opened.wait_for(|open| *open).await;
+            Ok::<(), std::io::Error>(())
+        }
+    });
+    let relay = Running::start(relay_on(&database).destination(handler.concurrency(2).timeout(LIMIT * 9))).await;
+    enqueue(&database, [Envelope::raw("t", "plug"), Envelope::raw("t", "head").key("k")]);
+    log.until("both are at work", |log| log.arrivals().len() == 2).await;
+    let soon = Utc::now() + Duration::from_millis(700);
+    let messages = || [Envelope::raw("t", "late"), Envelope::raw("t", "late").key("k")].map(|m| m.expires_at(soon));
+    enqueue(&database, messages().into_iter().chain([Envelope::raw("t", "wanted").key("k")]));
+    let expired =
+        format!("SELECT count(*) FROM outbox_messages WHERE expires_at <= {}", super::stage::now(database.kind()));
+    until(&database, "they have expired", || database.query_i64(&expired) == 2).await;
+    assert_eq!(Left::of(&database).waiting(), None, "they are in memory");
+    gate.send(true).unwrap();
+    until_dead(&database, &["d expired", "d expired"]).await;
+    log.until("the other one is through", |log| log.attempts("d", "wanted") == 1).await;
+    relay.stop().await;
+    assert_eq!(log.attempts("d", "late"), 0);
+    assert!(dead_letters(&database).iter().all(|dead| dead.letter.attempts == 0));
+}
+for_each_database!(what_expires_in_memory_is_not_sent);

@@ -305,7 +305,8 @@ impl Log {
         self.handler(name, |_| Ok(()))
     }
 
-    fn arrived(&self, message: &Message, context: &Context) -> (usize, Arrival) {
+    /// Something arrived that a handler of the test's own takes.
+    pub(crate) fn arrived(&self, message: &Message, context: &Context) -> (usize, Arrival) {
         let destination = context.destination().to_owned();
         let mut arrivals = self.0.arrivals.lock().unwrap();
         let mut copies = self.0.copies.lock().unwrap();

@@ -1,5 +1,7 @@
 //! Polls, holes, sweeps and marks.
 
+use std::time::Instant;
+
 use diesel::connection::SimpleConnection;
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
@@ -31,6 +33,7 @@ async fn a_poll_returns_everything_that_was_stored(database: TestDatabase) {
         created_at: Some(after_noon(-5)),
     });
     outbox.insert(&Draft { deliver_at: Some(after_noon(0)), expires_at: Some(after_noon(1)), ..Draft::default() });
+    let began = Instant::now() + std::time::Duration::from_secs(1);
     let messages = mine(outbox.read_all().await.from_tail);
     let [full, plain] = messages.as_slice() else { panic!("{messages:?}") };
     assert_eq!(full.topic, "a.b-c_d");
@@ -40,11 +43,13 @@ async fn a_poll_returns_everything_that_was_stored(database: TestDatabase) {
     let expected = std::iter::once(("a".to_owned(), "1".to_owned())).collect();
     assert_eq!(full.headers, relay::message::Headers::Decoded(expected));
     assert_eq!(full.only_destination.as_deref(), Some("mail"));
-    assert!(full.scheduled && full.expired && full.tracked, "{full:?}");
+    assert!(full.scheduled && full.is_expired(Instant::now()) && full.tracked, "{full:?}");
     assert_eq!(full.version, 7);
     assert_eq!(full.created_at, after_noon(-5));
     assert_eq!((plain.ordering_key.as_deref(), plain.only_destination.as_deref()), (None, None));
-    assert!(!plain.scheduled && !plain.expired && !plain.tracked, "{plain:?}");
+    assert!(!plain.scheduled && !plain.tracked, "{plain:?}");
+    let ahead = plain.expires.map(|at| (at > began, at <= Instant::now() + std::time::Duration::from_secs(1)));
+    assert_eq!(ahead, Some((true, true)), "a second ahead when it was read");
     assert!(full.seq < plain.seq && full.id != plain.id);
     let age = chrono::Utc::now() - plain.created_at;
     assert!(age.num_seconds().abs() < 60, "created {} ago", age);
@@ -69,7 +74,8 @@ async fn without_an_hour_the_clock_of_the_database_decides(database: TestDatabas
     outbox.insert(&Draft { deliver_at: Some(now - hour), expires_at: Some(now + hour), ..Draft::default() });
     outbox.insert(&Draft { deliver_at: Some(now + hour), expires_at: Some(now - hour), ..Draft::default() });
     let page = outbox.store.message_read(&from(0), PartitionSet::ALL, 10, None).await.unwrap();
-    let seen: Vec<_> = mine(page.from_tail).iter().map(|message| (message.scheduled, message.expired)).collect();
+    let read = Instant::now();
+    let seen: Vec<_> = mine(page.from_tail).iter().map(|m| (m.scheduled, m.is_expired(read))).collect();
     assert_eq!(seen, [(false, false), (true, true)]);
 }
 for_each_database!(without_an_hour_the_clock_of_the_database_decides);

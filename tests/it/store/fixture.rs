@@ -93,7 +93,7 @@ impl Outbox {
 
     /// What is due for `destination` at `now`.
     pub(crate) async fn due_at(&self, destination: &str, now: DateTime<Utc>) -> Vec<WaitingDelivery> {
-        let lanes = [LaneDemand { destination: destination.into(), limit: 1000 }];
+        let lanes = [LaneDemand { destination: destination.into(), limit: 1000, without: Vec::new() }];
         self.store.delivery_due(&lanes, PartitionSet::ALL, Some(now)).await.unwrap().rows
     }
 

@@ -386,7 +386,7 @@ async fn a_batch_of_a_thousand_is_written_at_once(database: TestDatabase) {
     outbox.settle_all(moves, vec![]).await;
     assert_eq!(outbox.free(), [(messages[0].seq, "mail".to_owned())]);
     assert_eq!(outbox.waiting().len(), 1000);
-    let lanes = [LaneDemand { destination: "mail".into(), limit: 10 }];
+    let lanes = [LaneDemand { destination: "mail".into(), limit: 10, without: Vec::new() }];
     let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, Some(after_noon(60))).await.unwrap();
     assert_eq!(due.rows.len(), 1);
 }

@@ -1,5 +1,7 @@
 //! What other programs store arrives byte for byte, and what cannot be understood harms nobody else.
 
+use std::time::Instant;
+
 use outbox_tests::database::{Kind, TestDatabase};
 use outbox_tests::for_each_database;
 use relay::message::Headers;
@@ -188,13 +190,13 @@ async fn times_and_numbers_out_of_range_do_not_harm_their_neighbours(database: T
     insert(past, past, past, 32767);
     outbox.insert(&Draft::default());
     let messages = mine(outbox.read_all().await.from_tail);
-    let seen: Vec<_> = messages.iter().map(|m| (m.scheduled, m.expired, m.version)).collect();
+    let seen: Vec<_> = messages.iter().map(|m| (m.scheduled, m.is_expired(Instant::now()), m.version)).collect();
     assert_eq!(seen, [(true, false, 0), (false, true, 32767), (false, false, 7)]);
 
     let waits = relay::store::Waits { due: relay::store::DueIn::DeliverAt, ..waits(State::Scheduled) };
     let moves = messages.iter().map(|message| moved(message, vec![unit("mail", waits.clone())])).collect();
     outbox.settle_all(moves, vec![]).await;
-    let lanes = [relay::store::LaneDemand { destination: "mail".into(), limit: 10 }];
+    let lanes = [relay::store::LaneDemand { destination: "mail".into(), limit: 10, without: Vec::new() }];
     let owned = relay::message::PartitionSet::ALL;
     let due = outbox.store.delivery_due(&lanes, owned, Some(super::fixture::noon())).await.unwrap();
     assert_eq!(due.rows.len(), 2);

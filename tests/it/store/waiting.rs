@@ -10,7 +10,7 @@ use relay::store::{
 use super::fixture::{Draft, Outbox, after_noon, dies, mine, moved, noon, register, secs, time, unit, waits};
 
 fn lane(destination: &str, limit: u32) -> LaneDemand {
-    LaneDemand { destination: destination.into(), limit }
+    LaneDemand { destination: destination.into(), limit, without: Vec::new() }
 }
 
 fn numbers(rows: &[WaitingDelivery]) -> Vec<i64> {
@@ -107,6 +107,39 @@ async fn blocked_rows_are_neither_returned_nor_next(database: TestDatabase) {
     assert_eq!(due.lanes[0], LaneWaiting { occupied: true, next_due_in: Some(secs(599)) });
 }
 for_each_database!(blocked_rows_are_neither_returned_nor_next);
+
+async fn rows_of_keys_that_are_left_out_are_not_there_unless_they_keep_an_order(database: TestDatabase) {
+    let outbox = Outbox::new(database).await;
+    // Any bytes a key may have, on each database.
+    let keys = ["k", "K", "it's 10% €", "k "];
+    let mut seqs = Vec::new();
+    for (minute, key) in (1..).zip(keys.iter().chain(&keys)) {
+        let message = outbox.keyed(key).await;
+        let due = DueIn::Pause(secs(60 * minute));
+        let wait = Waits { due, in_order: minute > 4, ..waits(State::Retry) };
+        outbox.settle_all(vec![moved(&message, vec![unit("mail", wait)])], vec![]).await;
+        seqs.push(message.seq);
+    }
+    let plain = outbox.insert(&Draft::default());
+    let message = outbox.message(plain).await;
+    let wait = Waits { due: DueIn::Pause(secs(900)), in_order: false, ..waits(State::Retry) };
+    outbox.settle_all(vec![moved(&message, vec![unit("mail", wait)])], vec![]).await;
+    let ask = async |without: &[&str], limit| {
+        let without = without.iter().map(|key| key.as_bytes().into()).collect();
+        let lanes = [LaneDemand { without, ..lane("mail", limit) }, lane("other", 9)];
+        let due = outbox.store.delivery_due(&lanes, PartitionSet::ALL, Some(after_noon(59))).await.unwrap();
+        let later = outbox.store.delivery_due(&lanes, PartitionSet::ALL, Some(after_noon(3600))).await.unwrap();
+        (numbers(&later.rows), due.lanes[0].next_due_in)
+    };
+    let (in_order, mut all) = (&seqs[4..], seqs.clone());
+    all.push(plain);
+    assert_eq!(ask(&[], 99).await, (all.clone(), Some(secs(1))));
+    assert_eq!(ask(&["nobody's"], 99).await, (all.clone(), Some(secs(1))));
+    assert_eq!(ask(&["k"], 99).await, (all[1..].to_vec(), Some(secs(61))), "neither K nor one with a blank");
+    assert_eq!(ask(&["k", "K"], 2).await, (all[2..4].to_vec(), Some(secs(121))), "they hide nothing");
+    assert_eq!(ask(&keys, 99).await, ([in_order, &[plain]].concat(), Some(secs(241))));
+}
+for_each_database!(rows_of_keys_that_are_left_out_are_not_there_unless_they_keep_an_order);
 
 async fn only_rows_of_owned_partitions_are_returned(database: TestDatabase) {
     let outbox = Outbox::new(database).await;

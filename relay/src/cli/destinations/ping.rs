@@ -87,7 +87,7 @@ fn message(destination: &str, actor: &str, reason: Option<&str>) -> Message {
         headers: Headers::Decoded(BTreeMap::new()),
         only_destination: None,
         scheduled: false,
-        expired: false,
+        expires: None,
         tracked: false,
         version: 1,
         created_at: now,

@@ -74,7 +74,11 @@ impl Engine {
             }
             // A named destination that nobody has registered is asked for by nobody; whoever comes to serve it finds the
             // row due.
-            let pause = if destination.is_empty() && !message.expired { UNROUTED_PAUSE } else { Duration::ZERO };
+            let pause = if destination.is_empty() && !message.is_expired(Instant::now()) {
+                UNROUTED_PAUSE
+            } else {
+                Duration::ZERO
+            };
             self.conclude_fresh(&message, &destination, Some(waits(State::Unrouted, true, DueIn::Pause(pause))));
             return;
         }
@@ -163,7 +167,7 @@ pub(in crate::engine) fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
         in_order,
         first_attempt_at: None,
         history: Vec::new(),
-        doomed: doom(message),
+        doomed: doom(message, Instant::now()),
         care: Care::Plain,
         suspect: false,
         deaths: 0,
@@ -171,11 +175,11 @@ pub(in crate::engine) fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
 }
 
 /// What can never be delivered takes its turn and is then given up.
-pub(in crate::engine) fn doom(message: &Message) -> Option<(Reason, String)> {
+pub(in crate::engine) fn doom(message: &Message, now: Instant) -> Option<(Reason, String)> {
     if let Headers::Undecodable(problem) = &message.headers {
         return Some((Reason::Undecodable, problem.clone()));
     }
-    message.expired.then(|| (Reason::Expired, EXPIRED.to_owned()))
+    message.is_expired(now).then(|| (Reason::Expired, EXPIRED.to_owned()))
 }
 
 /// Rows that match no route are searched when the routes change, and now and then. To be due as well is a safety net:

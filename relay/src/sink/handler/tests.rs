@@ -31,7 +31,7 @@ fn message(payload: &str) -> Message {
         headers: Headers::Decoded(BTreeMap::from([("X-Tenant".into(), "eu".into())])),
         only_destination: None,
         scheduled: false,
-        expired: false,
+        expires: None,
         tracked: false,
         version: 2,
         created_at: chrono::DateTime::UNIX_EPOCH,

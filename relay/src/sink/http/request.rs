@@ -211,7 +211,7 @@ pub(super) mod tests {
             headers: Headers::Decoded(BTreeMap::new()),
             only_destination: None,
             scheduled: false,
-            expired: false,
+            expires: None,
             tracked: false,
             version: 2,
             created_at: DateTime::from_timestamp_micros(1_795_000_000_123_456).unwrap(),

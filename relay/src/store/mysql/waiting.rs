@@ -112,14 +112,24 @@ fn rows_due(lanes: &[LaneDemand], owned: &str, now: &str) -> String {
     let branch = |lane: &LaneDemand| {
         format!(
             "(SELECT {columns} FROM outbox_deliveries FORCE INDEX (delivery_by_due) \
-             WHERE destination = {} AND blocked = false AND due_at <= {now} AND partition_no IN ({owned}) \
+             WHERE destination = {} AND blocked = false AND due_at <= {now} AND partition_no IN ({owned}){} \
              ORDER BY due_at, id LIMIT {})",
             literal::text(&lane.destination),
+            wanted(lane),
             lane.limit
         )
     };
     let branches: Vec<String> = lanes.iter().map(branch).collect();
     format!("-- delivery_due\n{}", branches.join("\nUNION ALL\n"))
+}
+
+/// What is left out is not there.
+fn wanted(lane: &LaneDemand) -> String {
+    if lane.without.is_empty() {
+        return String::new();
+    }
+    let keys: Vec<String> = lane.without.iter().map(|key| literal::bytes(key)).collect();
+    format!(" AND (in_order = true OR ordering_key IS NULL OR ordering_key NOT IN ({}))", keys.join(", "))
 }
 
 fn lanes_waiting(lanes: &[LaneDemand], owned: &str, now: &str) -> String {
@@ -130,8 +140,9 @@ fn lanes_waiting(lanes: &[LaneDemand], owned: &str, now: &str) -> String {
              EXISTS (SELECT 1 FROM outbox_deliveries WHERE destination = {destination}) \
              OR EXISTS (SELECT 1 FROM outbox_dead_letters WHERE destination = {destination} AND blocks_key = true), \
              (SELECT timestampdiff(MICROSECOND, {now}, due_at) FROM outbox_deliveries FORCE INDEX (delivery_by_due) \
-              WHERE destination = {destination} AND blocked = false AND partition_no IN ({owned}) \
+              WHERE destination = {destination} AND blocked = false AND partition_no IN ({owned}){} \
               ORDER BY due_at LIMIT 1), {})",
+            wanted(lane),
             micros_of(now)
         )
     };

@@ -44,8 +44,7 @@ macro_rules! feed_columns {
             mine!(),
             " THEN m.destination END, ",
             "m.deliver_at > coalesce($7::timestamptz, now()), ",
-            "m.expires_at <= coalesce($7::timestamptz, now()), ",
-            "m.operation_id IS NOT NULL, m.version, m.created_at"
+            "m.expires_at, m.operation_id IS NOT NULL, m.version, m.created_at, coalesce($7::timestamptz, now())"
         )
     };
 }
@@ -67,7 +66,7 @@ pub(super) const FEED_READ: Sql = Sql {
         "-- feed_read\n",
         "SELECT 0::smallint AS branch, (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, ",
         "0::smallint, NULL::uuid, pg_current_snapshot()::text, pg_backend_pid()::text, NULL::text, NULL::bytea, ",
-        "NULL::text, NULL::text, NULL::text, false, false, pg_is_in_recovery(), 0::smallint, now() ",
+        "NULL::text, NULL::text, NULL::text, false, now(), pg_is_in_recovery(), 0::smallint, now(), now() ",
         "UNION ALL (SELECT 1::smallint, found.* ",
         "FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS hole(lo, hi, gained) ",
         "CROSS JOIN LATERAL (SELECT ",
@@ -158,7 +157,7 @@ fn feed_row(row: &SqlRow, owned: PartitionSet) -> Row {
         headers: decode::headers(&row.get::<_, Octets<'_>>(9).text()),
         only_destination: row.get::<_, Option<Octets<'_>>>(10).map(|name| name.text()).filter(|name| !name.is_empty()),
         scheduled: row.get::<_, Option<bool>>(11).unwrap_or(false),
-        expired: row.get::<_, Option<bool>>(12).unwrap_or(false),
+        expires: decode::expiry(row.get::<_, Option<Micros>>(12).map(|at| at.after(row.get(16)))),
         tracked: row.get(13),
         version: u16::try_from(row.get::<_, i16>(14)).unwrap_or(0),
         created_at: row.get::<_, Micros>(15).instant(),

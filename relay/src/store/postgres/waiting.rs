@@ -16,24 +16,38 @@ macro_rules! due_columns {
     };
 }
 
-/// What waits for each lane. Parameters: destinations[], owned mask, now.
+/// Rows that are left out, by the names of their lane and key.
+macro_rules! wanted {
+    ($without:literal) => {
+        concat!(
+            "(d.in_order OR d.ordering_key IS NULL ",
+            "OR (d.destination || E'\\x1f' || d.ordering_key) COLLATE \"C\" <> ALL (",
+            $without,
+            "::text[]))"
+        )
+    };
+}
+
+/// What waits for each lane. Parameters: destinations[], owned mask, now, left out[].
 ///
 /// `OFFSET 0` keeps each question a look-up: without it the planner may read every row once and hash it.
 pub(super) const LANE_WAITING: Sql = Sql {
     name: "lane_waiting",
-    text: "-- lane_waiting\n\
-           SELECT EXISTS (SELECT FROM outbox_deliveries d WHERE d.destination = lane.destination OFFSET 0) \
-               OR EXISTS (SELECT FROM outbox_dead_letters l WHERE l.destination = lane.destination AND l.blocks_key \
-                          OFFSET 0), \
-               next.due_at, coalesce($3::timestamptz, now()) \
-           FROM unnest($1::text[]) WITH ORDINALITY AS lane(destination, n) \
-           LEFT JOIN LATERAL (SELECT d.due_at FROM outbox_deliveries d \
-               WHERE d.destination = lane.destination AND NOT d.blocked AND ($2::bigint >> d.partition_no) & 1 = 1 \
-               ORDER BY d.due_at LIMIT 1) AS next ON true \
-           ORDER BY lane.n",
+    text: concat!(
+        "-- lane_waiting\n",
+        "SELECT EXISTS (SELECT FROM outbox_deliveries d WHERE d.destination = lane.destination OFFSET 0) ",
+        "OR EXISTS (SELECT FROM outbox_dead_letters l WHERE l.destination = lane.destination AND l.blocks_key OFFSET 0), ",
+        "next.due_at, coalesce($3::timestamptz, now()) ",
+        "FROM unnest($1::text[]) WITH ORDINALITY AS lane(destination, n) ",
+        "LEFT JOIN LATERAL (SELECT d.due_at FROM outbox_deliveries d ",
+        "WHERE d.destination = lane.destination AND NOT d.blocked AND ($2::bigint >> d.partition_no) & 1 = 1 AND ",
+        wanted!("$4"),
+        " ORDER BY d.due_at LIMIT 1) AS next ON true ",
+        "ORDER BY lane.n"
+    ),
 };
 
-/// The rows themselves. Parameters: destinations[], limits[], owned mask, now.
+/// The rows themselves. Parameters: destinations[], limits[], owned mask, now, left out[].
 ///
 /// Within a lane nothing but `due_at` orders, which the index does; one word more and all due rows would be sorted.
 pub(super) const DELIVERY_DUE: Sql = Sql {
@@ -46,7 +60,9 @@ pub(super) const DELIVERY_DUE: Sql = Sql {
         due_columns!(),
         " FROM outbox_deliveries d ",
         "WHERE d.destination = lane.destination AND NOT d.blocked AND d.due_at <= coalesce($4::timestamptz, now()) ",
-        "AND ($3::bigint >> d.partition_no) & 1 = 1 ORDER BY d.due_at LIMIT lane.wanted) AS due ",
+        "AND ($3::bigint >> d.partition_no) & 1 = 1 AND ",
+        wanted!("$5"),
+        " ORDER BY d.due_at LIMIT lane.wanted) AS due ",
         "ORDER BY lane.n, due.due_at, due.seq, due.id"
     ),
 };
@@ -100,13 +116,15 @@ pub(super) async fn delivery_due(
     let destinations: Vec<&str> = lanes.iter().map(|lane| lane.destination.as_str()).collect();
     let limits: Vec<i64> = lanes.iter().map(|lane| i64::from(lane.limit)).collect();
     let owned = mask(owned);
+    let without: Vec<Vec<u8>> = lanes.iter().flat_map(left_out).collect();
+    let without: Vec<RawText<'_>> = without.iter().map(|name| RawText(name)).collect();
 
     let connection = &*connection;
     // The figures are read last: a row that appears in between must not be hidden by `occupied` being false.
     let (due, waiting) = tokio::try_join!(
         biased;
-        async { connection.query(&due, &[&destinations, &limits, &owned, &now]).await },
-        async { connection.query(&waiting, &[&destinations, &owned, &now]).await },
+        async { connection.query(&due, &[&destinations, &limits, &owned, &now, &without]).await },
+        async { connection.query(&waiting, &[&destinations, &owned, &now, &without]).await },
     )?;
 
     let lanes = waiting.iter().map(|row| {
@@ -121,6 +139,11 @@ pub(super) async fn delivery_due(
         lanes: lanes.collect(),
         hour: waiting.first().map(|row| row.get::<_, Micros>(2).instant()),
     })
+}
+
+/// The names by which the statements leave rows out. No destination's name holds that byte.
+fn left_out(lane: &LaneDemand) -> impl Iterator<Item = Vec<u8>> {
+    lane.without.iter().map(|key| [lane.destination.as_bytes(), b"\x1f", key].concat())
 }
 
 pub(super) async fn delivery_followers(
@@ -177,7 +200,7 @@ fn waiting_delivery(row: &SqlRow) -> WaitingDelivery {
             headers: decode::headers(&row.get::<_, Octets<'_>>(9).text()),
             only_destination: None,
             scheduled: row.get::<_, Option<Micros>>(10).is_some_and(|deliver_at| deliver_at > now),
-            expired: row.get::<_, Option<Micros>>(11).is_some_and(|expires_at| expires_at <= now),
+            expires: decode::expiry(row.get::<_, Option<Micros>>(11).map(|expires_at| expires_at.after(now))),
             tracked: row.get(12),
             version: u16::try_from(row.get::<_, i16>(13)).unwrap_or(0),
             created_at: row.get::<_, Micros>(14).instant(),

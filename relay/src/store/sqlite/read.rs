@@ -3,6 +3,7 @@
 //! A question of several statements runs in one read transaction, so that its answers belong to one moment.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -81,13 +82,22 @@ statement!(
          WHERE destination = ? AND blocks_key = 1 AND ordering_key = CAST(? AS TEXT))",
     Bool
 );
+/// Rows that are not left out: a row that keeps no order is, when its key stands between two colons.
+macro_rules! wanted {
+    () => {
+        "(in_order = 1 OR ordering_key IS NULL OR instr(?, ':' || hex(ordering_key) || ':') = 0)"
+    };
+}
+
 statement!(
     DeliveryDue,
     concat!(
         "-- delivery_due\nSELECT ",
         message_columns!("message_id", "1"),
         ", id, destination, in_order, life, attempts, suspect, deaths, first_attempt_at, history FROM outbox_deliveries \
-         WHERE destination = ? AND blocked = 0 AND due_at <= ? AND ? >> partition_no & 1 ORDER BY due_at, seq, id LIMIT ?"
+         WHERE destination = ? AND blocked = 0 AND due_at <= ? AND ? >> partition_no & 1 AND ",
+        wanted!(),
+        " ORDER BY due_at, seq, id LIMIT ?"
     ),
     (MessageSql, WaitingSql)
 );
@@ -115,8 +125,12 @@ statement!(
 );
 statement!(
     NextDue,
-    "-- delivery_next\nSELECT due_at FROM outbox_deliveries \
-     WHERE destination = ? AND blocked = 0 AND ? >> partition_no & 1 ORDER BY due_at LIMIT 1",
+    concat!(
+        "-- delivery_next\nSELECT due_at FROM outbox_deliveries \
+         WHERE destination = ? AND blocked = 0 AND ? >> partition_no & 1 AND ",
+        wanted!(),
+        " ORDER BY due_at LIMIT 1"
+    ),
     BigInt
 );
 
@@ -218,7 +232,7 @@ fn message(columns: MessageColumns, now: i64) -> Message {
         headers: decode::headers(&headers),
         only_destination: None,
         scheduled: deliver_at.is_some_and(|at| at > now),
-        expired: expires_at.is_some_and(|at| at <= now),
+        expires: decode::expiry(expires_at.map(|at| duration(at.saturating_sub(now)))),
         tracked,
         version: version.clamp(0, u16::MAX.into()) as u16,
         created_at: date(created_at),
@@ -261,19 +275,33 @@ pub(super) fn delivery_due(open: &mut Open, lanes: &[LaneDemand], owned: Partiti
         let mut due = Due { hour: DateTime::from_timestamp_millis(now), ..Due::default() };
         for lane in lanes {
             let name = lane.destination.as_str();
+            let without = left_out(&lane.without);
             if lane.limit > 0 {
-                let read: Vec<(MessageColumns, WaitingColumns)> =
-                    load::<DeliveryDue, _>(conn, &[name.into(), now.into(), mask.into(), lane.limit.into()])?;
+                let binds = [name.into(), now.into(), mask.into(), without.as_str().into(), lane.limit.into()];
+                let read: Vec<(MessageColumns, WaitingColumns)> = load::<DeliveryDue, _>(conn, &binds)?;
                 due.rows.extend(read.into_iter().map(|(message, waiting)| waiting_delivery(message, waiting, now)));
             }
             let occupied = load_one::<LaneOccupied, _>(conn, &[name.into(), name.into()])?;
-            let next: Option<i64> =
-                if occupied { load_optional::<NextDue, _>(conn, &[name.into(), mask.into()])? } else { None };
+            let binds = [name.into(), mask.into(), without.as_str().into()];
+            let next: Option<i64> = if occupied { load_optional::<NextDue, _>(conn, &binds)? } else { None };
             let next_due_in = next.map(|at| duration(at.saturating_sub(now)));
             due.lanes.push(LaneWaiting { occupied, next_due_in });
         }
         Ok(due)
     })
+}
+
+/// The keys as the statements look for them.
+fn left_out(keys: &[Key]) -> String {
+    let mut all = String::new();
+    for key in keys {
+        all.push(':');
+        for byte in key.iter() {
+            write!(all, "{byte:02X}").expect("a string takes everything");
+        }
+        all.push(':');
+    }
+    all
 }
 
 /// The next rows of keys.
