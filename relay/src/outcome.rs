@@ -247,7 +247,7 @@ mod tests {
             headers: Headers::Decoded(std::collections::BTreeMap::new()),
             only_destination: None,
             scheduled: false,
-            expired: false,
+            expires: None,
             tracked: false,
             version: 1,
             created_at: Utc::now(),
