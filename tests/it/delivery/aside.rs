@@ -101,3 +101,25 @@ async fn a_busy_stream_without_order_does_not_stop_the_rows_of_its_key(database:
     assert_eq!(accepted.len(), MANY + 3);
 }
 for_each_database!(a_busy_stream_without_order_does_not_stop_the_rows_of_its_key);
+
+/// It is not looked for now and then: the relay knows when the next one is due.
+async fn what_is_for_later_goes_when_its_time_has_come(database: TestDatabase) {
+    const MESSAGES: usize = 9;
+    let log = Log::default();
+    let relay = Running::start(relay_on(&database).destination(log.accepting("d"))).await;
+    let began = std::time::Instant::now();
+    let pause = |n: usize| millis(1000 + 130 * u64::try_from(n).unwrap());
+    for n in 0..MESSAGES {
+        enqueue(&database, [plain(&n.to_string()).delay(pause(n))]);
+    }
+    let enqueued = began.elapsed();
+    until_nothing_is_left(&database).await;
+    relay.stop().await;
+    let due = |body: &str| began + pause(body.parse().unwrap());
+    let mut late: Vec<_> = log.arrivals().iter().map(|a| a.at.saturating_duration_since(due(&a.body))).collect();
+    late.sort_unstable();
+    assert_eq!(late.len(), MESSAGES);
+    // Half of them, for any machine stops now and then.
+    assert!(late[MESSAGES / 2] < millis(300) + enqueued, "{late:?}, enqueued within {enqueued:?}");
+}
+for_each_database!(what_is_for_later_goes_when_its_time_has_come);
