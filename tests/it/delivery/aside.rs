@@ -102,6 +102,23 @@ async fn a_busy_stream_without_order_does_not_stop_the_rows_of_its_key(database:
 }
 for_each_database!(a_busy_stream_without_order_does_not_stop_the_rows_of_its_key);
 
+/// More of a key than the relay keeps in memory: a drain ends when all of them are through, and not before.
+async fn a_drain_leaves_none_of_them(database: TestDatabase) {
+    let (log, clock, hour) = (Log::default(), relay::testing::Clock::new(), std::time::Duration::from_secs(3600));
+    let drain = async || {
+        let relay = relay_on(&database).clock(&clock).destination(log.accepting("d").concurrency(2));
+        drop(relay.build().await.unwrap().drain().await.unwrap());
+    };
+    enqueue(&database, (0..MANY / 4).map(|n| keyed("hot", &format!("{n}")).delay(hour)));
+    drain().await;
+    assert_eq!(log.accepted("d").len(), 0);
+    clock.advance(hour * 2);
+    drain().await;
+    assert_eq!(log.accepted("d").len(), MANY / 4);
+    until_nothing_is_left(&database).await;
+}
+for_each_database!(a_drain_leaves_none_of_them);
+
 /// It is not looked for now and then: the relay knows when the next one is due.
 async fn what_is_for_later_goes_when_its_time_has_come(database: TestDatabase) {
     const MESSAGES: usize = 9;
