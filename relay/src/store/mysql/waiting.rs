@@ -128,7 +128,7 @@ fn wanted(lane: &LaneDemand) -> String {
     if lane.without.is_empty() {
         return String::new();
     }
-    let keys: Vec<String> = lane.without.iter().map(|key| literal::bytes(key)).collect();
+    let keys: Vec<String> = lane.without.iter().map(literal::bytes).collect();
     format!(" AND (in_order = true OR ordering_key IS NULL OR ordering_key NOT IN ({}))", keys.join(", "))
 }
 
