@@ -6,9 +6,11 @@ use std::fmt;
 
 use chrono::{DateTime, Utc};
 use diesel::connection::LoadConnection;
+use diesel::result::Error as DieselError;
 use serde::Deserialize;
 
-use crate::connection::OutboxBackend;
+use crate::connection::sealed::Dialect;
+use crate::connection::{Database, OutboxBackend, transaction_depth};
 use crate::dead_letters::By;
 use crate::error::Error;
 
@@ -66,6 +68,52 @@ pub(crate) fn instant(micros: i64) -> DateTime<Utc> {
 pub(crate) fn unreadable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Database(diesel::result::Error::DeserializationError(Box::new(error)))
 }
+
+/// A transaction whose statements each see what is committed when they begin; inside one of the caller's it is part of
+/// that, whatever that sees.
+///
+/// Work by hand decides by what it reads under the partitions' locks. Where REPEATABLE READ or more is the default, a
+/// transaction of its own would read the state from before it waited for them.
+pub(crate) fn transaction<C, T>(conn: &mut C, work: impl FnOnce(&mut C) -> Result<T, Error>) -> Result<T, Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    begins_read_committed(conn)?;
+    // Kept aside: where a server has ended the transaction, the rollback fails, too, and diesel would report that instead.
+    let mut failed = None;
+    let outcome = conn.transaction(|conn| {
+        is_read_committed(conn).and_then(|()| work(conn)).map_err(|error| {
+            failed = Some(error);
+            Error::Database(DieselError::RollbackTransaction)
+        })
+    });
+    outcome.map_err(|error| failed.unwrap_or(error))
+}
+
+/// Before a transaction begins. MariaDB and MySQL take the level for the next one only while none is open.
+pub(crate) fn begins_read_committed<C>(conn: &mut C) -> Result<(), Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    if <C::Backend as Dialect>::DATABASE == Database::Mysql && transaction_depth(conn)? == 0 {
+        conn.batch_execute(READ_COMMITTED)?;
+    }
+    Ok(())
+}
+
+/// As the first statement of a transaction: PostgreSQL takes the level for the one that is open.
+pub(crate) fn is_read_committed<C>(conn: &mut C) -> Result<(), Error>
+where
+    C: LoadConnection<Backend: OutboxBackend>,
+{
+    if <C::Backend as Dialect>::DATABASE == Database::Postgres && transaction_depth(conn)? == 1 {
+        conn.batch_execute(READ_COMMITTED)?;
+    }
+    Ok(())
+}
+
+/// Of one transaction, not of the session: behind a pooler that is somebody else's the next moment.
+const READ_COMMITTED: &str = "-- transaction_level\nSET TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
 /// `1, 2, 3`
 pub(crate) fn list_of(ids: impl Iterator<Item = impl fmt::Display>) -> String {

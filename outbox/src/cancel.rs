@@ -5,6 +5,9 @@
 //! - The partition row is locked first, as for every change beside the relay, so that a settle never happens half way
 //!   between. A settle moves rows by reading the ones it deletes, so nothing that is removed here comes back.
 //! - Afterwards the first in-order delivery of each key that was touched is unblocked, unless a dead letter blocks it.
+//! - That is decided by what is committed. PostgreSQL answers a transaction that began before some of it with a
+//!   serialization failure: whoever adds a row that a key goes by makes a new version of the partition's row. MariaDB
+//!   and MySQL read locked rows as they are now, and SQLite writes in no older state.
 
 use diesel::connection::LoadConnection;
 
@@ -48,7 +51,11 @@ use crate::transaction::require_server_transaction;
 ///
 /// [`Error::NotInTransaction`] outside a transaction. [`Error::NotLookedAtAll`] when there are so many pending messages
 /// that it may be one of those that were not looked at. [`Error::Database`] when the database fails; a deadlock between
-/// several cancels and a relay is one of these failures.
+/// several cancels and a relay is one of these failures. So is what PostgreSQL says at REPEATABLE READ and SERIALIZABLE
+/// when a relay has written about the message or its key since the transaction began: a serialization failure (SQLSTATE
+/// 40001, [`SerializationFailure`](diesel::result::DatabaseErrorKind::SerializationFailure)), after which the transaction
+/// is to be repeated, as any other at these levels. MariaDB says the same with its error 1020 where
+/// `innodb_snapshot_isolation` is on, as it is from 11.6.
 pub fn cancel<C>(conn: &mut C, message: impl Into<MessageRef>) -> Result<bool, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,

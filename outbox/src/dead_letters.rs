@@ -38,7 +38,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::by_hand::sql::{contains, current_read, instant, text};
-use crate::by_hand::{Statement, audit, list_of, unreadable};
+use crate::by_hand::{Statement, audit, list_of, transaction, unreadable};
 use crate::connection::sealed::Dialect;
 use crate::connection::{Database, OutboxBackend};
 use crate::error::Error;
@@ -273,7 +273,8 @@ where
 ///
 /// # Errors
 ///
-/// [`Error::Database`] when the database refuses; then nothing has changed.
+/// [`Error::Database`] when the database refuses; then nothing has changed. A transaction of the caller's at REPEATABLE
+/// READ or SERIALIZABLE may fail as with [`cancel`](crate::cancel), and is then to be repeated as a whole.
 pub fn redrive<C>(conn: &mut C, ids: &[i64], by: &By) -> Result<Outcome, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
@@ -281,6 +282,9 @@ where
     let database = <C::Backend as Dialect>::DATABASE;
     change(conn, ids, |conn, letters| {
         let ids = list_of(letters.iter().map(|letter| letter.id));
+        if database == Database::Postgres {
+            Statement::new(sql::partition_version(&ids)).execute(conn)?;
+        }
         Statement::new(sql::redrive(database, &ids)).execute(conn)?;
         audit_letters(conn, letters, "dead_letter.redrive", by)
     })
@@ -292,7 +296,7 @@ where
 ///
 /// # Errors
 ///
-/// [`Error::Database`] when the database refuses; then nothing has changed.
+/// Those of [`redrive`].
 pub fn discard<C>(conn: &mut C, ids: &[i64], by: &By) -> Result<Outcome, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
@@ -326,7 +330,7 @@ where
         return Ok(Outcome::default());
     }
     let database = <C::Backend as Dialect>::DATABASE;
-    conn.transaction(|conn| {
+    transaction(conn, |conn| {
         let letters = lock(conn, database, &wanted)?;
         let done: Vec<i64> = letters.iter().map(|letter| letter.id).collect();
         if !letters.is_empty() {

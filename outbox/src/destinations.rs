@@ -30,7 +30,7 @@ use diesel::connection::LoadConnection;
 use serde::Deserialize;
 
 use crate::by_hand::sql::{build, hex, micros, now, text};
-use crate::by_hand::{Hex, Statement, audit, instant, unreadable};
+use crate::by_hand::{Hex, Statement, audit, instant, transaction, unreadable};
 use crate::connection::sealed::Dialect;
 use crate::connection::{Database, OutboxBackend};
 use crate::error::Error;
@@ -219,7 +219,7 @@ where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     let database = <C::Backend as Dialect>::DATABASE;
-    conn.transaction(|conn| {
+    transaction(conn, |conn| {
         if update.is(database, "name", name).execute(conn)? > 0 {
             audit(conn, by, action, &[format!("destination {name}")])?;
             return Ok(Change::Done);

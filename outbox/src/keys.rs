@@ -39,7 +39,7 @@ use diesel::connection::LoadConnection;
 use serde::Deserialize;
 
 use crate::by_hand::sql::{current_read, text};
-use crate::by_hand::{Hex, Statement, audit, list_of, unreadable};
+use crate::by_hand::{Hex, Statement, audit, list_of, transaction, unreadable};
 use crate::connection::sealed::Dialect;
 use crate::connection::{Database, OutboxBackend};
 use crate::dead_letters::{self, DeadLetter};
@@ -159,14 +159,15 @@ where
 ///
 /// # Errors
 ///
-/// [`Error::Database`] when the database refuses; then nothing has changed.
+/// [`Error::Database`] when the database refuses; then nothing has changed. A transaction of the caller's at REPEATABLE
+/// READ or SERIALIZABLE may fail as with [`cancel`](crate::cancel), and is then to be repeated as a whole.
 pub fn release<C>(conn: &mut C, destination: &str, key: &[u8], by: &By) -> Result<Release, Error>
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
     let database = <C::Backend as Dialect>::DATABASE;
     let Some(wanted) = Key::of(database, key) else { return Ok(Release::Unknown) };
-    let released = conn.transaction(|conn| {
+    let released = transaction(conn, |conn| {
         let letters = lock(conn, database, destination, &wanted)?;
         let Some(first) = letters.first() else { return Ok(letters) };
         let ids = list_of(letters.iter().map(|letter| letter.id));

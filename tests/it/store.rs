@@ -7,6 +7,7 @@
 mod destinations;
 mod feed;
 pub(crate) mod fixture;
+mod levels;
 mod mariadb;
 mod membership;
 mod order;

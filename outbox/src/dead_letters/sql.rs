@@ -75,6 +75,15 @@ pub(crate) fn payload_contains(database: Database) -> [String; 2] {
     }
 }
 
+/// Makes new versions of the letters' partition rows, which are locked, on PostgreSQL: whoever cancels in an older snapshot
+/// does not see what a redrive adds, and must not be given the lock. A settle does the same.
+pub(super) fn partition_version(ids: &str) -> String {
+    format!(
+        "-- partition_version\nUPDATE outbox_partitions SET partition_no = partition_no \
+         WHERE partition_no IN (SELECT partition_no FROM outbox_dead_letters WHERE id IN ({ids}))"
+    )
+}
+
 /// Turns letters into waiting deliveries, without removing them.
 pub(super) fn redrive(database: Database, ids: &str) -> String {
     let payload = match database {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::By;
 use crate::by_hand::lock_wait::{LOCK_WAIT, held, limit_waits, locking, with_short_waits};
 use crate::by_hand::sql::{current_read, now, text, uuid_literal};
-use crate::by_hand::{Statement, audit, list_of};
+use crate::by_hand::{Statement, audit, list_of, transaction};
 use crate::connection::sealed::Dialect;
 use crate::connection::{Database, OutboxBackend};
 use crate::error::Error;
@@ -109,7 +109,7 @@ where
     let (mut registered, mut total) = (false, 0);
     let began = Instant::now();
     loop {
-        let done = conn.transaction(|conn| step(conn, name, waiting, silent, by));
+        let done = transaction(conn, |conn| step(conn, name, waiting, silent, by));
         if done.as_ref().is_err_and(Error::is_locked) && began.elapsed() < LOCK_WAIT {
             // Not inside the transaction: nobody waits meanwhile.
             std::thread::sleep(PAUSE);

@@ -3,7 +3,7 @@
 use diesel::connection::LoadConnection;
 use uuid::Uuid;
 
-use crate::by_hand::audit;
+use crate::by_hand::{audit, begins_read_committed, is_read_committed};
 use crate::cancel::remove;
 use crate::connection::OutboxBackend;
 use crate::dead_letters::By;
@@ -40,7 +40,9 @@ pub fn cancel<C>(conn: &mut C, message_id: Uuid, seq: Option<i64>, by: &By) -> R
 where
     C: LoadConnection<Backend: OutboxBackend>,
 {
+    begins_read_committed(conn)?;
     crate::transaction(conn, |conn| {
+        is_read_committed(conn)?;
         let removed = remove(conn, MessageRef { id: message_id, seq })?;
         let cancelled = Cancelled { pending: removed.pending > 0, waiting: removed.waiting as u64 };
         if !cancelled.is_nothing() {

@@ -117,6 +117,7 @@ pub fn hot_statements() -> Vec<HotStatement> {
         hot(&unrouted::UNROUTED_ROWS, false, &["'{1,2}'", "'{a,b}'", "'{0,7}'", "100"]),
         hot(&settle::DELIVERY_START, false, &[ONE, ONE, ONE, ID, "'00000000-0000-0000-0000-000000000000'"]),
         hot(&settle::SETTLE_DELIVERED, false, &[ONE, ONE, ONE, ID]),
+        hot(&settle::SETTLE_VERSION, false, &[ONE]),
         hot(&settle::SETTLE_HEADS, false, &["'{d1}'", "'{7}'", "100"]),
         hot(
             &settle::SETTLE_MOVE,

@@ -2,18 +2,19 @@
 //!
 //! `message_delivered` is one plain statement. `settle` is one transaction in two round trips: the first opens it and
 //! locks the partition rows; what the locked rows say decides which outcomes are written; the second carries every write
-//! and the commit. What leaves a table is inserted into the next from what the DELETE returned, so payloads stay on the
+//! and the commit. Where a row is added that a key goes by, the partition's row gets a new version. What leaves a table is inserted into the next from what the DELETE returned, so payloads stay on the
 //! server and nothing can be written twice.
 
 mod statements;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use tokio_postgres::Row as SqlRow;
 use uuid::Uuid;
 
 pub(super) use self::statements::{
-    DELIVERY_START, MESSAGE_DELIVERED, SETTLE_DELIVERED, SETTLE_HEADS, SETTLE_LEAVE, SETTLE_MOVE, SETTLE_WAIT,
+    DELIVERY_START, MESSAGE_DELIVERED, SETTLE_DELIVERED, SETTLE_HEADS, SETTLE_LEAVE, SETTLE_MOVE, SETTLE_VERSION,
+    SETTLE_WAIT,
 };
 use self::statements::{SETTLE_LOCK, SETTLE_ROUTES};
 use super::connection::Connection;
@@ -46,7 +47,8 @@ pub(super) async fn settle(
 ) -> Result<Settled, StoreError> {
     let lock = connection.prepare(&SETTLE_LOCK).await?;
     let routes = connection.prepare(&SETTLE_ROUTES).await?;
-    let [step_move, step_delivered, step_wait, step_leave, step_heads] = [
+    let [step_version, step_move, step_delivered, step_wait, step_leave, step_heads] = [
+        connection.prepare(&SETTLE_VERSION).await?,
         connection.prepare(&SETTLE_MOVE).await?,
         connection.prepare(&SETTLE_DELIVERED).await?,
         connection.prepare(&SETTLE_WAIT).await?,
@@ -81,15 +83,21 @@ pub(super) async fn settle(
     let owned = owned(relay, &locked, &batch.epochs);
     let mut moves: Vec<&MessageMove> = batch.moves.iter().filter(|step| owned.contains(&step.partition_no)).collect();
     moves.sort_by_key(|step| step.seq);
-    let moves = Moves::new(&moves);
     let mut waiting: Vec<&WaitingOutcome> =
         batch.waiting.iter().filter(|step| owned.contains(&step.partition_no)).collect();
     waiting.sort_by_key(|step| step.id);
-    let waiting = Outcomes::new(&waiting);
+    let versions = partitions_with_new_rows(&moves, &waiting);
+    let (moves, waiting) = (Moves::new(&moves), Outcomes::new(&waiting));
     let touched = Touched::new(&moves, &waiting);
 
-    let (moved, delivered, waits, left, _, ()) = tokio::try_join!(
+    let (_, moved, delivered, waits, left, _, ()) = tokio::try_join!(
         biased;
+        async {
+            match versions.is_empty() {
+                true => Ok(Vec::new()),
+                false => connection.query(&step_version, &[&versions]).await,
+            }
+        },
         async {
             match moves.seq.is_empty() {
                 true => Ok(Vec::new()),
@@ -185,6 +193,26 @@ fn count_stale(batch: &Settlement, owned: &HashSet<u8>) -> usize {
     let moves = batch.moves.iter().map(|step| step.partition_no);
     let partitions = moves.chain(batch.waiting.iter().map(|step| step.partition_no));
     partitions.filter(|partition_no| !owned.contains(partition_no)).count()
+}
+
+/// The partitions in which a key gets a row that stands in its order, or a dead letter that blocks it.
+fn partitions_with_new_rows(moves: &[&MessageMove], waiting: &[&WaitingOutcome]) -> Vec<i16> {
+    let orders = |remains: &Remains| match remains {
+        Remains::Waits(waits) => waits.in_order,
+        Remains::Dies(dies) => dies.blocks_key,
+    };
+    let moved =
+        moves.iter().filter(|step| step.ordering_key.is_some() && step.units.iter().any(|unit| orders(&unit.remains)));
+    let waited = waiting.iter().filter(|step| {
+        step.ordering_key.is_some()
+            && match &step.change {
+                WaitingChange::Delivered | WaitingChange::Waits(_) => false,
+                WaitingChange::Dies(dies) => dies.blocks_key,
+                WaitingChange::Routed(units) => units.iter().any(|unit| orders(&unit.remains)),
+            }
+    });
+    let partitions = moved.map(|step| step.partition_no).chain(waited.map(|step| step.partition_no));
+    partitions.map(i16::from).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// How many rows of a key are looked at beyond those that may have been inserted.

@@ -126,6 +126,17 @@ pub(in crate::store::postgres) const SETTLE_LOCK: Sql = Sql {
            WHERE partition_no = ANY($1::smallint[]) ORDER BY partition_no FOR UPDATE",
 };
 
+/// Makes new versions of partition rows that are locked already. Parameter: partition_no[].
+///
+/// The lock alone leaves no trace behind it. An application that cancels in a transaction older than this one, at
+/// REPEATABLE READ or SERIALIZABLE, would be given it and then decide about a key by rows that are not all there are; over
+/// a row that has a newer version the server ends its transaction instead.
+pub(in crate::store::postgres) const SETTLE_VERSION: Sql = Sql {
+    name: "settle_version",
+    text: "-- settle_version\n\
+           UPDATE outbox_partitions SET partition_no = partition_no WHERE partition_no = ANY($1::smallint[])",
+};
+
 /// Under the locks, in a snapshot of its own: what was committed while waiting for them is seen.
 pub(in crate::store::postgres) const SETTLE_ROUTES: Sql =
     Sql { name: "settle_routes", text: "-- settle_routes\nSELECT routes_version FROM outbox_meta" };
