@@ -262,7 +262,8 @@ where
     rows.first().map(|json| row::detail(json)).transpose()
 }
 
-/// Sends dead letters again: each becomes a waiting delivery that is due now, in its next life, attempts at zero.
+/// Sends dead letters again: each becomes a waiting delivery that is due now, in its next life, attempts at zero. A
+/// message whose `deliver_at` is still to come is due then.
 ///
 /// A letter that blocks its key goes first among what waits there; one that does not is sent without regard to its
 /// key's order, because later messages have been. An expiry that has passed no longer counts: whoever redrives an

@@ -360,6 +360,28 @@ async fn an_expiry_that_has_passed_no_longer_counts(database: TestDatabase) {
 }
 for_each_database!(an_expiry_that_has_passed_no_longer_counts);
 
+/// A destination that is removed, for one, gives up what is scheduled for it long before its time.
+async fn a_scheduled_letter_is_redriven_for_its_time(database: TestDatabase) {
+    let [scheduled, late, plain] = [3, 4, 5].map(|seq| Plant::new(seq).dead(&database));
+    let at = |letter: i64, minutes: i64| {
+        let at = time(database.kind(), minutes);
+        database.exec(&format!("UPDATE outbox_dead_letters SET deliver_at = {at} WHERE id = {letter}"));
+    };
+    const CENTURY: i64 = 100 * 365 * 24 * 60;
+    at(scheduled, CENTURY);
+    at(late, 1);
+    redrive(&database, &[scheduled, late, plain]);
+    let due = |condition: String| {
+        let seq = if database.kind() == Kind::Mariadb { "CAST(seq AS CHAR)" } else { "CAST(seq AS text)" };
+        let rows = database.query_text(&format!("SELECT {seq} FROM outbox_deliveries WHERE {condition} ORDER BY seq"));
+        rows.into_iter().map(Option::unwrap).collect::<Vec<_>>()
+    };
+    assert_eq!(due(format!("due_at = {}", time(database.kind(), CENTURY))), ["3"]);
+    assert_eq!(due(format!("due_at < {}", time(database.kind(), CENTURY))), ["4", "5"]);
+    assert_eq!(due(format!("due_at > {}", time(database.kind(), 1))), ["3", "4", "5"], "not before they were redriven");
+}
+for_each_database!(a_scheduled_letter_is_redriven_for_its_time);
+
 async fn a_rolled_back_redrive_changed_nothing(database: TestDatabase) {
     let id = Plant::blocking(5, "k").dead(&database);
     fn attempt<C>(conn: &mut C, id: i64)

@@ -91,6 +91,8 @@ pub(super) fn redrive(database: Database, ids: &str) -> String {
         Database::Mysql | Database::Sqlite => "payload",
     };
     let now = now(database);
+    // What was scheduled is not early because it was given up before its time.
+    let due_at = format!("CASE WHEN deliver_at > {now} THEN deliver_at ELSE {now} END");
     // Only a letter that kept its key blocked still has its place in the order. It starts blocked; which delivery of the
     // key goes first is decided once, for all of them.
     let in_order = "(blocks_key AND ordering_key IS NOT NULL)";
@@ -101,7 +103,7 @@ pub(super) fn redrive(database: Database, ids: &str) -> String {
          in_order, life, attempts, due_at, redriven_from, last_verdict, last_error, history) \
          SELECT message_id, seq, partition_no, topic, ordering_key, {payload}, content_type, headers, deliver_at, \
          CASE WHEN expires_at > {now} THEN expires_at END, operation_id, dedup_key, version, created_at, destination, \
-         'retry', {in_order}, {in_order}, life + 1, 0, {now}, id, last_verdict, last_error, history \
+         'retry', {in_order}, {in_order}, life + 1, 0, {due_at}, id, last_verdict, last_error, history \
          FROM outbox_dead_letters WHERE id IN ({ids}) ORDER BY seq, id"
     )
 }
