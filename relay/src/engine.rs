@@ -43,6 +43,7 @@ mod clock;
 mod due;
 mod feed;
 mod followers;
+mod hold;
 mod inherit;
 mod ownership;
 mod routing;
@@ -179,6 +180,7 @@ struct LaneState {
     next_due: Option<Instant>,
     /// Held here, before the table says so.
     held_until: Option<Instant>,
+    unrecorded: Arc<hold::Unrecorded>,
     /// Paused by us: reads of the destinations numbered below this one may not know it yet.
     paused_until_read: u64,
     /// Why it takes nothing, when it does not.
@@ -226,6 +228,7 @@ impl Engine {
                 occupied_until: 0,
                 next_due: Some(now),
                 held_until: None,
+                unrecorded: Arc::default(),
                 paused_until_read: 0,
                 closed_reason: None,
             })

@@ -508,3 +508,45 @@ async fn a_pause_that_is_slow_to_be_recorded_holds_all_the_same() {
     assert_eq!(gone.0.load(Ordering::SeqCst), 1, "the second was not attempted");
     running.stop().await;
 }
+
+/// Asks for a pause, each time longer than before, when two have begun.
+struct Holds {
+    asked: AtomicUsize,
+    both: tokio::sync::Barrier,
+}
+
+#[async_trait]
+impl Sink for Holds {
+    async fn attempt(&self, _: &Message, _: &Attempt) -> Judgement {
+        self.both.wait().await;
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst) as u64 + 1;
+        let pause = Some(Duration::from_secs(1000 * asked));
+        Judgement::failed(relay::verdict::Verdict::Hold { pause }, "503", "not now")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn holds_that_cannot_be_recorded_are_recorded_later() {
+    let database = TestDatabase::with_schema(Kind::Sqlite);
+    let tries = Arc::new(AtomicUsize::new(0));
+    let tried = tries.clone();
+    let store = store(&database, move |call| match call {
+        "destination_hold" if tried.fetch_add(1, Ordering::SeqCst) < 2 => fail(),
+        _ => pass(),
+    })
+    .await;
+    enqueue(&database, "a.x", ["1".to_owned(), "2".to_owned()]);
+    let holds = Arc::new(Holds { asked: AtomicUsize::new(0), both: tokio::sync::Barrier::new(2) });
+    let destination = Destination::new(Settings::new("a", ["a.*"]), holds.clone());
+    let running = Running::start(relay(store).destination(destination)).await;
+    let left = "SELECT coalesce(max(held_until) / 1000 - unixepoch(), 0) FROM outbox_destinations";
+    let end = Instant::now() + LIMIT;
+    // The longer one of the two.
+    while database.query_i64(left) < 1500 {
+        assert!(Instant::now() < end, "held for {} s", database.query_i64(left));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    running.stop().await;
+    assert_eq!(holds.asked.load(Ordering::SeqCst), 2);
+    assert_eq!(tries.load(Ordering::SeqCst), 3, "one task for both: two tries that failed, and one that did not");
+}

@@ -322,22 +322,6 @@ impl Engine {
         }
     }
 
-    /// The destination asked for a pause: nothing more starts here at once, elsewhere as soon as the table says so.
-    fn hold(&mut self, lane: usize, outcome: &Outcome, now: Instant) {
-        let Outcome::Remains(Remains::Waits(Waits { due: DueIn::Pause(pause), .. })) = outcome else { return };
-        let (pause, name) = (*pause, self.lanes[lane].served.name.clone());
-        let until = now + pause;
-        let held = &mut self.lanes[lane].held_until;
-        *held = Some(held.map_or(until, |held| held.max(until)));
-        self.open_or_close(lane, self.is_paused(lane), now);
-        let store = self.store.clone();
-        tokio::spawn(async move {
-            if let Err(error) = store.destination_hold(&name, pause, None).await {
-                error!(destination = %name, error = %crate::cause::chain(&error), "the hold could not be recorded");
-            }
-        });
-    }
-
     /// The receiver is gone for good: the destination pauses, visibly, until a person resumes it.
     fn pause_gone(&mut self, lane: usize) {
         let name = self.lanes[lane].served.name.clone();
