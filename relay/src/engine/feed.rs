@@ -45,7 +45,8 @@ pub(super) struct Feeding {
     tail_is_done: bool,
     /// The last read came to the end of the table.
     tail_ended: bool,
-    unrouted_told: HashSet<String>,
+    /// Topics that were told to have no route, each with the destination it was sent to by name, or "".
+    unrouted_told: HashSet<(String, String)>,
     /// What a message cost in the last pages: how many more there is room for.
     typical_bytes: usize,
 }
@@ -91,6 +92,11 @@ impl Feeding {
     /// The number of the last read begun.
     pub(super) fn last_read(&self) -> u64 {
         self.read
+    }
+
+    /// By other routes, what has none is told again.
+    pub(super) fn routes_changed(&mut self) {
+        self.unrouted_told.clear();
     }
 
     pub(super) fn poll_soon(&mut self, now: Instant) {

@@ -86,6 +86,7 @@ impl Engine {
             self.old_routes.retain(|old| used.contains(&old.version));
             self.tell_unusable();
             self.due.search.routes_changed(now);
+            self.feed.routes_changed();
         }
         self.follow_pauses(number, now);
     }

@@ -200,7 +200,7 @@ async fn a_destination_that_came_while_a_message_was_attempted_gets_it_after_any
 }
 for_each_database!(a_destination_that_came_while_a_message_was_attempted_gets_it_after_any_number_of_changes);
 
-/// Topics nobody takes are told once each, however many messages of them come.
+/// Topics nobody takes, and destinations nobody has registered, are told once each, however many messages of them come.
 async fn a_topic_nobody_takes_is_told_once(database: TestDatabase) {
     const EACH: usize = 40;
     let configuration =
@@ -208,14 +208,18 @@ async fn a_topic_nobody_takes_is_told_once(database: TestDatabase) {
     let relay = Process::start_relay(configuration, &["--database-url", database.url(), "run"]);
     for n in 0..EACH {
         enqueue(&database, ["b", "c"].map(|topic| Envelope::raw(topic, n.to_string())));
-        enqueue(&database, [Envelope::raw("a", n.to_string()).to("unknown")]);
+        enqueue(&database, ["unknown", "mistyped"].map(|name| Envelope::raw("a", n.to_string()).to(name)));
     }
     let mut wanted = vec![" unrouted"; 2 * EACH];
+    wanted.extend(["mistyped unrouted"; EACH]);
     wanted.extend(["unknown unrouted"; EACH]);
     until_waiting(&database, &wanted).await;
     let said = tokio::task::spawn_blocking(move || relay.terminate(LIMIT)).await.unwrap().stderr;
     assert_eq!(said.matches("no destination takes this topic").count(), 2, "{said}");
-    assert_eq!(said.matches("nobody has registered this destination").count(), 1, "{said}");
+    assert_eq!(said.matches("nobody has registered this destination").count(), 2, "{said}");
+    for name in ["unknown", "mistyped"] {
+        assert_eq!(said.matches(&format!("\"{name}\"")).count(), 1, "{name}: {said}");
+    }
 }
 for_each_database!(a_topic_nobody_takes_is_told_once);
 

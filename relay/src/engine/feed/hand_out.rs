@@ -60,7 +60,7 @@ impl Engine {
         if destinations.is_empty() {
             let destination = message.only_destination.clone().unwrap_or_default();
             if self.feed.unrouted_told.len() < UNROUTED_TOLD_MAX
-                && self.feed.unrouted_told.insert(message.topic.clone())
+                && self.feed.unrouted_told.insert((message.topic.clone(), destination.clone()))
             {
                 if destination.is_empty() {
                     warn!(topic = %message.topic, "no destination takes this topic; its messages wait");
