@@ -40,9 +40,10 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const ALONE: Duration = Duration::from_secs(8);
 /// How long with all of them while one is dead.
 const OUTAGE: Duration = Duration::from_secs(5);
-/// What a slowest hundredth may be longer than twice another by: on a machine with four times as much to do as it has cores
-/// it was 30 ms.
-const NOISE: Duration = Duration::from_millis(60);
+/// What a slowest hundredth may be longer than twice another by.
+const NOISE: Duration = Duration::from_millis(15);
+/// A busy machine makes something slow now and then: what is too slow is measured again, so often in all.
+const MEASURED_MAX: usize = 3;
 /// Three more destinations and the backlog of one cost no more than this, in MiB.
 const MEMORY_MAX: u64 = 24;
 /// How long anything may take. Far more than it takes: a machine may be busy.
@@ -234,16 +235,42 @@ pub(crate) fn percentile(sorted: &[Duration], share: f64) -> Duration {
     sorted[((sorted.len() - 1) as f64 * share) as usize]
 }
 
-/// The slowest hundredth takes at most twice as long beside the others as alone. On a busy machine both take longer, so
-/// somebody who is alone is looked at meanwhile, too.
-pub(crate) fn assert_at_most_twice(state: &str, alone: [&[Duration]; 2], beside: &[Duration]) {
+/// The slowest hundredth takes at most twice as long beside the others as alone; says so where it does not. On a busy machine
+/// both take longer, so somebody who is alone is looked at meanwhile, too.
+pub(crate) fn more_than_twice(state: &str, alone: [&[Duration]; 2], beside: &[Duration]) -> Option<String> {
     let alone = alone.map(|latencies| percentile(latencies, 0.99));
     let beside = percentile(beside, 0.99);
     let [before, meanwhile] = alone;
-    assert!(
-        beside <= before.max(meanwhile) * 2 + NOISE,
-        "{state}: p99 {beside:.1?}, alone {before:.1?}, another that is alone meanwhile {meanwhile:.1?}"
-    );
+    (beside > before.max(meanwhile) * 2 + NOISE).then(|| {
+        format!("{state}: p99 {beside:.1?}, alone {before:.1?}, another that is alone meanwhile {meanwhile:.1?}")
+    })
+}
+
+/// Measures, and measures anew what was too slow.
+///
+/// # Panics
+///
+/// When it was too slow each time.
+pub(crate) async fn assert_once_quick(kind: Kind, mut measure: impl AsyncFnMut() -> Vec<String>) {
+    let mut slow = Vec::new();
+    for n in 1..=MEASURED_MAX {
+        let found = measure().await;
+        if found.is_empty() {
+            return;
+        }
+        println!("{kind}, measured for the {n}. time, too slow:\n  {}", found.join("\n  "));
+        slow.extend(found);
+    }
+    panic!("{kind}: too slow each of {MEASURED_MAX} times:\n  {}", slow.join("\n  "));
+}
+
+#[tokio::test]
+async fn what_was_too_slow_is_measured_anew_and_fails_when_it_always_is() {
+    let mut left = vec![vec![], vec!["second".to_owned()], vec!["first".to_owned()]];
+    assert_once_quick(Kind::Sqlite, async || left.pop().unwrap()).await;
+    assert!(left.is_empty(), "the third was quick enough");
+    let always = tokio::spawn(assert_once_quick(Kind::Sqlite, async || vec!["slow".to_owned()]));
+    assert!(always.await.unwrap_err().is_panic());
 }
 
 /// The most memory the process has had, in MiB.
@@ -257,6 +284,15 @@ async fn a_dead_a_failing_and_a_slow_destination_leave_the_fast_one_alone(databa
     // Latency is what is looked at: one at a time.
     static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _turn = ONE_AT_A_TIME.lock().await;
+    let kind = database.kind();
+    let mut database = Some(database);
+    let one_more = || measured(database.take().unwrap_or_else(|| TestDatabase::with_schema(kind)));
+    assert_once_quick(kind, one_more).await;
+}
+for_each_database!(a_dead_a_failing_and_a_slow_destination_leave_the_fast_one_alone);
+
+/// The whole run; says what was too slow.
+async fn measured(database: TestDatabase) -> Vec<String> {
     let seed = std::env::var("OUTBOX_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
     let kind = database.kind();
     let about = format!("{kind}  four destinations");
@@ -269,9 +305,8 @@ async fn a_dead_a_failing_and_a_slow_destination_leave_the_fast_one_alone(databa
         DESTINATIONS.into_iter().zip(receivers).map(|(name, receiver)| (name, receiver.url("/hook"))).collect()
     };
     let (of_four, of_one) = (urls(&receivers), urls(&receiver));
-    tokio::task::spawn_blocking(move || run((&load, &of_four), (&beside, &of_one))).await.unwrap();
+    tokio::task::spawn_blocking(move || run((&load, &of_four), (&beside, &of_one))).await.unwrap()
 }
-for_each_database!(a_dead_a_failing_and_a_slow_destination_leave_the_fast_one_alone);
 
 /// What happened while the backlog drained.
 struct Drain {
@@ -287,7 +322,7 @@ struct Drain {
 /// Destinations and where they are.
 type Urls<'a> = &'a [(&'static str, String)];
 
-fn run((load, urls): (&Load, Urls<'_>), (beside, url): (&Load, Urls<'_>)) {
+fn run((load, urls): (&Load, Urls<'_>), (beside, url): (&Load, Urls<'_>)) -> Vec<String> {
     let start = |destinations| load.start(destinations);
     let producer = |others: &[&Load], meanwhile: &dyn Fn()| {
         std::thread::scope(|scope| {
@@ -405,14 +440,17 @@ fn run((load, urls): (&Load, Urls<'_>), (beside, url): (&Load, Urls<'_>)) {
         println!("after {seconds:4.1} s: {messages} messages, {deliveries} waiting, {dead} dead");
     }
     verdict.assert_kept();
+    assert!(verdict.ordered > 0, "no two messages of a key were compared");
+    let mut slow = Vec::new();
     for (state, meanwhile, with) in [
         ("beside a slow, a failing and a dead one", &beside_with, &with[0]),
         ("while the backlog of the dead one drains", &beside_draining, &draining[0]),
     ] {
         println!("another that is alone meanwhile: p99 {:.1?}", percentile(meanwhile, 0.99));
-        assert_at_most_twice(state, [&without[0], meanwhile], with);
+        slow.extend(more_than_twice(state, [&without[0], meanwhile], with));
     }
     assert!(peak <= peak_alone + MEMORY_MAX, "{peak} MiB, with the fast one alone {peak_alone} MiB");
+    slow
 }
 
 /// Sixty megabytes for a destination that never answers, and eight to keep them in.
