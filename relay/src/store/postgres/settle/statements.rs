@@ -131,6 +131,9 @@ pub(in crate::store::postgres) const SETTLE_LOCK: Sql = Sql {
 /// The lock alone leaves no trace behind it. An application that cancels in a transaction older than this one, at
 /// REPEATABLE READ or SERIALIZABLE, would be given it and then decide about a key by rows that are not all there are; over
 /// a row that has a newer version the server ends its transaction instead.
+///
+/// A known limit: the old versions go in passing, but not while somebody holds a snapshot. Until that ends, whoever locks
+/// the rows walks over all of them: 6 ms for ten rows after ten thousand settles that added something.
 pub(in crate::store::postgres) const SETTLE_VERSION: Sql = Sql {
     name: "settle_version",
     text: "-- settle_version\n\
