@@ -2,8 +2,8 @@
 //!
 //! `message_delivered` is one plain statement. `settle` is one transaction in two round trips: the first opens it and
 //! locks the partition rows; what the locked rows say decides which outcomes are written; the second carries every write
-//! and the commit. Where a row is added that a key goes by, the partition's row gets a new version. What leaves a table is inserted into the next from what the DELETE returned, so payloads stay on the
-//! server and nothing can be written twice.
+//! and the commit. Where a row is added that a key goes by, the partition's row gets a new version. What leaves a table is
+//! inserted into the next from what the DELETE returned, so payloads stay on the server and nothing can be written twice.
 
 mod statements;
 
