@@ -83,7 +83,7 @@ fn serving(database: &TestDatabase, log: &Log, name: &str, serves: &[&str]) -> R
 }
 
 /// Waits until the tables are as wanted. Looks less often than other tests do: many wait at the same time, and the relays
-/// among them need the threads.
+/// beside them need the threads.
 async fn until(database: &TestDatabase, wanted: &str, condition: impl Fn() -> bool) {
     let end = std::time::Instant::now() + LIMIT;
     while !tokio::task::block_in_place(&condition) {
@@ -230,15 +230,19 @@ async fn no_order_of_starts_and_stops_loses_or_repeats_a_unit(database: TestData
             let mut units = 0;
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
-                let Some(order) = orders.get(n) else { return units };
+                let Some(order) = orders.get(n) else { return (units, database) };
                 wipe(&database);
                 units += played(&database, &RELAYS, order, seed.wrapping_add(n as u64)).await;
             }
         });
     }
-    let mut units = 0;
-    while let Some(played) = players.join_next().await {
-        units += played.unwrap();
+    let (mut units, mut played) = (0, Vec::new());
+    while let Some(player) = players.join_next().await {
+        let (its_units, database) = player.unwrap();
+        units += its_units;
+        // None of them is dropped while relays of others log in: PostgreSQL would wait for the logins to end, and they for
+        // the thread that waits.
+        played.push(database);
     }
     println!("{kind}: {} orders of starts and stops, {units} units, lost 0, doubled 0, out of order 0", orders.len());
 }
