@@ -151,23 +151,18 @@ impl<W> KeyGate<W> {
     /// when that is over.
     pub(crate) fn admit_row(&mut self, key: &Key, seq: i64, look: u64, work: W) -> Admission<W> {
         let state = self.keys.entry(key.clone()).or_default();
-        if state.knows_older(seq, look) && !state.out && !state.waits_for_older(seq) {
+        let knows_older = state.knows_older(seq, look);
+        if knows_older && !state.out && !state.waits_for_older(seq) {
             // All that is older has its row by now; only this look is too old to know.
             self.freed = true;
             return Admission::Parked(work);
         }
-        if state.knows_older(seq, look) || state.out && !(state.out_aside && state.line.is_empty()) {
+        if knows_older || state.out && !(state.out_aside && state.line.is_empty()) {
             state.refused = true;
             return Admission::Parked(work);
         }
-        if !state.out {
-            state.goes(false);
-            return Admission::Go(work);
-        }
-        // It is the turn of the others of its key as soon as the one that is out has its fate.
-        state.line.push_back((seq, work));
-        self.in_line += 1;
-        Admission::InLine
+        // Behind one that keeps no order it is next in line.
+        self.line_up(key, seq, look, work)
     }
 
     /// A waiting row that keeps no order asks to pass. It waits for nothing but the one that is out: never are two of a key

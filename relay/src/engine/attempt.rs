@@ -362,7 +362,7 @@ impl Engine {
     }
 }
 
-/// What has waited here may have expired since it was read.
+/// What can never be delivered, or has expired since it was read, is given up now.
 pub(super) fn last_call(work: &mut Work, now: Instant) {
     work.doomed = work.doomed.take().or_else(|| doom(&work.message, now));
 }

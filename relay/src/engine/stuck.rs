@@ -21,7 +21,6 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::attempt::Running;
-use super::feed::doom;
 use super::{Engine, TICK};
 use crate::lane::{Care, Origin, Work};
 use crate::message::{Message, Seq};
@@ -124,7 +123,7 @@ impl Engine {
             in_order: waits.in_order,
             first_attempt_at: Some(waits.first_attempt_age.and_then(|age| since.checked_sub(age)).unwrap_or(since)),
             history: waits.history,
-            doomed: doom(&message, Instant::now()),
+            doomed: None,
             care: Care::Plain,
             suspect: false,
             deaths: 0,

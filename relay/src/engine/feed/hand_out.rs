@@ -167,14 +167,14 @@ pub(in crate::engine) fn fresh(message: &Arc<Message>, in_order: bool) -> Work {
         in_order,
         first_attempt_at: None,
         history: Vec::new(),
-        doomed: doom(message, Instant::now()),
+        doomed: None,
         care: Care::Plain,
         suspect: false,
         deaths: 0,
     }
 }
 
-/// What can never be delivered takes its turn and is then given up.
+/// What can never be delivered takes its turn and is then given up: it is asked for when its turn has come.
 pub(in crate::engine) fn doom(message: &Message, now: Instant) -> Option<(Reason, String)> {
     if let Headers::Undecodable(problem) = &message.headers {
         return Some((Reason::Undecodable, problem.clone()));
