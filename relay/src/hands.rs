@@ -288,27 +288,12 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::message::Headers;
+    use crate::message;
     use crate::outcome::waits;
     use crate::store::{State, Waits};
 
     fn message(seq: Seq) -> Arc<Message> {
-        Arc::new(Message {
-            seq,
-            id: MessageId::from_u128(seq.unsigned_abs().into()),
-            partition_no: 3,
-            topic: "t".into(),
-            ordering_key: None,
-            payload: Bytes::from_static(b"12345678"),
-            content_type: "application/json".into(),
-            headers: Headers::Decoded(Default::default()),
-            only_destination: None,
-            scheduled: false,
-            expires: None,
-            tracked: false,
-            version: 1,
-            created_at: chrono::DateTime::UNIX_EPOCH,
-        })
+        Arc::new(Message { payload: Bytes::from_static(b"12345678"), ..message::example(seq) })
     }
 
     #[test]

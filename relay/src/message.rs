@@ -140,6 +140,27 @@ impl Message {
     }
 }
 
+/// A plain message, for unit tests to change.
+#[cfg(test)]
+pub(crate) fn example(seq: Seq) -> Message {
+    Message {
+        seq,
+        id: MessageId::from_u128(seq.unsigned_abs().into()),
+        partition_no: 3,
+        topic: "t".to_owned(),
+        ordering_key: None,
+        payload: Bytes::from_static(b"{}"),
+        content_type: "application/json".to_owned(),
+        headers: Headers::Decoded(BTreeMap::new()),
+        only_destination: None,
+        scheduled: false,
+        expires: None,
+        tracked: false,
+        version: 1,
+        created_at: DateTime::UNIX_EPOCH,
+    }
+}
+
 /// The bytes of an ordering key.
 pub type Key = std::sync::Arc<[u8]>;
 

@@ -229,31 +229,15 @@ mod tests {
 
     use super::*;
     use crate::lane::{Care, Origin};
-    use crate::message::{Headers, Message};
+    use crate::message;
 
     const HOUR: Duration = Duration::from_secs(60 * 60);
     const RETRY: Verdict = Verdict::Retry { after: None };
     const HOLD: Verdict = Verdict::Hold { pause: None };
 
     fn work(attempts: u32, first_attempt_at: Option<Instant>) -> Work {
-        let message = Message {
-            seq: 1,
-            id: uuid::Uuid::from_u128(1),
-            partition_no: 0,
-            topic: "t".to_owned(),
-            ordering_key: None,
-            payload: "{}".into(),
-            content_type: "application/json".to_owned(),
-            headers: Headers::Decoded(std::collections::BTreeMap::new()),
-            only_destination: None,
-            scheduled: false,
-            expires: None,
-            tracked: false,
-            version: 1,
-            created_at: Utc::now(),
-        };
         Work {
-            message: Arc::new(message),
+            message: Arc::new(message::example(1)),
             origin: Origin::Waiting(1),
             attempts,
             in_order: true,

@@ -14,6 +14,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::server::Server;
 use diesel::connection::SimpleConnection;
@@ -242,6 +243,28 @@ impl TestDatabase {
             Kind::Postgres => self.postgres().batch_execute(sql),
             Kind::Mariadb => self.mariadb().batch_execute(sql),
             Kind::Sqlite => self.sqlite().batch_execute(sql),
+        }
+    }
+
+    /// Waits until somebody in this database waits for a lock.
+    ///
+    /// # Panics
+    ///
+    /// When nobody does within ten seconds, with what was expected; and on SQLite, which does not tell.
+    pub fn until_a_lock_is_waited_for(&self, expected: &str) {
+        let waiting = match self.kind {
+            Kind::Postgres => "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+            Kind::Mariadb => {
+                "information_schema.innodb_trx JOIN information_schema.processlist ON id = trx_mysql_thread_id \
+                 WHERE db = database() AND trx_state = 'LOCK WAIT'"
+            }
+            Kind::Sqlite => panic!("SQLite does not tell who waits"),
+        };
+        let started = Instant::now();
+        while self.query_i64(&format!("SELECT count(*) FROM {waiting}")) == 0 {
+            assert!(started.elapsed() < Duration::from_secs(10), "not within 10 s: {expected}");
+            // InnoDB shows the same answer again to who asks ten times a second.
+            std::thread::sleep(Duration::from_millis(150));
         }
     }
 

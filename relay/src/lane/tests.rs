@@ -1,28 +1,11 @@
 //! What starts when, what becomes a row, and that the counting comes out even.
 
-use chrono::Utc;
-use uuid::Uuid;
-
 use super::*;
-use crate::message::Headers;
+use crate::message;
 
 fn work(seq: Seq, key: Option<&str>) -> Work {
-    let message = Message {
-        seq,
-        id: Uuid::from_u128(u128::try_from(seq).unwrap()),
-        partition_no: 0,
-        topic: "t".to_owned(),
-        ordering_key: key.map(|key| key.as_bytes().into()),
-        payload: "1234567890".into(),
-        content_type: "text/plain".to_owned(),
-        headers: Headers::Decoded(std::collections::BTreeMap::new()),
-        only_destination: None,
-        scheduled: false,
-        expires: None,
-        tracked: false,
-        version: 1,
-        created_at: Utc::now(),
-    };
+    let ordering_key = key.map(|key| key.as_bytes().into());
+    let message = Message { ordering_key, payload: "1234567890".into(), ..message::example(seq) };
     Work {
         message: Arc::new(message),
         origin: Origin::Fresh,

@@ -1,7 +1,5 @@
 //! A message is taken back, or it is not; nothing in between, and nothing else moves.
 
-use std::time::{Duration, Instant};
-
 use diesel::SqliteConnection;
 use diesel::connection::{Connection, LoadConnection, SimpleConnection};
 use diesel::result::Error as DieselError;
@@ -147,19 +145,7 @@ where
             .batch_execute(&format!("UPDATE outbox_partitions SET epoch = epoch WHERE partition_no = {partition}"))
             .unwrap();
         let cancelled = scope.spawn(|| cancels(&mut connect(), id));
-        let waiting = match database.kind() {
-            Kind::Postgres => "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
-            _ => {
-                "information_schema.innodb_trx JOIN information_schema.processlist ON id = trx_mysql_thread_id \
-                  WHERE db = database() AND trx_state = 'LOCK WAIT'"
-            }
-        };
-        let started = Instant::now();
-        while count(database, waiting) == 0 {
-            assert!(started.elapsed() < Duration::from_secs(10), "the cancel does not wait for the partition");
-            // InnoDB shows the same answer again to who asks ten times a second.
-            std::thread::sleep(Duration::from_millis(150));
-        }
+        database.until_a_lock_is_waited_for("the cancel waits for the partition");
         relay
             .batch_execute(&format!(
                 "INSERT INTO outbox_deliveries (message_id, {COLUMNS}, destination, state, due_at) \

@@ -1,8 +1,6 @@
 //! Applications at REPEATABLE READ and SERIALIZABLE, whose transactions may be older than what a relay has written: they
 //! decide about a key by what is there, or are told to begin again.
 
-use std::time::{Duration, Instant};
-
 use diesel::connection::{Connection, LoadConnection, SimpleConnection, TransactionManager};
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use outbox::dead_letters::{self, By};
@@ -281,19 +279,7 @@ where
     relay.batch_execute("UPDATE outbox_partitions SET epoch = epoch + 1").unwrap();
     std::thread::scope(|scope| {
         let redriven = scope.spawn(|| dead_letters::redrive(&mut connect(), &[id], &by()));
-        let waiting = match database.kind() {
-            Kind::Postgres => "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
-            _ => {
-                "information_schema.innodb_trx JOIN information_schema.processlist ON id = trx_mysql_thread_id \
-                  WHERE db = database() AND trx_state = 'LOCK WAIT'"
-            }
-        };
-        let started = Instant::now();
-        while database.query_i64(&format!("SELECT count(*) FROM {waiting}")) == 0 {
-            assert!(started.elapsed() < Duration::from_secs(10), "the redrive does not wait for the partition");
-            // InnoDB shows the same answer again to who asks ten times a second.
-            std::thread::sleep(Duration::from_millis(150));
-        }
+        database.until_a_lock_is_waited_for("the redrive waits for the partition");
         relay.batch_execute("UPDATE outbox_dead_letters SET last_error = 'seen once more'").unwrap();
         relay.batch_execute("COMMIT").unwrap();
         assert_eq!(redriven.join().unwrap().unwrap().done, [id]);

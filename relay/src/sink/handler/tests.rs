@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::*;
+use crate::message;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct OrderPlaced {
@@ -21,20 +22,13 @@ impl outbox::Message for OrderPlaced {
 
 fn message(payload: &str) -> Message {
     Message {
-        seq: 7,
         id: uuid::Uuid::from_u128(42),
-        partition_no: 3,
         topic: "order.placed".into(),
         ordering_key: Some(b"customer-1".as_slice().into()),
         payload: Bytes::copy_from_slice(payload.as_bytes()),
-        content_type: "application/json".into(),
         headers: Headers::Decoded(BTreeMap::from([("X-Tenant".into(), "eu".into())])),
-        only_destination: None,
-        scheduled: false,
-        expires: None,
-        tracked: false,
         version: 2,
-        created_at: chrono::DateTime::UNIX_EPOCH,
+        ..message::example(7)
     }
 }
 

@@ -197,24 +197,17 @@ pub(super) mod tests {
     use chrono::DateTime;
 
     use super::*;
+    use crate::message;
     use crate::sink::Unit;
 
     pub(in crate::sink::http) fn message() -> Message {
         Message {
-            seq: 1207,
             id: uuid::Uuid::from_u128(0x0193_5a7e_0000_7000_8000_0000_0000_002a),
-            partition_no: 3,
             topic: "order.placed".into(),
             ordering_key: Some(b"customer-1".as_slice().into()),
-            payload: Bytes::from_static(b"{}"),
-            content_type: "application/json".into(),
-            headers: Headers::Decoded(BTreeMap::new()),
-            only_destination: None,
-            scheduled: false,
-            expires: None,
-            tracked: false,
             version: 2,
             created_at: DateTime::from_timestamp_micros(1_795_000_000_123_456).unwrap(),
+            ..message::example(1207)
         }
     }
 
